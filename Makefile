@@ -1,0 +1,46 @@
+# The targets a person types are the ones CI runs. PIP_ARGS chooses a torch, for example
+#   make install PIP_ARGS="--extra-index-url <an index with the build you want>"
+PYTHON ?= python3
+PIP_ARGS ?=
+SERVE_ARGS ?=
+TEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := $(wildcard ../shared/data)
+export HEADWAY_DATA ?= $(abspath $(DATA))
+
+.PHONY: help install serve test check clean
+help:
+	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
+	@echo "make test     set up .venv and run every test this machine can run"
+	@echo "make check    ruff, strict types, import rules"
+	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headway needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) --editable ".[dev]"
+	@touch $@
+
+install: $(VENV)/.installed
+
+serve: $(VENV)/.installed
+	@$(BIN)/headway serve $(SERVE_ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV)

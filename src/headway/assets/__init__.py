@@ -1,0 +1,1 @@
+"""The small models that this project trained itself, each with its card."""

@@ -1,0 +1,1 @@
+"""Commands that print the numbers in docs/results. Nothing below imports it."""

@@ -1,0 +1,72 @@
+"""What the scheduler hands to a stage, and what comes back.
+
+A *tile* is what runs between two yields. A *step* is one forward pass of a Work. A *Work* is one or more segments.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Segment(NamedTuple):
+    """One request's share of a forward pass: `tokens` at positions first_position, first_position + 1, …
+
+    `pages` hold positions 0 … first_position + len(tokens) - 1 of the request, in order; the first `context_tokens`
+    positions are already in them. `logits_at` are the offsets in `tokens` after which a token is to be drawn.
+    """
+
+    request_id: str
+    tokens: tuple[int, ...]
+    first_position: int
+    context_tokens: int
+    pages: tuple[int, ...]
+    logits_at: tuple[int, ...]
+    adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One step for one stage. Works are compared by identity of `id`; the id grows with every Work planned."""
+
+    id: int
+    stage: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(segment.tokens) for segment in self.segments)
+
+
+class Tile(NamedTuple):
+    """Yielded by a stage when a tile is done: number `index` of about `of` in this step.
+
+    `left` names requests that have just left the step (dropped at a layer boundary): from here on the stage touches
+    none of their pages.
+    """
+
+    index: int
+    of: int
+    operator: str
+    left: tuple[str, ...] = ()
+
+
+class TokenLogprobs(NamedTuple):
+    """`logprob` of the drawn token and the best `top` (id, logprob), best first; natural logarithm."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Commit(NamedTuple):
+    """Tokens that a step adds to a request: 0 … k of them, with logprobs beside each where asked."""
+
+    request_id: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class Outcome(NamedTuple):
+    """What a finished step gives back: one commit per segment that asked for logits."""
+
+    commits: tuple[Commit, ...]
+    counters: Mapping[str, float] = {}

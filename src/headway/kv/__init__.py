@@ -1,0 +1,1 @@
+"""The tensors behind the pages that the core counts."""

@@ -1,0 +1,1 @@
+"""Models as plain functions of their arguments: weights and tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""The door: HTTP in, requests out, tokens back. Carries no tensors."""

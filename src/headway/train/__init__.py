@@ -1,0 +1,1 @@
+"""The lab's trainer: data, loop, checkpoints. Nothing below imports it."""
