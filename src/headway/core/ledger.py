@@ -6,6 +6,7 @@ Owns the accounts, decides nothing. All instants are absolute seconds on the clo
 from dataclasses import dataclass, field
 from typing import Literal
 
+from headway.core.lifecycle import State
 from headway.core.request import SLO
 
 EndKind = Literal["finished", "refused", "cancelled", "failed"]
@@ -17,6 +18,8 @@ Cause = Literal[
     "predicted_wrong",  # its own work took longer than the cost model said
     "infeasible",  # the target was shorter than its own work
     "engine_lost",
+    "step_failed",
+    "refused",
     "cancelled",
 ]
 
@@ -59,3 +62,50 @@ class Record:
         if self.first_token is None or self.last_token is None or self.num_output_tokens < 2:
             return None
         return (self.last_token - self.first_token) / (self.num_output_tokens - 1)
+
+
+def settle(record: Record, ending: State, reason: str, now: float) -> None:
+    """Close the account: how it ended, and a cause for every target that was missed."""
+    record.ended = now
+    record.kind = _KINDS[ending]
+    record.reason = reason
+    for name, target_s, taken_s in (
+        ("ttft", record.slo.ttft_s, record.ttft_s),
+        ("tpot", record.slo.tpot_s, record.tpot_s),
+        ("total", record.slo.total_s, now - record.arrival if ending is State.FINISHED else None),
+    ):
+        if target_s is None or (taken_s is not None and taken_s <= target_s):
+            continue
+        if ending is State.FINISHED and taken_s is None:
+            continue  # one token has no gaps
+        record.missed[name] = _cause(record, ending, reason, target_s)
+
+
+_KINDS: dict[State, EndKind] = {
+    State.FINISHED: "finished",
+    State.REFUSED: "refused",
+    State.CANCELLED: "cancelled",
+    State.FAILED: "failed",
+}
+
+
+def _cause(record: Record, ending: State, reason: str, target_s: float) -> Cause:
+    """What cost the most time, of what the account shows."""
+    if ending is State.CANCELLED:
+        return "cancelled"
+    if reason == "engine_lost":
+        return "engine_lost"
+    if ending is State.FAILED:
+        return "step_failed"
+    if ending is State.REFUSED:
+        return "refused"
+    if record.predicted_prefill_s > target_s:
+        return "infeasible"
+    waited_s = (record.first_scheduled or record.arrival) - record.arrival
+    lost_s: dict[Cause, float] = {
+        "queued_behind": waited_s - record.starved_s,
+        "parked": record.parked_s,
+        "starved_of_pages": record.starved_s,
+        "predicted_wrong": record.busy_prefill_s - record.predicted_prefill_s,
+    }
+    return max(lost_s, key=lambda cause: lost_s[cause])

@@ -20,7 +20,8 @@ class State(Enum):
 ENDED = frozenset({State.FINISHED, State.REFUSED, State.CANCELLED, State.FAILED})
 
 MOVES: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.REFUSED, State.CANCELLED, State.FAILED}),
+    # queued -> finished: a stop string was seen in an answer whose pages had been taken away
+    State.QUEUED: frozenset({State.RUNNING, State.FINISHED, State.REFUSED, State.CANCELLED, State.FAILED}),
     State.RUNNING: frozenset(
         {State.PARKED, State.DECODING, State.QUEUED, State.LEAVING, State.FINISHED, State.CANCELLED, State.FAILED}
     ),

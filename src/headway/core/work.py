@@ -38,13 +38,13 @@ class Work:
 
 
 class Tile(NamedTuple):
-    """Yielded by a stage when a tile is done: number `index` of about `of` in this step.
+    """Yielded by a stage when a tile is done: `number` of about `of` in this step.
 
     `left` names requests that have just left the step (dropped at a layer boundary): from here on the stage touches
     none of their pages.
     """
 
-    index: int
+    number: int
     of: int
     operator: str
     left: tuple[str, ...] = ()

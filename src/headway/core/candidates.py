@@ -1,0 +1,86 @@
+"""Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
+
+from headway.core.cost import CostModel, Share
+from headway.core.policy import RESCUE_SHARE, Candidate
+from headway.core.ticket import Step, Ticket
+
+SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
+NEXT_TOKEN = 0  # the key of the step that does not exist yet: one more token for everybody who decodes
+
+ALWAYS = float("-inf")
+NEVER = float("inf")
+
+
+def key_of_ticket(number: int) -> int:
+    """Keys: 0 the next token, n > 0 the Work n, below 0 a ticket in the queue."""
+    return -1 - number
+
+
+def number_of_ticket(key: int) -> int:
+    return -1 - key
+
+
+def prefill_s(ticket: Ticket, cost: CostModel) -> float:
+    """Seconds to compute what is not in pages yet, as far as is known."""
+    return cost.prefill(ticket.num_to_compute - ticket.num_cached_hint, ticket.num_cached_hint)
+
+
+def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
+    """A prompt alone. One that lost its pages in mid-answer counts from its last token."""
+    last = ticket.record.last_token
+    target = ticket.request.slo.ttft_s if last is None else ticket.request.slo.tpot_s or SOFT_TPOT_S
+    start = ticket.request.arrival if last is None else last
+    seconds = prefill_s(ticket, cost)
+    return Candidate(
+        key=key_of_ticket(ticket.number),
+        arrival=start,
+        priority=ticket.request.priority,
+        deadline=None if target is None else start + target,
+        rescue_s=RESCUE_SHARE * (target or 0.0),
+        total_s=seconds,
+        remaining_s=seconds,
+        ripe_at=ALWAYS,
+    )
+
+
+def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Candidate:
+    """One step for everybody who decodes. It may wait until the first token would come late, less one tile."""
+    predicted_s = cost.predict([Share(1, ticket.num_computed) for ticket in tickets])
+    deadline = rescue_s = arrival = NEVER
+    for ticket in tickets:
+        # a target that the device cannot meet still leaves the other half of its time to prompts
+        target = max(ticket.request.slo.tpot_s or SOFT_TPOT_S, 2 * predicted_s + tile_s)
+        last = ticket.record.last_token
+        assert last is not None, "a request decodes after its first token"
+        arrival = min(arrival, last)
+        deadline = min(deadline, last + target)
+        rescue_s = min(rescue_s, target)
+    return Candidate(
+        key=NEXT_TOKEN,
+        arrival=arrival,
+        priority=min(ticket.request.priority for ticket in tickets),
+        deadline=deadline,
+        rescue_s=rescue_s,
+        total_s=predicted_s,
+        remaining_s=predicted_s,
+        ripe_at=deadline - predicted_s - tile_s,
+    )
+
+
+def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: float) -> Candidate:
+    """A step that has begun: as urgent as its most urgent member."""
+    if step.decoding:
+        members = [token_candidate(step.tickets, cost, tile_s)]
+    else:
+        members = [ticket_candidate(ticket, cost) for ticket in step.tickets]
+    return Candidate(
+        key=step.work.id,
+        arrival=min(member.arrival for member in members),
+        priority=min(member.priority for member in members),
+        deadline=min((member.deadline for member in members if member.deadline is not None), default=None),
+        rescue_s=max(member.rescue_s for member in members),
+        total_s=step.predicted_s,
+        remaining_s=step.remaining_s,
+        ripe_at=ALWAYS,
+        starved_at=NEVER if step.parked_since is None else step.parked_since + max_parked_s,
+    )

@@ -1,0 +1,98 @@
+"""Which request holds which pages: the ticket's side of the page table."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from headway.core.pages import PageTable
+from headway.core.ticket import Ticket
+
+
+class Holdings:
+    """Takes, shares, publishes and gives back pages on behalf of tickets."""
+
+    def __init__(self, pages: PageTable, prefix_caching: bool, counters: Counter[str]) -> None:
+        self.pages = pages
+        self.prefix_caching = prefix_caching
+        self.counters = counters
+
+    def expect_hits(self, ticket: Ticket) -> None:
+        """Note how much of the prompt is cached now: a hint for its price, not a promise."""
+        if self.prefix_caching:
+            ticket.update_keys(self.pages.page_tokens)
+            ticket.num_cached_hint = len(self._match(ticket)) * self.pages.page_tokens
+
+    def take_prompt(self, ticket: Ticket, reserve: int, now: float) -> bool:
+        """Shared and fresh pages for all its tokens, leaving `reserve` pages; False (nothing changed) if too few."""
+        matched = [] if ticket.pages else self._match(ticket)
+        num_fresh = self.pages.pages_for(len(ticket.tokens)) - len(matched) - len(ticket.pages)
+        if num_fresh + self.pages.num_cached(matched) + reserve > self.pages.num_available:
+            self._starves(ticket, now)
+            return False
+        self.pages.share(matched)
+        fresh = self.pages.take(num_fresh)
+        assert fresh is not None
+        if not ticket.pages:
+            ticket.num_computed = len(matched) * self.pages.page_tokens
+            ticket.num_published = len(matched)
+            self.counters["prefix_queries"] += len(ticket.tokens)
+            self.counters["prefix_hits"] += ticket.num_computed
+            if ticket.record.first_scheduled is None:
+                ticket.record.num_cached_tokens = ticket.num_computed
+        ticket.num_cached_hint = 0
+        ticket.pages += matched + fresh
+        self.no_longer_starves(ticket, now)
+        return True
+
+    def has_room(self, ticket: Ticket) -> bool:
+        """Whether all its tokens, the newest one included, have a place."""
+        return len(ticket.tokens) <= len(ticket.pages) * self.pages.page_tokens
+
+    def take_room(self, ticket: Ticket, now: float) -> bool:
+        """A page for its newest token if it needs one; False if there is none."""
+        if not self.has_room(ticket):
+            fresh = self.pages.take(1)
+            if fresh is None:
+                self._starves(ticket, now)
+                return False
+            ticket.pages += fresh
+        self.no_longer_starves(ticket, now)
+        return True
+
+    def publish(self, ticket: Ticket) -> None:
+        """Full pages become hits for others."""
+        if not self.prefix_caching:
+            return
+        ticket.update_keys(self.pages.page_tokens)
+        num_full = ticket.num_computed // self.pages.page_tokens
+        for index in range(ticket.num_published, num_full):
+            self.pages.publish(ticket.pages[index], ticket.keys[index])
+        ticket.num_published = max(ticket.num_published, num_full)
+
+    def release(self, ticket: Ticket) -> None:
+        """Give everything back; what was computed is lost to this ticket, but may stay cached."""
+        # the end of a prefix is worth less than its start: given back first, it is evicted first
+        self.pages.give_back(reversed(ticket.pages))
+        ticket.pages = []
+        ticket.num_computed = ticket.num_published = ticket.num_cached_hint = 0
+
+    def park(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            self.pages.park(ticket.pages)
+
+    def unpark(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            self.pages.unpark(ticket.pages)
+
+    def no_longer_starves(self, ticket: Ticket, now: float) -> None:
+        if ticket.starved_since is not None:
+            ticket.record.starved_s += now - ticket.starved_since
+            ticket.starved_since = None
+
+    def _starves(self, ticket: Ticket, now: float) -> None:
+        if ticket.starved_since is None:
+            ticket.starved_since = now
+
+    def _match(self, ticket: Ticket) -> list[int]:
+        """Pages that the ticket can start from: always leaves at least one token to compute."""
+        usable = (len(ticket.tokens) - 1) // self.pages.page_tokens
+        return self.pages.match(ticket.keys[:usable])

@@ -1,0 +1,72 @@
+"""The scheduler's own records: a Ticket per open request, a Step per Work that is planned and not yet done."""
+
+from dataclasses import dataclass, field
+
+from headway.core.ledger import Record
+from headway.core.lifecycle import State, check_move
+from headway.core.prefix import extend_keys, root_key
+from headway.core.request import Request
+from headway.core.work import Work
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """What is known of an open request.
+
+    `tokens` is the prompt and what was generated; the first `num_computed` of them are in `pages`, of which the first
+    `num_published` carry a prefix key. `number` grows with arrival.
+    """
+
+    number: int
+    request: Request
+    max_tokens: int
+    record: Record
+    tokens: list[int]
+    root: bytes
+    state: State = State.QUEUED
+    num_computed: int = 0
+    num_cached_hint: int = 0
+    num_published: int = 0
+    pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    step: "Step | None" = None
+    starved_since: float | None = None
+    pending_end: tuple[State, str] | None = None  # how it ends once it has left its step
+
+    @classmethod
+    def open(cls, number: int, request: Request, max_model_len: int) -> "Ticket":
+        record = Record(request.id, request.arrival, request.slo, len(request.prompt))
+        room = max_model_len - len(request.prompt)
+        root = root_key(request.tenant, request.adapter)
+        return cls(number, request, min(request.max_tokens, room), record, list(request.prompt), root)
+
+    @property
+    def num_to_compute(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    def move(self, to: State) -> None:
+        check_move(self.request.id, self.state, to)
+        self.state = to
+
+    def update_keys(self, page_tokens: int) -> None:
+        extend_keys(self.keys, self.root, self.tokens, page_tokens)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A Work on the device or parked. `progress` is the share of it that was done when last seen, 0 … 1."""
+
+    work: Work
+    tickets: list[Ticket]
+    predicted_s: float
+    decoding: bool
+    progress: float = 0.0
+    parked_since: float | None = None
+
+    @property
+    def remaining_s(self) -> float:
+        return self.predicted_s * (1.0 - self.progress)
