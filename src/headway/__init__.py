@@ -1,9 +1,17 @@
 """Headway: an inference engine and server for models that must answer in time."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headway.llm import LLM, Completion, SamplingParams
+
+if "torch" not in sys.modules:
+    # OpenMP reads these once, when torch is first imported. Its threads spin for milliseconds by default: with a busy
+    # neighbour on one core that stretches every operator many times over. A short spin, then sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "Completion", "SamplingParams", "__version__"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headway.models.config import DecoderConfig, RopeScaling, yarn_attention_factor
+from headway.models.config import DecoderConfig, RopeScaling
 
 
 def rms_norm(x_NE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
@@ -39,7 +39,7 @@ def _scaled(frequencies: Tensor, scaling: RopeScaling, config: DecoderConfig) ->
     if scaling.kind == "llama3":
         return _llama3(frequencies, scaling), 1.0
     if scaling.kind == "yarn":
-        return _yarn(frequencies, scaling, config), yarn_attention_factor(scaling)
+        return _yarn(frequencies, scaling, config), scaling.attention_factor
     return frequencies, 1.0
 
 

@@ -1,0 +1,269 @@
+"""A decoder's step as a generator over operators: whole prompts, chunks, packs, tokens, or all of them mixed.
+
+Every operator is one `models` function over tiles of rows; after each tile comes a yield. Rows are all alike to the
+linear operators, attention works segment by segment on pages, so nothing is padded, masked or unpacked. The stage
+knows neither scheduler nor clock; how operators are cut is `tiling`'s.
+
+Between layers a step holds N·E hidden values; within a layer N·(H + 2K)·D more. The wide middle of the MLP exists
+for one tile of rows at a time only, which bounds what a suspended prompt keeps. Shape legend: see models/decoder.py.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headway.core.request import Request
+from headway.core.work import Commit, Outcome, Tile, Work
+from headway.kv.pool import KVPool
+from headway.models.attention import attend
+from headway.models.decoder import Decoder, Layer, Linear, position_qk, split_qkv
+from headway.models.layers import rms_norm, silu_mul
+from headway.stages.batch import Batch, make_batch
+from headway.stages.device import LaunchAhead
+from headway.stages.sample import Sampler
+from headway.stages.stage import Running
+from headway.stages.tiling import Glance, Grid, Span, Tiling
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One step under way: its rows, how they are cut, the hidden states, and how many tiles are done."""
+
+    batch: Batch
+    x_NE: Tensor
+    qkv: Grid
+    small: tuple[Span, ...]
+    attention: list[list[Glance]]
+    o: Grid
+    gate_up: Grid
+    down: Grid
+    of: int
+    number: int = 0
+    left: tuple[str, ...] = field(default=())
+
+    def tile(self, operator: str) -> Tile:
+        tile = Tile(self.number, self.of, operator, self.left)
+        self.number += 1
+        self.left = ()
+        return tile
+
+
+class LanguageStage:
+    """Runs steps of one decoder over one pool."""
+
+    def __init__(self, model: Decoder, pool: KVPool, tiling: Tiling, sampler: Sampler) -> None:
+        self.model = model
+        self.pool = pool
+        self.tiling = tiling
+        self.sampler = sampler
+        self.scale = model.config.head_size**-0.5
+        self._leaving: dict[int, set[str]] = {}
+
+    def open(self, request: Request) -> None:
+        self.sampler.open(request)
+
+    def close(self, request_id: str) -> None:
+        self.sampler.close(request_id)
+
+    def drop(self, work_id: int, request_id: str) -> None:
+        self._leaving.setdefault(work_id, set()).add(request_id)
+
+    def run(self, work: Work) -> Running:
+        fence = LaunchAhead(self.model.device)
+        step = self._begin(make_batch(work.segments, self.pool.shape.page_tokens, self.model.device))
+        try:
+            for number, layer in enumerate(self.model.layers):
+                if work.id in self._leaving:
+                    step = self._without(step, self._leaving.pop(work.id))
+                    if not step.batch.segments:
+                        yield step.tile("left")
+                        return Outcome(())
+                for tile in self._layer(step, number, layer):
+                    fence.passed()
+                    yield tile
+            drawn: list[Commit] = []
+            for tile in self._head(step, drawn):
+                fence.passed()
+                yield tile
+            return Outcome(_merged(drawn))
+        finally:
+            self._leaving.pop(work.id, None)
+
+    # Beginning, and going on with fewer
+
+    def _begin(self, batch: Batch) -> _Pass:
+        return self._cut(batch, F.embedding(batch.tokens_N, self.model.embedding_VE))
+
+    def _cut(self, batch: Batch, x_NE: Tensor) -> _Pass:
+        """How this step's operators are cut into tiles: fixed from here on."""
+        config, tiling, n = self.model.config, self.tiling, batch.num_rows
+        layer, size = self.model.layers[0], self.model.dtype.itemsize
+        qkv, o, gate_up = (tiling.linear(n, *linear.size, size) for linear in (layer.qkv, layer.o, layer.gate_up))
+        highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
+        down = tiling.linear(highest, *layer.down.size, size)
+        small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
+        glances = tiling.attention(batch.segments, config.num_heads, config.num_kv_heads, config.head_size, size)
+        grids = (qkv, o)
+        per_layer = sum(len(grid.rows) * len(grid.columns) for grid in grids) + len(small) + len(glances)
+        per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
+        return _Pass(batch, x_NE, qkv, small, glances, o, gate_up, down, of=per_layer * config.num_layers + 2)
+
+    def _without(self, step: _Pass, leaving: set[str]) -> _Pass:
+        """The same step after some members have left; their pages are not touched any more."""
+        pairs = list(zip(step.batch.segments, step.batch.rows, strict=True))
+        staying = [(segment, rows) for segment, rows in pairs if segment.request_id not in leaving]
+        left = tuple(segment.request_id for segment, _ in pairs if segment.request_id in leaving)
+        if not staying:
+            step.batch.segments.clear()
+            step.left = left
+            return step
+        x_NE = torch.cat([step.x_NE[rows.start : rows.end] for _, rows in staying])
+        batch = make_batch([segment for segment, _ in staying], self.pool.shape.page_tokens, self.model.device)
+        rest = self._cut(batch, x_NE)
+        rest.number, rest.left = step.number, left
+        return rest
+
+    # One layer
+
+    def _layer(self, step: _Pass, number: int, layer: Layer) -> Iterator[Tile]:
+        config, x_NE, n = self.model.config, step.x_NE, step.batch.num_rows
+
+        qkv_N = x_NE.new_empty(n, config.q_size + 2 * config.kv_size)
+        for rows in step.qkv.rows:
+            normed = rms_norm(x_NE[rows.start : rows.end], layer.input_norm, config.norm_eps)
+            for columns in step.qkv.columns:
+                _linear_into(qkv_N, layer.qkv, normed, rows, columns)
+                yield step.tile("qkv")
+
+        for rows in step.small:
+            self._position_and_store(step.batch, number, layer, qkv_N, rows)
+            yield step.tile("rope")
+
+        q_NHD = qkv_N[:, : config.q_size].view(n, config.num_heads, config.head_size)
+        y_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
+        reader = _PageReader(self.pool, step.batch, number, config.windows[number])
+        for glances in step.attention:
+            for glance in glances:
+                self._look(reader, glance, q_NHD, y_NHD)
+            yield step.tile("attention")
+
+        y_N = y_NHD.flatten(1)
+        for rows in step.o.rows:
+            for columns in step.o.columns:
+                x_NE[rows.start : rows.end, columns.start : columns.end] += _linear(
+                    layer.o, y_N[rows.start : rows.end], columns
+                )
+                yield step.tile("o")
+        del qkv_N, q_NHD, y_NHD, y_N, reader
+
+        for rows in step.gate_up.rows:
+            x = x_NE[rows.start : rows.end]
+            normed = rms_norm(x, layer.post_norm, config.norm_eps)
+            wide = normed.new_empty(len(x), layer.gate_up.size[1])
+            for columns in step.gate_up.columns:
+                _linear_into(wide, layer.gate_up, normed, Span(0, len(x)), columns)
+                yield step.tile("gate_up")
+            middle = silu_mul(wide)
+            yield step.tile("activation")
+            for columns in step.down.columns:
+                x[:, columns.start : columns.end] += _linear(layer.down, middle, columns)
+                yield step.tile("down")
+
+    def _position_and_store(self, batch: Batch, number: int, layer: Layer, qkv_N: Tensor, rows: Span) -> None:
+        """Rotate queries (scaled, in place) and keys; keys and values go to their pages."""
+        part = slice(rows.start, rows.end)
+        q, k, v = split_qkv(self.model.config, qkv_N[part])
+        cos, sin = self.model.rope[batch.positions_N[part]].unbind(1)
+        rotated_q, rotated_k = position_qk(self.model.config, layer, q, k, cos, sin)
+        q.copy_(rotated_q.mul_(self.scale))
+        self.pool.write(number, batch.pages_N[part], batch.slots_N[part], rotated_k.to(v.dtype), v)
+
+    def _look(self, reader: "_PageReader", glance: Glance, q_NHD: Tensor, y_NHD: Tensor) -> None:
+        groups = self.model.config.num_heads // self.model.config.num_kv_heads
+        heads = slice(glance.heads.start * groups, glance.heads.end * groups)
+        rows = slice(glance.rows.start, glance.rows.end)
+        end = glance.first_query + glance.rows.end - glance.rows.start
+        k_KTD, v_KTD, first_key = reader.up_to(glance, end)
+        y_NHD[rows, heads] = attend(q_NHD[rows, heads], k_KTD, v_KTD, first_key, glance.first_query, reader.window)
+
+    # The head
+
+    def _head(self, step: _Pass, drawn: list[Commit]) -> Iterator[Tile]:
+        """Final norm, logits of the asked rows only, one drawn token for each."""
+        batch, model = step.batch, self.model
+        if not batch.asked_by:
+            return
+        chosen_RE = rms_norm(step.x_NE[batch.asked_rows], model.final_norm, model.config.norm_eps)
+        num_rows = len(batch.asked_by)
+        grid = self.tiling.linear(num_rows, *model.head.size, model.dtype.itemsize)
+        for rows in grid.rows:
+            logits_RV = chosen_RE.new_empty(rows.end - rows.start, model.config.vocab_size)
+            whole = Span(0, rows.end - rows.start)
+            for columns in grid.columns:
+                _linear_into(logits_RV, model.head, chosen_RE[rows.start : rows.end], whole, columns)
+                yield step.tile("head")
+            for few in self.tiling.elementwise(len(logits_RV), 4 * model.config.vocab_size):
+                part = slice(rows.start + few.start, rows.start + few.end)
+                logits = logits_RV[few.start : few.end]
+                drawn += self.sampler.draw(logits, batch.asked_by[part], batch.asked_for[part])
+                yield step.tile("sample")
+
+
+class _PageReader:
+    """Gathers a segment's keys and values from its pages once per layer and group of heads."""
+
+    def __init__(self, pool: KVPool, batch: Batch, layer: int, window: int | None) -> None:
+        self.pool = pool
+        self.batch = batch
+        self.layer = layer
+        self.window = window
+        self._held: tuple[int, Span] | None = None
+        self._keys: tuple[Tensor, Tensor]
+        self._start = 0
+
+    def up_to(self, glance: Glance, end: int) -> tuple[Tensor, Tensor, int]:
+        """Keys and values (K, T, D) that the glance's queries may see, and the position of the first of them."""
+        if self._held != (glance.segment, glance.heads):
+            self._gather(glance)
+        first = self._start
+        if self.window is not None:
+            first = max(first, glance.first_query - self.window + 1)
+        k, v = self._keys
+        return k[:, first - self._start : end - self._start], v[:, first - self._start : end - self._start], first
+
+    def _gather(self, glance: Glance) -> None:
+        segment, table = self.batch.segments[glance.segment], self.batch.tables[glance.segment]
+        page_tokens = self.pool.shape.page_tokens
+        oldest = 0 if self.window is None else max(0, segment.first_position - self.window + 1)
+        first_page = oldest // page_tokens
+        self._start = first_page * page_tokens
+        self._keys = self.pool.read(self.layer, table[first_page:], slice(glance.heads.start, glance.heads.end))
+        self._held = (glance.segment, glance.heads)
+
+
+def _linear(linear: Linear, x: Tensor, columns: Span) -> Tensor:
+    """Some output columns of a linear operator."""
+    if columns.end - columns.start == linear.size[1]:
+        return linear(x)
+    bias = None if linear.bias is None else linear.bias[columns.start : columns.end]
+    return F.linear(x, linear.weight[columns.start : columns.end], bias)
+
+
+def _linear_into(target: Tensor, linear: Linear, x: Tensor, rows: Span, columns: Span) -> None:
+    target[rows.start : rows.end, columns.start : columns.end] = _linear(linear, x, columns)
+
+
+def _merged(drawn: Iterable[Commit]) -> tuple[Commit, ...]:
+    """One commit per request, in order of first appearance."""
+    merged: dict[str, Commit] = {}
+    for commit in drawn:
+        before = merged.get(commit.request_id)
+        merged[commit.request_id] = (
+            commit
+            if before is None
+            else Commit(commit.request_id, before.tokens + commit.tokens, before.logprobs + commit.logprobs)
+        )
+    return tuple(merged.values())
