@@ -38,6 +38,7 @@ ASSET = REPOSITORY / "src/headway/assets/embedded"
 RESULT = REPOSITORY / "docs/results/embedded-model.md"
 SEQUENCE_TOKENS, LONG_SEQUENCE_TOKENS, BATCH_TOKENS = 512, 2048, 4096
 FIM_PIECE_CHARACTERS, LONG_FIM_PIECE_CHARACTERS = 1400, 5000  # a bit under the sequence, at 3.6 characters a token
+STRETCH_CHARACTERS = 300
 PROMPTS = (
     "def fibonacci(n):",
     "import os\nimport sys\n\ndef main():\n",
@@ -78,8 +79,11 @@ class Settings:
     held_out_share: float = 0.04
     fim_share: float = 0.5
     seed: int = 1
-    short_steps: int = 1400
-    long_steps: int = 200  # the last eighth is in sequences of the full context, so that its length is no empty claim
+    whole_steps: int = 800  # files tokenized whole: such a model cannot go on from a line end (docs/results)
+    stretch_steps: int = 600  # files tokenized in stretches, which cures that
+    long_steps: int = (
+        200  # the same; the last eighth is in sequences of the full context, so that its length is no empty claim
+    )
     warmup_steps: int = 40
     rates: Rates = field(default_factory=Rates)
     temperature: float = 0.2  # the recommended one, chosen from the table in the card
@@ -87,7 +91,8 @@ class Settings:
 
     @property
     def plan(self) -> Plan:
-        return Plan(num_steps=self.short_steps + self.long_steps, warmup_steps=self.warmup_steps, seed=self.seed)
+        num_steps = self.whole_steps + self.stretch_steps + self.long_steps
+        return Plan(num_steps=num_steps, warmup_steps=self.warmup_steps, seed=self.seed)
 
     @property
     def model(self) -> DecoderConfig:
@@ -130,15 +135,22 @@ def train_decoder(
     model = initial_decoder(settings.model, settings.seed)
     parameters = named_tensors(model)
 
-    def stream(sequence_tokens: int, piece_characters: int) -> Stream:
-        epoch = mixed_epoch(corpus.train, tokenizer, fim_share=settings.fim_share, piece_characters=piece_characters)
-        seed = settings.seed * 10_000 + sequence_tokens
+    def stream(sequence_tokens: int, piece_characters: int, stretch_characters: int | None) -> Stream:
+        epoch = mixed_epoch(
+            corpus.train,
+            tokenizer,
+            fim_share=settings.fim_share,
+            piece_characters=piece_characters,
+            stretch_characters=stretch_characters,
+        )
+        seed = settings.seed * 10_000 + sequence_tokens + (stretch_characters or 0)
         sequences = BATCH_TOKENS // sequence_tokens
         return Stream(epoch, sequence_tokens=sequence_tokens, sequences=sequences, seed=seed)
 
     phases = [
-        Phase(settings.short_steps, stream(SEQUENCE_TOKENS, FIM_PIECE_CHARACTERS)),
-        Phase(settings.long_steps, stream(LONG_SEQUENCE_TOKENS, LONG_FIM_PIECE_CHARACTERS)),
+        Phase(settings.whole_steps, stream(SEQUENCE_TOKENS, FIM_PIECE_CHARACTERS, None)),
+        Phase(settings.stretch_steps, stream(SEQUENCE_TOKENS, FIM_PIECE_CHARACTERS, STRETCH_CHARACTERS)),
+        Phase(settings.long_steps, stream(LONG_SEQUENCE_TOKENS, LONG_FIM_PIECE_CHARACTERS, STRETCH_CHARACTERS)),
     ]
     objective = next_token(model, dtype=torch.bfloat16, compiled=settings.compiled)
     optimizers = muon_and_adamw(parameters, settings.rates)

@@ -166,6 +166,17 @@ def test_the_ends_of_the_unit_interval_draw_the_first_and_the_last_token_that_ca
     assert inverse_cdf(weights, 1 - 2.0**-53) == size
 
 
+def test_no_rounding_draws_a_token_that_was_dropped():
+    """A block's sum and its running sum are rounded apart: the highest draw may fall behind the last weight."""
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        weights = np.exp(generator.normal(size=3000) * 10 - 20).astype(np.float32)
+        weights[2800:] = 0
+        token = inverse_cdf(weights, 1 - 2.0**-53)
+        assert weights[token] > 0
+        assert weights[token + 1 :].sum(dtype=np.float64) < 1e-12 * weights.sum(dtype=np.float64)
+
+
 def test_a_draw_among_many_is_found_in_its_block():
     weights = _weights(_logits(1, 5000)[0].numpy(), 1.0)
     sums = np.cumsum(weights, dtype=np.float64)
@@ -282,8 +293,8 @@ def test_logprobs_come_only_where_asked():
 
 def test_logprobs_of_hopeless_tokens_are_ranked_too():
     """Differences of hundreds: the weights of all but one token vanish, their logprobs do not."""
-    row = np.array([0.0, -500.0, -300.0, -400.0], dtype=np.float32)
-    assert token_logprobs(row, 1, 4) == (-500.0, ((0, 0.0), (2, -300.0), (3, -400.0), (1, -500.0)))
+    row = np.array([-500.0, -300.0, -400.0, 0.0], dtype=np.float32)
+    assert token_logprobs(row, 0, 4) == (-500.0, ((3, 0.0), (1, -300.0), (2, -400.0), (0, -500.0)))
 
 
 # Independence

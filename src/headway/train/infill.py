@@ -7,6 +7,7 @@ an editor's cursor does not respect tokens. Knows no model and no batch.
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -60,29 +61,50 @@ def pieces(text: str, max_characters: int) -> list[str]:
 
 def plain(documents: Sequence[Document], tokenizer: Tokenizer) -> list[list[int]]:
     """Tokens of each document as it stands, ended by the end of text."""
+    return _in_stretches([[document.text] for document in documents], tokenizer)
+
+
+def stretches(text: str, mean_characters: int, rng: random.Random) -> list[str]:
+    """A text cut about every mean_characters: half the cuts fall after a line, the others between any characters.
+
+    Tokenized one by one, they teach a model to go on from a prompt that ends where a token would not: after a line
+    end, say, which is otherwise one token with the indentation behind it.
+    """
+    cuts = {0, len(text)}
+    for _ in range(len(text) // mean_characters):
+        place = rng.randrange(len(text))
+        cuts.add(text.find("\n", place) + 1 or place if rng.random() < 0.5 else place)
+    places = sorted(cuts)
+    return [text[start:stop] for start, stop in pairwise(places)]
+
+
+def _in_stretches(texts: Sequence[Sequence[str]], tokenizer: Tokenizer) -> list[list[int]]:
     end = sentinels_of(tokenizer).end
-    return [[*tokens, end] for tokens in encode_texts(tokenizer, [document.text for document in documents])]
+    encoded = iter(encode_texts(tokenizer, [part for parts in texts for part in parts]))
+    return [[*(token for _ in parts for token in next(encoded)), end] for parts in texts]
 
 
 def mixed_epoch(
-    documents: Sequence[Document], tokenizer: Tokenizer, *, fim_share: float, piece_characters: int
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    *,
+    fim_share: float,
+    piece_characters: int,
+    stretch_characters: int | None = None,
 ) -> Epoch:
     """An epoch in which each document comes in FIM order with probability `fim_share`, else as it stands.
 
     A FIM document is taken in pieces that fit a training sequence: a suffix that lies beyond the context teaches
-    nothing.
+    nothing. The others are tokenized whole, or in `stretches` of about `stretch_characters`.
     """
 
     def epoch(rng: random.Random) -> list[list[int]]:
         infilled = [rng.random() < fim_share for _ in documents]
-        cuts = [
-            cut(piece, rng)
-            for document, fim in zip(documents, infilled, strict=True)
-            if fim
-            for piece in pieces(document.text, piece_characters)
-        ]
-        whole = [document for document, fim in zip(documents, infilled, strict=True) if not fim]
-        rows = in_fim_order(cuts, tokenizer) + plain(whole, tokenizer)
+        fim = [document.text for document, chosen in zip(documents, infilled, strict=True) if chosen]
+        rest = [document.text for document, chosen in zip(documents, infilled, strict=True) if not chosen]
+        cuts = [cut(piece, rng) for text in fim for piece in pieces(text, piece_characters)]
+        parts = [stretches(text, stretch_characters, rng) if stretch_characters else [text] for text in rest]
+        rows = in_fim_order(cuts, tokenizer) + _in_stretches(parts, tokenizer)
         rng.shuffle(rows)
         return rows
 

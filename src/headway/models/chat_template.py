@@ -1,0 +1,114 @@
+"""Renders a conversation into the one string that a model was trained to continue.
+
+Templates come with models, from strangers: they run in a sandbox without access to anything but their arguments, and
+with bounds on output and time. Knows no token.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from headway.models.config import ModelError
+
+MAX_CHARACTERS = 16 * 1024 * 1024
+MAX_RENDER_S = 5.0  # looked at between two pieces of output
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"})
+
+
+class ChatTemplateError(ValueError):
+    """The conversation cannot be rendered: the template's own words, or ours."""
+
+
+class ChatTemplate:
+    """A compiled template with the special tokens that it may mention."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._special_tokens = dict(special_tokens)
+        self._template = _environment().from_string(source)
+
+    @classmethod
+    def parse(cls, source: str, special_tokens: Mapping[str, str]) -> "ChatTemplate":
+        """From a file's name or the template itself. Raises ModelError if it is neither."""
+        looks_like_a_template = "{{" in source or "{%" in source
+        if not looks_like_a_template:
+            path = Path(source).expanduser()
+            if not path.is_file():
+                raise ModelError(f"There is no chat template {source}: give a file, or the template itself.")
+            source = path.read_text(encoding="utf8")
+        try:
+            return cls(source, special_tokens)
+        except TemplateSyntaxError as error:
+            raise ModelError(f"The chat template is broken in line {error.lineno}: {error.message}.") from error
+
+    def render(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
+        """The prompt that asks for the assistant's next message. Raises ChatTemplateError."""
+        variables = self._special_tokens | dict(arguments or {})
+        variables |= {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
+        deadline = time.monotonic() + MAX_RENDER_S
+        pieces: list[str] = []
+        num_characters = 0
+        try:
+            for piece in self._template.generate(variables):
+                pieces.append(piece)
+                num_characters += len(piece)
+                if num_characters > MAX_CHARACTERS:
+                    raise ChatTemplateError(f"The rendered conversation is over {MAX_CHARACTERS} characters.")
+                if time.monotonic() > deadline:
+                    raise ChatTemplateError(f"Rendering the conversation took over {MAX_RENDER_S:.0f} s.")
+        except ChatTemplateError:
+            raise
+        except Exception as error:  # a stranger's program: it may fail in any way
+            raise ChatTemplateError(f"The chat template refuses these messages: {str(error)[:300]}") from error
+        return "".join(pieces)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Also refuses arithmetic whose only use would be to fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**":
+            raise SecurityError("powers are not available")
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > MAX_CHARACTERS:
+                raise SecurityError("a repetition is too long")
+        return super().call_binop(context, operator, left, right)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks what the assistant wrote, which matters in training only."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own contract)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> _Sandbox:
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+    """Plain JSON: Jinja's own filter would escape for HTML."""
+    wanted = {name: more[name] for name in ("separators", "sort_keys") if name in more}
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **wanted)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)

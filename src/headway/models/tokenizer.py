@@ -1,0 +1,291 @@
+"""From text to token ids and back, for a model's folder or for `random:PRESET` on the embedded tokenizer.
+
+Owns the files that concern text: tokenizer.json, tokenizer_config.json, special_tokens_map.json, the chat template and
+the sampling defaults of generation_config.json. Knows no tensor and no request.
+
+Decoding is a table from id to bytes and one UTF-8 decoder, so that text can be handed out while it grows: a character
+whose bytes are spread over several tokens appears when its last byte does, and what the pieces add up to is the text of
+the whole. In this it differs from the `tokenizers` library in one place: where a byte-fallback vocabulary yields bytes
+that are not UTF-8, a � stands for each broken character, not for each byte around it.
+"""
+
+import codecs
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tokenizers
+from tokenizers import processors
+
+from headway.models import presets
+from headway.models.chat_template import ChatTemplate
+from headway.models.config import ModelError, read_config
+from headway.models.locate import locate
+
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+_utf8 = codecs.getincrementaldecoder("utf-8")
+
+
+class _Bytes(dict[int, bytes]):
+    """Token id -> its bytes, worked out when first asked for: a vocabulary of 150,000 costs nothing at the start."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+
+    def __missing__(self, token: int) -> bytes:
+        found = self[token] = self._bytes_of(token)
+        return found
+
+
+class Detokenizer:
+    """The text of one answer while it grows. Never hands out half a character."""
+
+    def __init__(self, table: Mapping[int, bytes]) -> None:
+        self._table = table
+        self._decoder = _utf8("replace")
+
+    def feed(self, tokens: Iterable[int]) -> str:
+        """The text that these tokens complete, possibly none."""
+        table = self._table
+        return self._decoder.decode(b"".join([table[token] for token in tokens]))
+
+    def flush(self) -> str:
+        """What is left when no token follows: � for a character that stayed incomplete."""
+        return self._decoder.decode(b"", final=True)
+
+
+class Tokenizer:
+    """Text to ids and back. `vocab_size` is the model's: ids from `num_known` on print as placeholders `<|id|>`."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        decoder: dict[str, Any] | None,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        vocab_size: int | None = None,
+        eos_ids: Sequence[int] = (),
+    ) -> None:
+        self.special_tokens = dict(special_tokens or {})  # name -> text, e.g. bos_token -> <s>
+        self.num_known = backend.get_vocab_size()
+        self.vocab_size = vocab_size or self.num_known
+        self.eos_ids = tuple(eos_ids)
+        self._backend = backend
+        self._how = _Decoding.parse(decoder)
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
+        self._table = _Bytes(self._bytes_of)
+        self._shown = _Bytes(lambda token: b"" if token in self._special_ids else self._table[token])
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The ids of `text`; with what the model wants around it (a rendered chat template brings its own)."""
+        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of a whole. A detokenizer's pieces add up to it, but for the space that starts a text."""
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        text = detokenizer.feed(tokens) + detokenizer.flush()
+        return text.removeprefix(" ") if self._how.leading_space else text
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """For tokens that continue a text: a space before the first word is kept."""
+        return Detokenizer(self._shown if skip_special_tokens else self._table)
+
+    def token_bytes(self, token: int) -> bytes:
+        return self._table[token]
+
+    def token_text(self, token: int) -> str:
+        """One token in print. Bytes that are no text by themselves are spelled out, so that different tokens differ."""
+        spelled = self._table[token]
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+    def token_id(self, text: str) -> int | None:
+        """The id of exactly this token, such as a sentinel; None if the vocabulary lacks it."""
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
+    def is_special(self, token: int) -> bool:
+        return token in self._special_ids
+
+    def _bytes_of(self, token: int) -> bytes:
+        spelled = self._backend.id_to_token(token) if 0 <= token < 2**32 else None
+        return f"<|{token}|>".encode() if spelled is None else self._how.token_bytes(spelled)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelText:
+    """Everything of a model that concerns text."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    sampling_defaults: Mapping[str, float]  # from generation_config.json, by its names
+
+
+def open_model_text(model: str | None, chat_template: str | None = None) -> ModelText:
+    """The text side of `model` (as in `EngineSettings.model`). Raises ModelError with a sentence that says what to do.
+
+    `chat_template` is a file or the template itself, and goes before the model's own.
+    """
+    preset = presets.parse(model)
+    folder = locate(None if preset else model)
+    config = preset or read_config(folder)
+    fields = _read_json(folder / "tokenizer_config.json")
+    special_tokens = _special_tokens(fields, _read_json(folder / "special_tokens_map.json"))
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no tokenizer.json: give a model with a fast tokenizer.")
+    try:
+        content = path.read_bytes()
+        backend = tokenizers.Tokenizer.from_buffer(content)
+        decoder = msgspec.json.decode(content, type=_TokenizerFile).decoder
+    except Exception as error:  # the library raises nothing narrower
+        raise ModelError(f"{path} cannot be read ({_brief(error)}): download the model again.") from error
+    _prepare(backend, fields, special_tokens)
+    own_eos = None if preset else backend.token_to_id(special_tokens.get("eos_token", ""))
+    tokenizer = Tokenizer(
+        backend,
+        decoder,
+        special_tokens=special_tokens,
+        vocab_size=config.vocab_size,
+        eos_ids=tuple(dict.fromkeys((*config.eos_ids, *(() if own_eos is None else (own_eos,))))),
+    )
+    defaults = {} if preset else _sampling_defaults(_read_json(folder / "generation_config.json"))
+    template = chat_template or _find_template(folder, fields)
+    return ModelText(tokenizer, ChatTemplate.parse(template, special_tokens) if template else None, defaults)
+
+
+class _TokenizerFile(msgspec.Struct):
+    decoder: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """How a vocabulary spells bytes."""
+
+    byte_level: bool = False  # every character stands for a byte
+    byte_fallback: bool = False  # <0x0A> is a byte
+    replacements: tuple[tuple[str, str], ...] = ()
+    leading_space: bool = False  # a text's first token begins with a space that is not part of it
+
+    @classmethod
+    def parse(cls, decoder: dict[str, Any] | None) -> "_Decoding":
+        """Understand the decoder of a tokenizer.json. Raises ModelError for a kind that is not supported."""
+        found: dict[str, Any] = {}
+        replacements: list[tuple[str, str]] = []
+        for step in _steps(decoder):
+            match step:
+                case {"type": "ByteLevel"}:
+                    found["byte_level"] = True
+                case {"type": "ByteFallback"}:
+                    found["byte_fallback"] = True
+                case {"type": "Fuse"}:
+                    pass
+                case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+                    replacements.append((old, new))
+                case {"type": "Metaspace", "replacement": str(old)}:
+                    replacements.append((old, " "))
+                    found["leading_space"] = step.get("prepend_scheme", "always") != "never"
+                case {"type": "Strip", "content": " ", "start": 0 | 1 as start, "stop": 0}:
+                    found["leading_space"] = bool(start)
+                case {"type": kind}:
+                    raise ModelError(f"Its tokenizer.json has a decoder step {kind!r} that is not supported.")
+        return cls(replacements=tuple(replacements), **found)
+
+    def token_bytes(self, spelled: str) -> bytes:
+        if self.byte_level:
+            try:
+                return bytes([_BYTE_OF[character] for character in spelled])
+            except KeyError:  # an added token with a character that stands for no byte
+                return spelled.encode()
+        if self.byte_fallback and len(spelled) == 6 and spelled.startswith("<0x") and spelled.endswith(">"):
+            try:
+                return bytes([int(spelled[3:5], 16)])
+            except ValueError:
+                pass
+        for old, new in self.replacements:
+            spelled = spelled.replace(old, new)
+        return spelled.encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """The printable stand-ins of a byte-level vocabulary: Latin-1 where it prints, U+0100 and up in order elsewhere."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_characters()
+
+
+def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if decoder is None:
+        raise ModelError("Its tokenizer.json names no decoder: give a model with a complete tokenizer.")
+    return list(decoder["decoders"]) if decoder.get("type") == "Sequence" else [decoder]
+
+
+def _prepare(backend: tokenizers.Tokenizer, fields: dict[str, Any], special_tokens: dict[str, str]) -> None:
+    """What tokenizer_config.json says beyond tokenizer.json. A prompt is never cut or padded behind our back."""
+    backend.no_truncation()
+    backend.no_padding()
+    known = [text for text in special_tokens.values() if backend.token_to_id(text) is not None]
+    backend.add_special_tokens(known)
+    if "add_bos_token" not in fields and "add_eos_token" not in fields:
+        return
+    around = []
+    for name, wanted in (("bos_token", fields.get("add_bos_token")), ("eos_token", fields.get("add_eos_token"))):
+        text = special_tokens.get(name)
+        around.append(text if wanted and text in known else None)
+    pieces = [around[0], "$A", around[1]]
+    backend.post_processor = processors.TemplateProcessing(
+        single=" ".join(piece for piece in pieces if piece),
+        special_tokens=[(text, backend.token_to_id(text)) for text in dict.fromkeys(around) if text],
+    )
+
+
+def _special_tokens(*sources: dict[str, Any]) -> dict[str, str]:
+    """The named special tokens; the first source that names one decides."""
+    found: dict[str, str] = {}
+    for source in sources:
+        for name in _NAMED:
+            value = source.get(name)
+            text = value.get("content") if isinstance(value, dict) else value
+            if isinstance(text, str):
+                found.setdefault(name, text)
+    return found
+
+
+def _find_template(folder: Path, fields: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf8")
+    template = fields.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = by_name.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _sampling_defaults(fields: dict[str, Any]) -> dict[str, float]:
+    found = {name: fields.get(name) for name in _SAMPLING_DEFAULTS}
+    return {name: value for name, value in found.items() if type(value) in (int, float)}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({_brief(error)}): download the model again.") from error
+    return fields if isinstance(fields, dict) else {}
+
+
+def _brief(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200].rstrip(".")
