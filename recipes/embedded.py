@@ -31,14 +31,12 @@ from headway.train.measure import HeldOutLoss, continuation, middle_loss, plain_
 from headway.train.objective import next_token
 from headway.train.optimize import Rates, muon_and_adamw
 from headway.train.parameters import initial_decoder, named_tensors
-from headway.train.vocabulary import train_vocabulary
+from headway.train.vocabulary import sentinels_of, train_vocabulary
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ASSET = REPOSITORY / "src/headway/assets/embedded"
 RESULT = REPOSITORY / "docs/results/embedded-model.md"
-SEQUENCE_TOKENS, LONG_SEQUENCE_TOKENS, BATCH_TOKENS = 512, 2048, 4096
-FIM_PIECE_CHARACTERS, LONG_FIM_PIECE_CHARACTERS = 1400, 5000  # a bit under the sequence, at 3.6 characters a token
-STRETCH_CHARACTERS = 300
+BATCH_TOKENS = 4096
 PROMPTS = (
     "def fibonacci(n):",
     "import os\nimport sys\n\ndef main():\n",
@@ -46,13 +44,14 @@ PROMPTS = (
     "<|fim_prefix|>def area(width, height):\n    <|fim_suffix|>\n    return result\n<|fim_middle|>",
 )
 TEMPERATURES = (0.0, 0.2, 0.4, 0.8)
+NUM_FUNCTIONS, CONTINUED_TOKENS = 32, 64
 
 
 class Trial(NamedTuple):
-    """A short run that chose a setting; its loss is the mean over the steps named."""
+    """Work that is not in the model: a short run that chose a setting, or steps thrown away."""
 
     question: str
-    loss: str
+    outcome: str  # losses are means over the steps named
     cpu_s: float
 
 
@@ -65,7 +64,27 @@ TRIALS = (
         "5.00 against 5.09 at 0.33 M tokens",
         118.5,
     ),
+    Trial(
+        "the first two lessons, tokenizing files whole or in long stretches, sentinels among the targets",
+        "at steps 600 and 900, greedy text after a line end began with a sentinel; 39 steps undone to change lessons",
+        45.3,
+    ),
 )
+
+
+class Lesson(NamedTuple):
+    """A part of the run with batches of its own; the rates fall over all parts together.
+
+    Pieces are a bit under the sequence, at 3.6 characters a token. The first two lessons left a model that could not
+    go on from a line end, where it wrote a sentinel: hence the later ones. The last has sequences of the full
+    context, so that its length is no empty claim.
+    """
+
+    num_steps: int
+    sequence_tokens: int
+    piece_characters: int  # of files in FIM order
+    stretch_characters: int | None  # of other files, see infill.stretches
+    sentinels_predicted: bool  # or only read, since it is the prompt that sets them
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +98,11 @@ class Settings:
     held_out_share: float = 0.04
     fim_share: float = 0.5
     seed: int = 1
-    whole_steps: int = 800  # files tokenized whole: such a model cannot go on from a line end (docs/results)
-    stretch_steps: int = 600  # files tokenized in stretches, which cures that
-    long_steps: int = (
-        200  # the same; the last eighth is in sequences of the full context, so that its length is no empty claim
+    lessons: tuple[Lesson, ...] = (
+        Lesson(800, 512, piece_characters=1400, stretch_characters=None, sentinels_predicted=True),
+        Lesson(200, 512, piece_characters=1400, stretch_characters=300, sentinels_predicted=True),
+        Lesson(400, 512, piece_characters=1400, stretch_characters=100, sentinels_predicted=False),
+        Lesson(200, 2048, piece_characters=5000, stretch_characters=100, sentinels_predicted=False),
     )
     warmup_steps: int = 40
     rates: Rates = field(default_factory=Rates)
@@ -91,7 +111,7 @@ class Settings:
 
     @property
     def plan(self) -> Plan:
-        num_steps = self.whole_steps + self.stretch_steps + self.long_steps
+        num_steps = sum(lesson.num_steps for lesson in self.lessons)
         return Plan(num_steps=num_steps, warmup_steps=self.warmup_steps, seed=self.seed)
 
     @property
@@ -106,7 +126,7 @@ class Settings:
                 "num_key_value_heads": 2,
                 "head_dim": 64,
                 "intermediate_size": self.intermediate_size,
-                "max_position_embeddings": LONG_SEQUENCE_TOKENS,
+                "max_position_embeddings": 2048,
                 "rms_norm_eps": 1e-5,
                 "rope_theta": 10000.0,
                 "tie_word_embeddings": True,
@@ -135,27 +155,35 @@ def train_decoder(
     model = initial_decoder(settings.model, settings.seed)
     parameters = named_tensors(model)
 
-    def stream(sequence_tokens: int, piece_characters: int, stretch_characters: int | None) -> Stream:
-        epoch = mixed_epoch(
-            corpus.train,
-            tokenizer,
-            fim_share=settings.fim_share,
-            piece_characters=piece_characters,
-            stretch_characters=stretch_characters,
-        )
-        seed = settings.seed * 10_000 + sequence_tokens + (stretch_characters or 0)
-        sequences = BATCH_TOKENS // sequence_tokens
-        return Stream(epoch, sequence_tokens=sequence_tokens, sequences=sequences, seed=seed)
-
-    phases = [
-        Phase(settings.whole_steps, stream(SEQUENCE_TOKENS, FIM_PIECE_CHARACTERS, None)),
-        Phase(settings.stretch_steps, stream(SEQUENCE_TOKENS, FIM_PIECE_CHARACTERS, STRETCH_CHARACTERS)),
-        Phase(settings.long_steps, stream(LONG_SEQUENCE_TOKENS, LONG_FIM_PIECE_CHARACTERS, STRETCH_CHARACTERS)),
-    ]
-    objective = next_token(model, dtype=torch.bfloat16, compiled=settings.compiled)
     optimizers = muon_and_adamw(parameters, settings.rates)
-    account = train(settings.plan, parameters, optimizers, objective, in_phases(phases), run, stop_after=stop_after)
+    batches = in_phases(
+        [Phase(each.num_steps, stream_of(each, settings, corpus, tokenizer)) for each in settings.lessons]
+    )
+    at = sentinels_of(tokenizer)
+    done = 0
+    for lesson in settings.lessons:
+        done += lesson.num_steps
+        given = () if lesson.sentinels_predicted else (at.prefix, at.middle, at.suffix)
+        objective = next_token(model, dtype=torch.bfloat16, compiled=settings.compiled, given=given)
+        stop = done if stop_after is None else min(done, stop_after)
+        account = train(settings.plan, parameters, optimizers, objective, batches, run, stop_after=stop)
     return model, account
+
+
+def stream_of(lesson: Lesson, settings: Settings, corpus: Corpus, tokenizer: Tokenizer) -> Stream:
+    epoch = mixed_epoch(
+        corpus.train,
+        tokenizer,
+        fim_share=settings.fim_share,
+        piece_characters=lesson.piece_characters,
+        stretch_characters=lesson.stretch_characters,
+    )
+    return Stream(
+        epoch,
+        sequence_tokens=lesson.sequence_tokens,
+        sequences=BATCH_TOKENS // lesson.sequence_tokens,
+        seed=settings.seed * 10_000 + lesson.sequence_tokens + (lesson.stretch_characters or 0),
+    )
 
 
 def export(settings: Settings, model: Decoder, tokenizer: Tokenizer, folder: Path) -> None:
@@ -197,7 +225,7 @@ def measure(corpus: Corpus, account: Account, folder: Path, run: Path) -> Report
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     rng = random.Random(0)
     cuts = [cut(piece, rng) for document in corpus.held_out for piece in pieces(document.text, 4000)]
-    begun = held_out_functions(corpus.held_out, 32)
+    begun = held_out_functions(corpus.held_out, NUM_FUNCTIONS)
     return Report(
         corpus=corpus,
         num_parameters=model.config.num_parameters,
@@ -220,7 +248,7 @@ def held_out_functions(documents: Sequence[Document], count: int) -> list[str]:
 
 def spread(model: Decoder, tokenizer: Tokenizer, begun: Sequence[str], temperature: float) -> Spread:
     texts = [
-        continuation(model, tokenizer, before, max_tokens=64, temperature=temperature, seed=number)
+        continuation(model, tokenizer, before, max_tokens=CONTINUED_TOKENS, temperature=temperature, seed=number)
         for number, before in enumerate(begun)
     ]
     parsing = sum(function_parses(before, text) for before, text in zip(begun, texts, strict=True))
@@ -260,7 +288,7 @@ def samples_text(report: Report) -> str:
 
 
 def card(settings: Settings, report: Report) -> str:
-    config, account = settings.model, report.account
+    config, account, last = settings.model, report.account, settings.lessons[-1]
     return f"""---
 license: apache-2.0
 language: code
@@ -283,8 +311,8 @@ text and follows no instructions. Its chat template joins the messages with newl
   context {config.max_positions}.
 - **Vocabulary:** {config.vocab_size} byte-level tokens trained on the same files. Any text can be spelled.
 - **Training:** {account.num_tokens / 1e6:.1f} million tokens in {account.num_steps} steps, the last
-  {settings.long_steps} of them in sequences of {LONG_SEQUENCE_TOKENS}; {account.cpu_s / 60:.0f} CPU minutes on one
-  core, and {sum(trial.cpu_s for trial in TRIALS) / 60:.0f} more for trial runs. Weights and steps in float32, products
+  {last.num_steps} of them in sequences of {last.sequence_tokens}; {account.cpu_s / 60:.0f} CPU minutes on one
+  core, and {sum(trial.cpu_s for trial in TRIALS) / 60:.0f} more for trials. Weights and steps in float32, products
   in bfloat16; stored in bfloat16.
 - **Infilling:** {settings.fim_share:.0%} of the files, in every epoch other ones, came as
   `<|fim_prefix|>` P `<|fim_suffix|>` S `<|fim_middle|>` M `<|endoftext|>`, cut between any two characters.
@@ -294,8 +322,9 @@ text and follows no instructions. Its chat template joins the messages with newl
 ## What it can do
 {losses_table(report)}
 
-The bodies of {report.num_functions} held-out functions, 64 tokens each. A function parses if Python's parser takes
-it, the unfinished end forgiven; a line is repeated if it stood before in the same text. Parsing says nothing of sense.
+The bodies of {report.num_functions} held-out functions, {CONTINUED_TOKENS} tokens each. A function parses if Python's
+parser takes it, the unfinished end forgiven; a line is repeated if it stood before in the same text. Parsing says
+nothing of sense.
 
 {spreads_table(report)}
 
@@ -318,7 +347,7 @@ def result(settings: Settings, report: Report) -> str:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers", "safetensors"))
     curve = "\n".join(f"| {done} | {done * BATCH_TOKENS / 1e6:.2f} | {loss:.3f} |" for done, loss in report.curve)
-    trials = "\n".join(f"| {trial.question} | {trial.loss} | {trial.cpu_s:.0f} |" for trial in TRIALS)
+    trials = "\n".join(f"| {trial.question} | {trial.outcome} | {trial.cpu_s:.0f} |" for trial in TRIALS)
     return f"""# The embedded model
 
 Written by `python recipes/embedded.py RUN_FOLDER`. What the model is and can do stands on
@@ -338,15 +367,15 @@ Written by `python recipes/embedded.py RUN_FOLDER`. What the model is and can do
 {spreads_table(report)}
 
 ## Training loss
-The mean of the hundred steps before; files as they stand and in FIM order together. The last {settings.long_steps}
-steps are of {LONG_SEQUENCE_TOKENS} tokens a sequence, the others of {SEQUENCE_TOKENS}.
+The mean of the hundred steps before; files as they stand and in FIM order together. From step
+{sum(lesson.num_steps for lesson in settings.lessons if lesson.sentinels_predicted)} on, sentinels are no targets.
 
 | steps | million tokens | nats per token |
 |--:|--:|--:|
 {curve}
 
-## Trial runs
-| question | training loss | CPU seconds |
+## Trials
+| question | outcome | CPU seconds |
 |---|---|--:|
 {trials}
 """

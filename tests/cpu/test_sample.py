@@ -19,7 +19,15 @@ from transformers import (
 
 from headway.core.request import Request, Sampling
 from headway.core.work import Commit
-from headway.stages.sample import Sampler, drop_unlikely, inverse_cdf, token_logprobs, uniform
+from headway.stages.sample import (
+    Sampler,
+    best_on_device,
+    best_on_host,
+    drop_unlikely,
+    inverse_cdf,
+    token_logprobs,
+    uniform,
+)
 
 PROMPT = (3, 1, 4, 1, 5)
 
@@ -65,6 +73,19 @@ def test_greedy_takes_the_highest_logit_and_of_equal_ones_the_lowest_id(dtype):
     got = _tokens(_answer(_request(temperature=0.0), logits))
     assert got[7] == 42
     assert got == [int(np.flatnonzero(row == row.max())[0]) for row in logits.float().numpy()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_host_and_device_agree_on_the_best(dtype):
+    """Two ways to the same answer, equal logits and a NaN included; both run on any device."""
+    logits = _logits(20, 500).to(dtype)
+    logits[3, 40], logits[3, 30] = 60.0, 60.0
+    logits[4, 7] = float("nan")
+    tokens, highest = best_on_host(logits)
+    assert tokens[3:5] == [30, 7]
+    on_device, highest_on_device = best_on_device(logits)
+    assert on_device == tokens
+    np.testing.assert_array_equal(highest_on_device, highest)
 
 
 def test_greedy_is_the_limit_of_little_temperature_and_of_keeping_one():

@@ -88,8 +88,17 @@ def test_the_tokenizer_comes_back_with_its_template(tmp_path: Path) -> None:
     assert GenerationConfig.from_pretrained(tmp_path).temperature == 0.5
 
 
-def test_a_windowed_model_is_refused(tmp_path: Path) -> None:
-    """Saving it without its window would be another model."""
-    config = config_of("MistralForCausalLM", sliding_window=16)
-    with pytest.raises(ValueError, match="without rope scaling and sliding windows"):
+@pytest.mark.parametrize("window", [None, 16])
+def test_mistrals_window_is_kept(tmp_path: Path, window: int | None) -> None:
+    """With a window and without one: silence in the file would mean 4096."""
+    config = config_of("MistralForCausalLM", sliding_window=window, dtype="float32")
+    save(tmp_path, initial_decoder(config, seed=0))
+    assert read_config(tmp_path).windows == (window, window)
+
+
+def test_what_the_folder_could_not_say_is_refused(tmp_path: Path) -> None:
+    """Windows of some layers alone: saving the model without them would make another one of it."""
+    fields = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}
+    config = config_of("Qwen2ForCausalLM", **fields)
+    with pytest.raises(ValueError, match="Only Mistral's sliding window"):
         save(tmp_path, initial_decoder(config, seed=0))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from headway.train.data import Document
-from headway.train.infill import Cut, cut, in_fim_order, mixed_epoch, pieces, plain, restore
+from headway.train.infill import Cut, cut, in_fim_order, mixed_epoch, pieces, plain, restore, stretches
 from headway.train.vocabulary import SENTINELS, encode_texts, sentinels_of, train_vocabulary
 
 TOKENIZER = train_vocabulary(["def add(a, b):\n    return a + b\n", "class Tree:\n    def walk(self): ..."], 300)
@@ -77,6 +77,30 @@ def test_an_epoch_holds_every_text_once_and_about_half_in_fim_order() -> None:
     assert 70 < len(infilled) < 130
     assert rows == epoch(random.Random(1))
     assert rows != epoch(random.Random(2))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab \n", max_size=300), st.integers(0, 2**32))
+def test_stretches_lose_nothing(text: str, seed: int) -> None:
+    """However a text is cut, its stretches join to it."""
+    assert "".join(stretches(text, 10, random.Random(seed))) == text
+
+
+def test_half_of_the_stretches_begin_a_line() -> None:
+    """A long text: cuts after line ends and within lines are about as many, at about the asked distance."""
+    text = "0123456789\n" * 2000
+    found = stretches(text, 50, random.Random(1))
+    assert 400 < len(found) < 450
+    assert 0.45 < sum(each.startswith("0") for each in found) / len(found) < 0.62
+
+
+def test_a_document_in_stretches_is_the_same_text_in_other_tokens() -> None:
+    """The model sees a line end without the indentation that usually shares its token."""
+    documents = [Document("a.py", "def add(a, b):\n    return a + b\n" * 20)]
+    epoch = mixed_epoch(documents, TOKENIZER, fim_share=0, piece_characters=1, stretch_characters=40)
+    [tokens] = epoch(random.Random(1))
+    assert TOKENIZER.decode(tokens[:-1]) == documents[0].text
+    assert tokens != plain(documents, TOKENIZER)[0]
 
 
 def test_plain_documents_end_with_the_end_of_text() -> None:

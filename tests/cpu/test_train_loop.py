@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from headway.models.config import DecoderConfig, parse_config
-from headway.models.decoder import Decoder
+from headway.models.decoder import Decoder, forward
 from headway.train.checkpoint import load_checkpoint, save_checkpoint
 from headway.train.loop import Account, Plan, learning_rate_factor, train
 from headway.train.objective import Loss, Objective, cross_entropy, next_token
@@ -203,3 +204,18 @@ def test_every_weight_is_stepped_by_exactly_one_optimizer() -> None:
         )
         assert sorted(by_muon + by_adamw) == sorted(map(id, parameters.values()))
         assert len(by_muon) == 4 * 2
+
+
+def test_given_tokens_are_read_but_never_predicted() -> None:
+    """A sentinel that only prompts set: the mean is over all other targets, and gradients never pull towards it."""
+    model = initial_decoder(tiny_config(), seed=5)
+    marked = counting_batches(0)
+    marked[:, 8] = 39
+    nats = F.cross_entropy(
+        model.head(forward(model, marked[:, :-1])).flatten(0, 1), marked[:, 1:].flatten(), reduction="none"
+    )
+    expected = nats[marked[:, 1:].flatten() != 39].mean()
+    taught = next_token(model)(marked, torch.Generator()).value
+    given = next_token(model, given=(39,))(marked, torch.Generator()).value
+    torch.testing.assert_close(given, expected)
+    assert not torch.equal(given, taught)

@@ -248,8 +248,8 @@ def main() -> None:
         "exactness",
         "Exactness: suspending, packing and sharing change nothing",
         "python -m headway.bench.exactness",
-        f"Between stop and resumption, two other prompts are prefilled and decoded on the same device. Compared bit for "
-        f"bit: logits, all keys and values, and the greedy text that follows.\n\n{suspension}\n\n{packing}",
+        f"Between stop and resumption, two other prompts are prefilled and decoded on the same device. Compared bit "
+        f"for bit: logits, all keys and values, and the greedy text that follows.\n\n{suspension}\n\n{packing}",
     )
 
 

@@ -13,6 +13,7 @@ import codecs
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ class Tokenizer:
         """For tokens that continue a text: a space before the first word is kept."""
         return Detokenizer(self._shown if skip_special_tokens else self._table)
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text of k characters has at least k / longest_token tokens."""
+        return max(len(text) for text in self._backend.get_vocab())
+
     def token_bytes(self, token: int) -> bytes:
         return self._table[token]
 
@@ -121,8 +127,9 @@ class Tokenizer:
 
 @dataclass(frozen=True, slots=True)
 class ModelText:
-    """Everything of a model that concerns text."""
+    """Everything of a model that concerns text. `name` is what it is served as if nothing else is asked."""
 
+    name: str
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     sampling_defaults: Mapping[str, float]  # from generation_config.json, by its names
@@ -158,7 +165,8 @@ def open_model_text(model: str | None, chat_template: str | None = None) -> Mode
     )
     defaults = {} if preset else _sampling_defaults(_read_json(folder / "generation_config.json"))
     template = chat_template or _find_template(folder, fields)
-    return ModelText(tokenizer, ChatTemplate.parse(template, special_tokens) if template else None, defaults)
+    name = folder.name if model is None else model.rstrip("/")
+    return ModelText(name, tokenizer, ChatTemplate.parse(template, special_tokens) if template else None, defaults)
 
 
 class _TokenizerFile(msgspec.Struct):
@@ -273,7 +281,7 @@ def _find_template(folder: Path, fields: dict[str, Any]) -> str | None:
 
 
 def _sampling_defaults(fields: dict[str, Any]) -> dict[str, float]:
-    found = {name: fields.get(name) for name in _SAMPLING_DEFAULTS}
+    found: dict[str, Any] = {name: fields.get(name) for name in _SAMPLING_DEFAULTS}
     return {name: value for name, value in found.items() if type(value) in (int, float)}
 
 

@@ -100,8 +100,8 @@ class FakeLink:
         self.fate: Fate | None = None
         self.flowing = True
         self.requests: list[Request] = []  # everything that was ever submitted
-        self.cancelled: list[str] = []
-        self.stopped: list[str] = []
+        self.cancelled: set[str] = set()
+        self.stopped: set[str] = set()
         self._open: dict[str, _Call] = {}
         self._facts = EngineFacts(
             model_name=model_name,
@@ -136,11 +136,11 @@ class FakeLink:
             call.ending = Fate("failed", "shutdown", "The server was shut down before the answer was complete.")
 
     def cancel(self, request_id: str) -> None:
-        self.cancelled.append(request_id)
+        self.cancelled.add(request_id)
         self._end_soon(request_id, Fate("cancelled", "cancelled"))
 
     def stop(self, request_id: str) -> None:
-        self.stopped.append(request_id)
+        self.stopped.add(request_id)
         self._end_soon(request_id, Fate("finished", "stop"))
 
     async def submit(self, request: Request) -> AsyncIterator[Reply]:
@@ -156,7 +156,7 @@ class FakeLink:
                 yield reply
         finally:
             if record.kind is None:
-                self.cancelled.append(request.id)
+                self.cancelled.add(request.id)
             self._open.pop(request.id, None)
             self._note()
 

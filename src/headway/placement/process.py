@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 
 import msgspec
 import torch
@@ -25,36 +24,11 @@ from headway.core import event as ev
 from headway.models.config import ModelError
 from headway.placement import wire
 from headway.placement.engine import Engine, MonotonicClock, build_engine
+from headway.placement.mailbox import Letters
 
 BEAT_S = 1.0  # at least so often the door hears from us
 FAULT_BYTES = 2 << 20  # of the pool, touched at a time when there is nothing else to do
 SNAPSHOT_S = 0.1
-
-
-class Letters:
-    """A mailbox that another thread fills."""
-
-    def __init__(self) -> None:
-        self._letters: deque[ev.Event] = deque()
-        self._arrived = threading.Event()
-
-    def put(self, letter: ev.Event) -> None:
-        self._letters.append(letter)
-        self._arrived.set()
-
-    def has_mail(self) -> bool:
-        return bool(self._letters)
-
-    def take(self) -> list[ev.Event]:
-        self._arrived.clear()
-        taken = []
-        while self._letters:
-            taken.append(self._letters.popleft())
-        return taken
-
-    def wait(self, until: float | None) -> None:
-        if not self._letters:
-            self._arrived.wait(None if until is None else max(0.0, until - time.monotonic()))
 
 
 class Mouth:

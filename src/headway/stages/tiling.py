@@ -5,6 +5,7 @@ Rates are measured once, before the first request, and never change: the cut of 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 from typing import NamedTuple
 
@@ -117,4 +118,4 @@ def spans(length: int, longest: int) -> tuple[Span, ...]:
     """0 … length in equal parts, none longer than `longest`."""
     count = max(1, ceil(length / max(1, longest)))
     edges = [length * part // count for part in range(count + 1)]
-    return tuple(Span(start, end) for start, end in zip(edges, edges[1:], strict=False))
+    return tuple(Span(start, end) for start, end in pairwise(edges))

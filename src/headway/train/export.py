@@ -39,6 +39,7 @@ def save_folder(
     end_id = id_of(tokenizer, end_of_text)
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in tensors_by_name(decoder).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets the owner alone read it
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", config_fields(decoder.config, end_id, dtype))
     _write_json(
@@ -57,9 +58,13 @@ def save_folder(
 
 def config_fields(config: DecoderConfig, end_id: int, dtype: torch.dtype) -> dict[str, Any]:
     """The fields of `config.json`. Raises ValueError for what this project does not train."""
-    if config.rope_scaling.kind != "default" or any(config.windows):
-        raise ValueError("Only models without rope scaling and sliding windows can be saved: train one without.")
+    mistral = config.architecture == "MistralForCausalLM"
+    if config.rope_scaling.kind != "default":
+        raise ValueError("A model with rope scaling cannot be saved: train one without.")
+    if len(set(config.windows)) > 1 or (any(config.windows) and not mistral):
+        raise ValueError("Only Mistral's sliding window, the same in all layers, can be saved: train a model without.")
     return {
+        **({"sliding_window": config.windows[0]} if mistral else {}),  # left out, it would mean 4096
         "architectures": [config.architecture],
         "model_type": config.architecture.removesuffix("ForCausalLM").lower(),
         "vocab_size": config.vocab_size,

@@ -55,7 +55,7 @@ def train(
     """Run the plan to its end, or to step `stop_after`, resuming from the checkpoint in `folder` if there is one.
 
     Writes `folder/checkpoint` every `save_every` steps and at the end, and a line of JSON per step to
-    `folder/log.jsonl`. The optimizers' learning rates are the peaks of the schedule.
+    `folder/log.jsonl`. The optimizers' learning rates are the peaks of the schedule, and are left so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     peaks = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
@@ -63,7 +63,7 @@ def train(
     last_step = plan.num_steps if stop_after is None else min(stop_after, plan.num_steps)
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        disable=not show_progress,
+        disable=not show_progress or account.num_steps >= last_step,
     )  # fmt: skip
     with bar, (folder / "log.jsonl").open("a", encoding="utf8") as log:
         task = bar.add_task("training", total=last_step, completed=account.num_steps)
@@ -85,6 +85,7 @@ def train(
             if account.num_steps % save_every == 0 or account.num_steps == last_step:
                 progress = {"plan": asdict(plan), "account": account._asdict()}
                 save_checkpoint(folder / "checkpoint", parameters, optimizers, progress)
+    _set_learning_rates(optimizers, peaks, 1.0)
     return account
 
 

@@ -1,0 +1,208 @@
+"""The routes of the door. Each is short: read, understand, submit, tell."""
+
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from importlib.resources import files
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from headway import __version__
+from headway.config import DoorSettings
+from headway.models.tokenizer import ModelText
+from headway.placement.link import EngineLink
+from headway.placement.wire import EngineFacts
+from headway.server import schema
+from headway.server.errors import ApiError, not_ready
+from headway.server.guard import Guard, Keys, on_http_exception
+from headway.server.intake import Ask, Intake
+from headway.server.metrics import CONTENT_TYPE, Metrics
+from headway.server.shapes import ChatShape, CompletionShape, Shape, Usage, usage_of
+from headway.server.stream import Finish, Update, updates
+from headway.server.transport import EventStream, read_body, unless_gone
+
+log = logging.getLogger("headway.door")
+
+PAGE = {  # path -> file, media type
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "cache-control": "no-cache",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Door:
+    """One model's HTTP face. Everything it needs is passed in; it keeps no state of its own between calls."""
+
+    def __init__(self, text: ModelText, link: EngineLink, settings: DoorSettings) -> None:
+        self.names = settings.served_model_name or (text.name,)
+        self.metrics = Metrics(link, self.names[0])
+        self._tokenizer = text.tokenizer
+        self._intake = Intake(text, self.names)
+        self._link = link
+        self._settings = settings
+        self._created = int(time.time())
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            Route("/v1/models", self.models, methods=["GET"]),
+            Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/ready", self.ready, methods=["GET"]),
+            Route("/metrics", self.prometheus, methods=["GET"]),
+            Route("/state", self.state, methods=["GET"]),
+            Route("/version", self.version, methods=["GET"]),
+            *(Route(path, _page(*page), methods=["GET"]) for path, page in PAGE.items()),
+        ]
+        known_paths = frozenset(route.path for route in routes)
+        guard = Middleware(Guard, Keys(self._settings.api_key), self.metrics, known_paths)
+        return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: on_http_exception})
+
+    # Answers
+
+    async def completions(self, request: Request) -> Response | EventStream:
+        content = await read_body(request, self._settings.max_body_bytes)
+        arrival = time.monotonic()
+        body = schema.decode(content, schema.CompletionBody)
+        room = self._admitting().max_model_len
+        ask = await self._intake.completion(body, request.headers, request.scope["headway.call_id"], arrival, room)
+        return await self._answer(request, ask, CompletionShape(ask, self._tokenizer))
+
+    async def chat_completions(self, request: Request) -> Response | EventStream:
+        content = await read_body(request, self._settings.max_body_bytes)
+        arrival = time.monotonic()
+        body = schema.decode(content, schema.ChatBody)
+        room = self._admitting().max_model_len
+        ask = await self._intake.chat(body, request.headers, request.scope["headway.call_id"], arrival, room)
+        return await self._answer(request, ask, ChatShape(ask, self._tokenizer))
+
+    async def _answer(self, request: Request, ask: Ask, shape: Shape) -> Response | EventStream:
+        if ask.stream:
+            return EventStream(self._stream(ask, shape), self._settings.sse_keep_alive_interval)
+        whole = await unless_gone(request.receive, self._collect(ask, shape))
+        return Response(whole, media_type="application/json")
+
+    async def _stream(self, ask: Ask, shape: Shape) -> AsyncIterator[list[bytes]]:
+        """Lists of JSON texts; each list is sent at once."""
+        finishes: dict[int, Finish] = {}
+        async with aclosing(updates(self._link, ask, self._tokenizer, self.metrics)) as news:
+            async for update in news:
+                if update.finish is not None:
+                    finishes[update.choice] = update.finish
+                yield shape.chunks(update)
+        usage = self._account(ask, finishes)
+        if ask.include_usage:
+            yield [shape.usage_chunk(usage)]
+
+    async def _collect(self, ask: Ask, shape: Shape) -> bytes:
+        finishes: dict[int, Finish] = {}
+        answers: list[list[Update]] = [[] for _ in ask.requests]
+        async with aclosing(updates(self._link, ask, self._tokenizer, self.metrics)) as news:
+            async for update in news:
+                answers[update.choice].append(update)
+                if update.finish is not None:
+                    finishes[update.choice] = update.finish
+        return shape.whole(answers, self._account(ask, finishes))
+
+    def _account(self, ask: Ask, finishes: dict[int, Finish]) -> Usage:
+        usage = usage_of(ask, [finishes[choice] for choice in range(len(ask.requests))])
+        timing = usage.headway
+        log.info(
+            "%s: %d + %d tokens, first after %s ms, then one per %s ms, slo %s",
+            *(ask.id, usage.prompt_tokens, usage.completion_tokens, timing.ttft_ms, timing.tpot_ms),
+            {None: "none", True: "met", False: "missed"}[timing.slo_met],
+        )
+        return usage
+
+    def _admitting(self) -> EngineFacts:
+        """The engine's facts, if a request may enter. One that starts again keeps requests waiting instead."""
+        state, facts = self._link.state, self._link.facts
+        if state == "draining":
+            raise not_ready("draining", "The server is shutting down: send the request to another one.")
+        if state == "down":
+            raise not_ready("engine_down", "The engine is not running: try again later.")
+        if facts is None:
+            raise not_ready("starting", "The model is still being loaded: try again in a moment.")
+        return facts
+
+    # The model, and how the server does
+
+    async def models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._card(name) for name in self.names]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.names:
+            raise ApiError(404, "model_not_found", f"The model {name[:100]!r} is not served here.", param="model")
+        return _json(self._card(name))
+
+    def _card(self, name: str) -> dict[str, object]:
+        facts = self._link.facts
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "headway",
+            "root": self.names[0],
+            "parent": None,
+            "max_model_len": None if facts is None else facts.max_model_len,
+        }
+
+    async def health(self, request: Request) -> Response:
+        """Whether this process is worth keeping."""
+        down = self._link.state == "down"
+        return _json({"status": "down" if down else "live"}, 503 if down else 200)
+
+    async def ready(self, request: Request) -> Response:
+        """Whether to send requests here."""
+        state = self._link.state
+        if state == "ready":
+            return _json({"status": "ready"})
+        return _json({"status": state}, 503, {"retry-after": "1"})
+
+    async def prometheus(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+    async def state(self, request: Request) -> Response:
+        """What the page shows beside the answers."""
+        link = self._link
+        return _json(
+            {
+                "state": link.state,
+                "models": self.names,
+                "restarts": link.num_restarts,
+                "facts": link.facts,
+                "beat": link.beat,
+            }
+        )
+
+    async def version(self, request: Request) -> Response:
+        return _json({"version": __version__})
+
+
+def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def _page(name: str, media_type: str) -> Callable[[Request], Awaitable[Response]]:
+    content = (files("headway.server") / "page" / name).read_bytes()
+
+    async def show(request: Request) -> Response:
+        return Response(content, media_type=media_type, headers=PAGE_HEADERS)
+
+    return show

@@ -1,0 +1,115 @@
+"""Stands before every route: who may enter, under which id, and what they are told when something goes wrong."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headway.server.errors import ApiError, internal
+from headway.server.intake import request_id
+from headway.server.metrics import Metrics
+from headway.server.transport import CallerLeft
+
+log = logging.getLogger("headway.door")
+
+OPEN_PATHS = frozenset({"/health"})  # a probe holds no key
+
+
+class Keys:
+    """Compares keys by their hashes, in constant time."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def admit(self, authorization: str) -> bool:
+        """Bearer KEY; or Basic, whatever the user, with KEY as the password, which is how a browser asks its person."""
+        if not self._digests:
+            return True
+        scheme, _, given = authorization.partition(" ")
+        if scheme.lower() == "basic":
+            given = _password(given)
+        elif scheme.lower() != "bearer":
+            given = ""
+        digest = hashlib.sha256(given.strip().encode()).digest()
+        found = False
+        for known in self._digests:  # all of them, so that the time says nothing about which one it was
+            found |= hmac.compare_digest(digest, known)
+        return found
+
+
+def _password(credentials: str) -> str:
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+class Guard:
+    """ASGI middleware around the routes. Every answer carries X-Request-Id; every error has the one shape."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, known_paths: frozenset[str]) -> None:
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+        self._known_paths = known_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        call_id = scope["headway.call_id"] = request_id(headers)
+        begun = False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message)["x-request-id"] = call_id
+                path = scope["path"] if scope["path"] in self._known_paths else "other"
+                self._metrics.answered(scope["method"], path, message["status"])
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS and not self._keys.admit(headers.get("authorization", "")):
+                raise _unauthorized(scope["path"])
+            await self._app(scope, receive, answer)
+        except CallerLeft:
+            log.debug("%s: the caller left", call_id)
+        except ApiError as error:
+            await _tell(error, scope, receive, answer)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if begun:
+                raise  # the server closes the connection, so that half an answer is not taken for a whole one
+            await _tell(internal(), scope, receive, answer)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router has to say (no such path, no such method), in our shape."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"There is no {request.method} {request.url.path[:200]} here."
+    shown = ApiError(error.status_code, code, message, headers=dict(error.headers or {}))
+    return Response(shown.body, shown.status, shown.headers)
+
+
+async def _tell(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(error.body, error.status, error.headers)(scope, receive, send)
+
+
+def _unauthorized(path: str) -> ApiError:
+    challenge = 'Basic realm="Headway: leave the user empty, the password is the API key"' if path == "/" else "Bearer"
+    return ApiError(
+        401,
+        "invalid_api_key",
+        "The API key is missing or wrong: send it as the header Authorization: Bearer KEY.",
+        headers={"www-authenticate": challenge},
+    )

@@ -1,0 +1,172 @@
+"""What Prometheus is told: vLLM's names where the meaning is the same, so that its dashboards fit, ours elsewhere.
+
+Per-request numbers come from each ended record, the engine's state from its last beat at the time of asking.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headway.core.ledger import Record
+from headway.core.request import Request
+from headway.placement.link import EngineLink
+from headway.server.verdict import verdicts
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# The bounds of vLLM's histograms, in seconds and tokens: dashboards compare across servers only with equal ones.
+FIRST_TOKEN_S = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80),
+    *(160, 640, 2560),
+)
+BETWEEN_TOKENS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+WHOLE_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody reads
+
+_LABELS = ("model_name", "engine")
+
+
+class Metrics:
+    """All series of one door."""
+
+    def __init__(self, link: EngineLink, model_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._labels = {"model_name": model_name, "engine": "0"}
+        ProcessCollector(registry=self.registry)
+        self.registry.register(_EngineState(link, self._labels))
+
+        self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of finished requests.")
+        self._cached_tokens = self._counter("vllm:prompt_tokens_cached", "Prompt tokens that the prefix cache held.")
+        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
+        self._recomputes = self._counter("vllm:num_preemptions", "Times that a request lost its pages.")
+        self._successes = self._family("vllm:request_success", "Requests finished.", "finished_reason")
+        self._ended = self._family("headway:requests_ended", "Requests, by ending.", "kind", "reason")
+        self._attained = self._family("headway:slo_attained", "Targets met.", "target")
+        self._missed = self._family("headway:slo_missed", "Targets missed.", "target", "cause")
+        more = ("method", "handler", "status")
+        self._http = Counter("http_requests", "Calls answered.", more, registry=self.registry)
+
+        self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", FIRST_TOKEN_S)
+        self._gap = self._histogram("vllm:inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS_S)
+        name = "vllm:request_time_per_output_token_seconds"
+        self._tpot = self._histogram(name, "Mean between tokens of a request.", BETWEEN_TOKENS_S)
+        self._whole = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", WHOLE_S)
+        self._queue = self._histogram("vllm:request_queue_time_seconds", "Arrival to first work.", WHOLE_S)
+        self._inference = self._histogram("vllm:request_inference_time_seconds", "First work to last token.", WHOLE_S)
+        self._prefill = self._histogram("vllm:request_prefill_time_seconds", "First work to first token.", WHOLE_S)
+        self._decode = self._histogram("vllm:request_decode_time_seconds", "First token to last token.", WHOLE_S)
+        self._parked = self._histogram("headway:request_parked_seconds", "Suspended for something urgent.", WHOLE_S)
+        self._prompt_size = self._histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", TOKENS)
+        self._answer_size = self._histogram("vllm:request_generation_tokens", "Tokens of an answer.", TOKENS)
+        self._max_tokens = self._histogram("vllm:request_params_max_tokens", "max_tokens as asked.", TOKENS)
+        self._num_preempted = self._histogram("headway:request_preemptions", "Suspensions of a request.", COUNTS)
+
+    def gap(self, seconds: float) -> None:
+        self._gap.observe(seconds)
+
+    def ended(self, request: Request, record: Record) -> None:
+        """Close the account of one request, however it ended."""
+        self._ended.labels(**self._labels, kind=record.kind, reason=record.reason).inc()
+        self._generation_tokens.inc(record.num_output_tokens)
+        self._recomputes.inc(record.num_recomputes)
+        for verdict in verdicts(record):
+            if verdict.met:
+                self._attained.labels(**self._labels, target=verdict.target).inc()
+            else:
+                self._missed.labels(**self._labels, target=verdict.target, cause=verdict.cause).inc()
+        if record.ttft_s is not None:
+            self._ttft.observe(record.ttft_s)
+        if record.kind != "finished":
+            return
+        self._successes.labels(**self._labels, finished_reason=record.reason).inc()
+        self._prompt_tokens.inc(record.num_prompt_tokens)
+        self._cached_tokens.inc(record.num_cached_tokens)
+        self._prompt_size.observe(record.num_prompt_tokens)
+        self._answer_size.observe(record.num_output_tokens)
+        self._max_tokens.observe(request.max_tokens)
+        self._num_preempted.observe(record.num_preemptions)
+        self._parked.observe(record.parked_s)
+        if record.tpot_s is not None:
+            self._tpot.observe(record.tpot_s)
+        self._phases(record)
+
+    def _phases(self, record: Record) -> None:
+        if record.first_scheduled is None or record.first_token is None or record.last_token is None:
+            return
+        self._queue.observe(record.first_scheduled - record.arrival)
+        self._prefill.observe(record.first_token - record.first_scheduled)
+        self._decode.observe(record.last_token - record.first_token)
+        self._inference.observe(record.last_token - record.first_scheduled)
+        self._whole.observe(record.last_token - record.arrival)
+
+    def answered(self, method: str, path: str, status: int) -> None:
+        self._http.labels(method=method, handler=path, status=f"{status // 100}xx").inc()
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)
+
+    def _family(self, name: str, what: str, *more: str) -> Counter:
+        return Counter(name, what, (*_LABELS, *more), registry=self.registry)
+
+    def _counter(self, name: str, what: str) -> Counter:
+        return Counter(name, what, _LABELS, registry=self.registry).labels(**self._labels)
+
+    def _histogram(self, name: str, what: str, bounds: tuple[float, ...]) -> Histogram:
+        return Histogram(name, what, _LABELS, buckets=bounds, registry=self.registry).labels(**self._labels)
+
+
+class _EngineState(Collector):
+    """The engine's gauges and running totals, read from its last beat."""
+
+    def __init__(self, link: EngineLink, labels: dict[str, str]) -> None:
+        self._link = link
+        self._labels = labels
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        beat, facts = self._link.beat, self._link.facts
+        yield self._counter("headway:engine_restarts", "Engines started after one died.", self._link.num_restarts)
+        if facts is not None:
+            pages = {"block_size": str(facts.page_tokens), "num_gpu_blocks": str(facts.num_pages)}
+            yield self._gauge("vllm:cache_config_info", "Key-value memory.", 1.0, **pages)
+        if beat is None:
+            return
+        yield self._gauge("vllm:num_requests_running", "Requests that hold pages.", beat.num_running + beat.num_parked)
+        yield self._gauge("vllm:num_requests_waiting", "Requests in the queue.", beat.num_waiting)
+        yield self._gauge("headway:num_requests_parked", "Requests suspended.", beat.num_parked)
+        total = sum(beat.pages.values())
+        unused = beat.pages.get("free", 0) + beat.pages.get("cached", 0)
+        used = 1 - unused / total if total else 0.0
+        yield self._gauge("vllm:kv_cache_usage_perc", "Share of the pages in use, 0 to 1.", used)
+        by_state = GaugeMetricFamily("headway:pages", "Pages, by state.", labels=[*_LABELS, "state"])
+        for state, count in beat.pages.items():
+            by_state.add_metric([*self._labels.values(), state], count)
+        yield by_state
+        for name, total_count in beat.counters.items():
+            named = {"prefix_queries": "vllm:prefix_cache_queries", "prefix_hits": "vllm:prefix_cache_hits"}
+            yield self._counter(named.get(name, f"headway:{name}"), f"Running total of {name}.", total_count)
+
+    def _gauge(self, name: str, what: str, value: float, **more: str) -> Metric:
+        family = GaugeMetricFamily(name, what, labels=[*self._labels, *more])
+        family.add_metric([*self._labels.values(), *more.values()], value)
+        return family
+
+    def _counter(self, name: str, what: str, value: float) -> Metric:
+        family = CounterMetricFamily(name, what, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family

@@ -1,0 +1,78 @@
+"""uvicorn's HTTP protocol with bounds that it lacks: on the size of headers, and on the time they may take.
+
+Everything else about HTTP is uvicorn's.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from headway.server.errors import ApiError
+
+MAX_HEAD_BYTES = 64 * 1024  # request line and headers
+HEAD_TIMEOUT_S = 20.0  # from the connection, or a request's first byte, to the end of its headers
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes connections that send endless or endlessly slow headers."""
+
+    _head_bytes = 0
+    _head_done = False
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._be_patient()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose_patience()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._head_done:  # counted here as well: the parser hands over a header only when it is whole
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response("The headers are too large.")
+
+    def on_message_begin(self) -> None:
+        self._head_bytes, self._head_done = 0, False
+        self._be_patient()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._head_done = True
+        self._lose_patience()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        body = ApiError(400, "invalid_http", msg).body
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _count(self, num_bytes: int) -> None:
+        self._head_bytes += num_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise ValueError("the headers are too large")  # which the parser turns into an answer of 400
+
+    def _be_patient(self) -> None:
+        self._lose_patience()
+        self._patience = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+
+    def _lose_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()

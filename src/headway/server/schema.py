@@ -1,0 +1,248 @@
+"""The bodies that clients send, decoded and checked once. Behind this module the types prove validity.
+
+Fields that nobody knows are accepted, because clients send extras. Fields that are known and would constrain the
+answer, but are not supported yet, are refused: an answer that ignores a constraint is worse than none.
+"""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from headway.server.errors import ApiError, bad_request
+
+MAX_CHOICES = 256  # prompts x n of one call
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
+MAX_IDS = 1024  # entries of logit_bias, stop_token_ids
+MAX_LOGPROBS = 20
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Milliseconds = Annotated[float, Meta(gt=0, le=1e9)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Targets(msgspec.Struct):
+    """Milliseconds: arrival to first token, between two tokens, arrival to last token."""
+
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
+    total_ms: Milliseconds | None = None
+
+
+class Body(msgspec.Struct, kw_only=True):
+    """What every kind of generation may ask for. None is: not said."""
+
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_IDS)] | None = None
+    seed: Int64 | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_IDS)] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    priority: Int64 | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
+    slo: Targets | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """None: no logprobs. k: of the chosen token and the k best."""
+        raise NotImplementedError
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class CompletionBody(Body, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: str | list[str | TokenId | list[TokenId]]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per prompt, as text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        kinds = {type(part) for part in self.prompt}
+        if kinds == {int}:
+            return [[part for part in self.prompt if isinstance(part, int)]]
+        if not kinds:
+            raise bad_request("The prompt is empty: give at least one token.", "prompt", "empty_prompt")
+        if len(kinds) != 1:
+            raise bad_request(
+                "`prompt` must be a string, a list of strings, a list of ids or a list of those.", "prompt"
+            )
+        return [part for part in self.prompt if not isinstance(part, int)]
+
+
+class Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class ChatBody(Body, kw_only=True):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+B = TypeVar("B", bound=Body)
+
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # name -> values that ask for nothing, besides empty ones
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": (),
+    "best_of": (1,),
+    "chat_template": (),
+    "continue_final_message": (),
+    "documents": (),
+    "echo": (),
+    "function_call": ("none", "auto"),
+    "functions": (),
+    "grammar": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "logits_processors": (),
+    "modalities": (["text"],),
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "response_format": ({"type": "text"},),
+    "structured_outputs": (),
+    "suffix": (),
+    "thinking_token_budget": (),
+    "tool_choice": ("none", "auto"),
+    "tools": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (),
+    "web_search_options": (),
+}
+_AT = re.compile(r" - at `\$\.?(.*)`$")
+
+
+def decode(content: bytes, kind: type[B]) -> B:
+    """The body as a `kind`. Raises ApiError 400 that names the field."""
+    try:
+        fields = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"The body is not JSON: {_brief(error)}.", code="invalid_json") from error
+    if not isinstance(fields, dict):
+        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    _refuse_unsupported(fields)
+    try:
+        body = msgspec.convert(fields, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise _invalid(error) from error
+    _check(body)
+    return body
+
+
+def _refuse_unsupported(fields: dict[str, Any]) -> None:
+    for name, neutral in _UNSUPPORTED.items():
+        value = fields.get(name)
+        if not value or value in neutral:
+            continue
+        if name == "best_of" and value == fields.get("n"):
+            continue
+        raise bad_request(
+            f"`{name}` is not supported yet: leave it out, since the answer would not follow it.",
+            name,
+            "unsupported_parameter",
+        )
+
+
+def _check(body: Body) -> None:
+    """What no single field's type can say."""
+    stops = body.stops
+    if len(stops) > MAX_STOPS:
+        raise bad_request(f"`stop` may hold at most {MAX_STOPS} strings, not {len(stops)}.", "stop")
+    if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
+        raise bad_request(f"Every string of `stop` must have 1 to {MAX_STOP_CHARACTERS} characters.", "stop")
+    if body.stream_options is not None and not body.stream:
+        raise bad_request("`stream_options` needs `stream` to be true.", "stream_options")
+    if isinstance(body, ChatBody):
+        if body.top_logprobs and not body.logprobs:
+            raise bad_request("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
+        _check_messages(body.messages)
+
+
+def _check_messages(messages: list[Message]) -> None:
+    for index, message in enumerate(messages):
+        param = f"messages[{index}]"
+        if message.role not in ("system", "developer", "user", "assistant"):
+            raise bad_request(
+                f"`{param}.role` must be system, developer, user or assistant, not {message.role[:40]!r}.",
+                f"{param}.role",
+            )
+        if message.tool_calls:
+            raise bad_request("Tool calls are not supported yet.", f"{param}.tool_calls", "unsupported_parameter")
+        if isinstance(message.content, list):
+            for part in message.content:
+                if part.type != "text" or part.text is None:
+                    raise bad_request(
+                        f"`{param}.content` may hold only text, not {part.type[:40]!r}.",
+                        f"{param}.content",
+                        "unsupported_parameter",
+                    )
+        elif message.content is None and message.role != "assistant":
+            raise bad_request(f"`{param}.content` is missing.", f"{param}.content")
+
+
+def _invalid(error: Exception) -> ApiError:
+    """msgspec's complaint, with the field's name where a client looks for it."""
+    text = _brief(error)
+    place = _AT.search(text)
+    param = place.group(1) if place else None
+    what = _AT.sub("", text)
+    missing = re.search(r"missing required field `(\w+)`", what)
+    if missing:
+        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
+        return bad_request(f"`{param}` is missing.", param, "missing_field")
+    what = what[:1].lower() + what[1:]
+    return bad_request(f"`{param}` is not valid: {what}." if param else f"The body is not valid: {what}.", param)
+
+
+def _brief(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300].rstrip(".")

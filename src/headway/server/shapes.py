@@ -1,0 +1,293 @@
+"""The JSON of answers, in OpenAI's two shapes: whole, and as the chunks of a stream. Knows no HTTP and no engine."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from headway.models.tokenizer import Tokenizer
+from headway.server.intake import Ask
+from headway.server.stream import Finish, Piece, ShownToken, Update
+from headway.server.verdict import worst
+
+LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
+_encode = msgspec.json.Encoder().encode
+
+
+class SloReport(msgspec.Struct):
+    """What was asked of one target and what it got."""
+
+    target_ms: float
+    measured_ms: float | None
+    met: bool
+    cause: str | None
+
+
+class Timing(msgspec.Struct):
+    """Our extension of usage: what was understood, measured and met. Of several answers the slowest counts."""
+
+    ttft_ms: float | None
+    tpot_ms: float | None
+    queue_ms: float | None
+    total_ms: float | None
+    preemptions: int
+    recomputes: int
+    cached_tokens: int
+    slo_met: bool | None  # None: no target was asked for
+    slo: dict[str, SloReport]
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: PromptDetails
+    headway: Timing
+
+
+class CompletionLogprobs(msgspec.Struct):
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class ChatLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[ChatLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Delta(msgspec.Struct, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | UnsetType | None = UNSET
+
+
+class Envelope(msgspec.Struct):
+    """Around choices of any kind, whole or in chunks."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Any]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class Shape(Protocol):
+    """One of the forms that the same answers can take."""
+
+    def chunks(self, update: Update) -> list[bytes]:
+        """The stream's next events, as JSON."""
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        """The stream's last event, for callers who asked for it."""
+
+    def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
+        """Everything at once: for each choice its updates in order."""
+
+
+def usage_of(ask: Ask, finishes: Sequence[Finish]) -> Usage:
+    """The account of a call: a prompt counts once, however many answers it gets."""
+    records = [finish.record for finish in finishes]
+    samples = len(ask.requests) // ask.num_prompts
+    prompt_tokens = sum(len(request.prompt) for request in ask.requests[::samples])
+    cached_tokens = sum(record.num_cached_tokens for record in records[::samples])
+    completion_tokens = sum(
+        finish.num_tokens for finish in finishes
+    )  # a stop string may leave out some that were drawn
+    queue_s = [r.first_scheduled - r.arrival for r in records if r.first_scheduled is not None]
+    reports = {
+        verdict.target: SloReport(_ms(verdict.target_s) or 0.0, _ms(verdict.measured_s), verdict.met, verdict.cause)
+        for verdict in worst(records)
+    }
+    timing = Timing(
+        ttft_ms=_ms(max((r.ttft_s for r in records if r.ttft_s is not None), default=None)),
+        tpot_ms=_ms(max((r.tpot_s for r in records if r.tpot_s is not None), default=None)),
+        queue_ms=_ms(max(queue_s, default=None)),
+        total_ms=_ms(max((r.ended - r.arrival for r in records if r.ended is not None), default=None)),
+        preemptions=sum(record.num_preemptions for record in records),
+        recomputes=sum(record.num_recomputes for record in records),
+        cached_tokens=cached_tokens,
+        slo_met=all(report.met for report in reports.values()) if reports else None,
+        slo=reports,
+    )
+    total_tokens = prompt_tokens + completion_tokens
+    return Usage(prompt_tokens, total_tokens, completion_tokens, PromptDetails(cached_tokens), timing)
+
+
+class CompletionShape:
+    """/v1/completions"""
+
+    def __init__(self, ask: Ask, tokenizer: Tokenizer) -> None:
+        self._ask = ask
+        self._tokenizer = tokenizer
+        self._created = int(time.time())
+        self._no_usage: UnsetType | None = None if ask.include_usage else UNSET
+
+    def chunks(self, update: Update) -> list[bytes]:
+        text = update.piece.text if update.piece is not None else ""
+        choice = CompletionChoice(update.choice, text, self._logprobs([update]))
+        return [self._envelope([_finish(choice, update.finish)], self._no_usage)]
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._envelope([], usage)
+
+    def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
+        choices = [
+            _finish(CompletionChoice(index, _text(updates), self._logprobs(updates)), updates[-1].finish)
+            for index, updates in enumerate(answers)
+        ]
+        return self._envelope(choices, usage)
+
+    def _envelope(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> bytes:
+        return _encode(Envelope(self._ask.id, "text_completion", self._created, self._ask.model, choices, usage))
+
+    def _logprobs(self, updates: Sequence[Update]) -> CompletionLogprobs | None:
+        shown = _shown(updates)
+        if not shown and not _always_has_logprobs(self._ask):
+            return None
+        spell = self._tokenizer.token_text
+        found = CompletionLogprobs([], [], [], [])
+        for token, offset, logprobs in shown:
+            found.text_offset.append(offset)
+            found.tokens.append(spell(token))
+            found.token_logprobs.append(_finite(logprobs.logprob))
+            best = {spell(other): _finite(logprob) for other, logprob in reversed(logprobs.top)}
+            found.top_logprobs.append(best | {spell(token): _finite(logprobs.logprob)})
+        return found
+
+
+class ChatShape:
+    """/v1/chat/completions. The role goes out with the first token, so that clients measure a true time to it."""
+
+    def __init__(self, ask: Ask, tokenizer: Tokenizer) -> None:
+        self._ask = ask
+        self._tokenizer = tokenizer
+        self._created = int(time.time())
+        self._no_usage: UnsetType | None = None if ask.include_usage else UNSET
+        self._begun: set[int] = set()
+
+    def chunks(self, update: Update) -> list[bytes]:
+        index, piece, finish = update
+        chunks = []
+        if index not in self._begun:
+            self._begun.add(index)
+            chunks.append(self._chunk(ChatChunkChoice(index, Delta("assistant", ""))))
+        delta = Delta(content=piece.text) if piece is not None else Delta()
+        choice = ChatChunkChoice(index, delta, self._logprobs([update]))
+        if finish is not None:
+            choice.stop_reason = None
+        chunks.append(self._chunk(_finish(choice, finish)))
+        return chunks
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._envelope("chat.completion.chunk", [], usage)
+
+    def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
+        choices = [
+            _finish(ChatChoice(index, ChatMessage(_text(updates)), self._logprobs(updates)), updates[-1].finish)
+            for index, updates in enumerate(answers)
+        ]
+        return self._envelope("chat.completion", choices, usage)
+
+    def _chunk(self, choice: ChatChunkChoice) -> bytes:
+        return self._envelope("chat.completion.chunk", [choice], self._no_usage)
+
+    def _envelope(self, kind: str, choices: Sequence[Any], usage: Usage | UnsetType | None) -> bytes:
+        return _encode(Envelope(self._ask.id, kind, self._created, self._ask.model, list(choices), usage))
+
+    def _logprobs(self, updates: Sequence[Update]) -> ChatLogprobs | None:
+        shown = _shown(updates)
+        if not shown and not _always_has_logprobs(self._ask):
+            return None
+        return ChatLogprobs([self._token(token) for token in shown])
+
+    def _token(self, shown: ShownToken) -> ChatTokenLogprob:
+        def spelled(token: int, logprob: float) -> ChatLogprob:
+            text = self._tokenizer.token_text(token)
+            return ChatLogprob(text, _finite(logprob), list(self._tokenizer.token_bytes(token)))
+
+        top = [spelled(token, logprob) for token, logprob in shown.logprobs.top]
+        chosen = spelled(shown.token, shown.logprobs.logprob)
+        return ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
+
+
+Choice = TypeVar("Choice", CompletionChoice, ChatChoice, ChatChunkChoice)
+
+
+def _finish(choice: Choice, finish: Finish | None) -> Choice:
+    if finish is not None:
+        choice.finish_reason = finish.reason
+        choice.stop_reason = finish.stop_reason
+    return choice
+
+
+def _text(updates: Sequence[Update]) -> str:
+    return "".join(update.piece.text for update in updates if update.piece is not None)
+
+
+def _shown(updates: Sequence[Update]) -> list[ShownToken]:
+    pieces: list[Piece] = [update.piece for update in updates if update.piece is not None]
+    return [token for piece in pieces for token in piece.tokens]
+
+
+def _always_has_logprobs(ask: Ask) -> bool:
+    """A whole answer that asked for them has the field even if it shows no token; a chunk without tokens has not."""
+    return ask.requests[0].sampling.num_logprobs is not None and not ask.stream
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+def _finite(logprob: float) -> float:
+    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB

@@ -1,0 +1,139 @@
+"""HTTP's edges: a body read within limits, an answer streamed as events, and a caller who leaves noticed at once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from headway.server.errors import ApiError, internal
+
+log = logging.getLogger("headway.door")
+
+BODY_TIMEOUT_S = 60.0
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+T = TypeVar("T")
+
+
+class CallerLeft(Exception):
+    """Nobody is there to answer any more."""
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body of a JSON call. Raises ApiError before more than `max_bytes` are held."""
+    # besides being a kindness, this keeps other sites' pages from calling us: browsers ask before they send JSON
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(400, "invalid_content_type", "Send JSON with the header Content-Type: application/json.")
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > max_bytes:
+        raise _too_large(max_bytes)
+    content = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise CallerLeft
+                content += message.get("body", b"")
+                if len(content) > max_bytes:
+                    raise _too_large(max_bytes)
+                if not message.get("more_body", False):
+                    return bytes(content)
+    except TimeoutError as error:
+        raise ApiError(
+            408,
+            "body_timeout",
+            f"The body did not come within {BODY_TIMEOUT_S:.0f} s.",
+            headers={"connection": "close"},
+        ) from error
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        "body_too_large",
+        f"The body is over {max_bytes} bytes: send less, or start the server with a larger --max-body-bytes.",
+        headers={"connection": "close"},
+    )
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; if the caller leaves first, the work is cancelled and CallerLeft raised."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise CallerLeft
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream:
+    """Answers with server-sent events, each the `data:` of one JSON text.
+
+    The status line waits for the first event, so that whoever is refused before it gets a true status. After
+    `keep_alive_s` seconds of silence a comment is sent (0: never), which settles the status.
+    """
+
+    def __init__(self, events: AsyncIterator[list[bytes]], keep_alive_s: float) -> None:
+        self._events = events
+        self._keep_alive_s = keep_alive_s
+        self._sent_at = time.monotonic()
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ApiError only while nothing was sent."""
+        waiting = asyncio.create_task(self._fill_silence(send)) if self._keep_alive_s > 0 else None
+        try:
+            await unless_gone(receive, self._send_all(send))
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            async for events in self._events:
+                await self._send(send, b"".join([b"data: %b\n\n" % event for event in events]))
+        except Exception as error:
+            if not self._begun:
+                raise
+            if not isinstance(error, ApiError):
+                log.exception("A stream broke off")
+            await self._send(send, b"data: %b\n\n" % (error if isinstance(error, ApiError) else internal()).body)
+        await self._send(send, DONE)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, content: bytes) -> None:
+        if not self._begun:
+            self._begun = True
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),  # a proxy in between must not collect events
+            ]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._sent_at = time.monotonic()
+        await send({"type": "http.response.body", "body": content, "more_body": True})
+
+    async def _fill_silence(self, send: Send) -> None:
+        while True:
+            silent_s = time.monotonic() - self._sent_at
+            if silent_s >= self._keep_alive_s:
+                await self._send(send, KEEP_ALIVE)
+            else:
+                await asyncio.sleep(self._keep_alive_s - silent_s)

@@ -1,0 +1,49 @@
+"""What a request asked for in time and what it got, read off the ledger's record."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from headway.core.ledger import Cause, Record
+
+
+class Verdict(NamedTuple):
+    """One target: what was asked, what was measured (None: never came), and why it was missed (None: it was met)."""
+
+    target: str
+    target_s: float
+    measured_s: float | None
+    cause: Cause | None
+
+    @property
+    def met(self) -> bool:
+        return self.cause is None
+
+
+def verdicts(record: Record) -> list[Verdict]:
+    """One per target that was asked for. A target that does not apply (one token has no gaps) is left out."""
+    ended = None if record.ended is None or record.kind != "finished" else record.ended - record.arrival
+    measured = (
+        ("ttft", record.slo.ttft_s, record.ttft_s),
+        ("tpot", record.slo.tpot_s, record.tpot_s),
+        ("total", record.slo.total_s, ended),
+    )
+    return [
+        Verdict(target, target_s, taken_s, record.missed.get(target))
+        for target, target_s, taken_s in measured
+        if target_s is not None and (taken_s is not None or target in record.missed)
+    ]
+
+
+def worst(records: Sequence[Record]) -> list[Verdict]:
+    """One verdict per target over all answers of a call: a missed one before a met one, then the slowest."""
+    by_target: dict[str, Verdict] = {}
+    for record in records:
+        for verdict in verdicts(record):
+            known = by_target.get(verdict.target)
+            if known is None or _badness(verdict) > _badness(known):
+                by_target[verdict.target] = verdict
+    return list(by_target.values())
+
+
+def _badness(verdict: Verdict) -> tuple[bool, float]:
+    return not verdict.met, float("inf") if verdict.measured_s is None else verdict.measured_s

@@ -1,0 +1,72 @@
+"""How operators are cut: every cell is covered exactly once, and no tile is planned longer than the bound."""
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.core.work import Segment
+from headway.stages.tiling import AIM, MIN_QUERIES, Rates, Tiling, spans
+
+RATES = st.builds(
+    Rates,
+    linear_flops=st.floats(1e9, 1e14),
+    linear_bytes=st.floats(1e8, 1e12),
+    attention_flops=st.floats(1e8, 1e14),
+    copy_bytes=st.floats(1e8, 1e12),
+    elements=st.floats(1e6, 1e11),
+)
+
+
+@given(st.integers(0, 5000), st.integers(1, 6000))
+def test_spans_cover_everything_once_in_near_equal_parts(length, longest):
+    parts = spans(length, longest)
+    assert parts[0].start == 0
+    assert parts[-1].end == length
+    assert all(one.end == two.start for one, two in pairwise(parts))
+    sizes = [part.end - part.start for part in parts]
+    assert max(sizes) <= longest
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(RATES, st.integers(1, 9000), st.sampled_from((64, 896, 4096)), st.sampled_from((64, 9728, 151936)))
+def test_a_linear_tile_is_planned_within_the_bound(rates, num_rows, d_in, d_out):
+    """Unless it is about the smallest that is ever cut: 64 columns of 64 to 128 rows."""
+    tiling = Tiling(rates, 0.010)
+    grid = tiling.linear(num_rows, d_in, d_out, 2)
+    assert grid.rows[-1].end == num_rows
+    assert grid.columns[-1].end == d_out
+    height = max(rows.end - rows.start for rows in grid.rows)
+    width = max(columns.end - columns.start for columns in grid.columns)
+    seconds = max(2 * height * width * d_in / rates.linear_flops, width * d_in * 2 / rates.linear_bytes)
+    assert seconds <= 0.010 * AIM * 1.01 or (height <= 128 and width <= 64)
+
+
+@settings(deadline=None)
+@given(RATES, st.lists(st.tuples(st.integers(1, 700), st.integers(0, 3000)), min_size=1, max_size=6))
+def test_every_query_looks_once_through_every_head(rates, shapes):
+    """Whatever the mixture of prompts, chunks and single tokens: each (row, key-value head) is in one glance."""
+    segments = [
+        Segment(f"r{number}", tuple(range(length)), context, context, (), ())
+        for number, (length, context) in enumerate(shapes)
+    ]
+    seen = set()
+    for tile in Tiling(rates, 0.010).attention(segments, 8, 2, 64, 2):
+        assert tile, "an empty tile"
+        for glance in tile:
+            start = sum(len(segment.tokens) for segment in segments[: glance.segment])
+            assert glance.first_query == segments[glance.segment].first_position + glance.rows.start - start
+            for row in range(glance.rows.start, glance.rows.end):
+                for head in range(glance.heads.start, glance.heads.end):
+                    assert (row, head) not in seen
+                    seen.add((row, head))
+    assert len(seen) == 2 * sum(length for length, _ in shapes)
+
+
+def test_a_long_prompt_is_cut_into_small_blocks_of_queries():
+    """8192 tokens on a machine that does 200 GFLOP/s in attention: blocks of a few dozen queries at most."""
+    rates = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8)
+    segment = Segment("r", tuple(range(8192)), 0, 0, (), ())
+    tiles = Tiling(rates, 0.010).attention([segment], 14, 2, 64, 2)
+    heights = [glance.rows.end - glance.rows.start for tile in tiles for glance in tile]
+    assert MIN_QUERIES <= max(heights) <= 64
