@@ -173,7 +173,7 @@ class LLM:
     def _turn(self) -> None:
         # not around a whole generator: the mode belongs to the thread, and the caller runs between two pieces
         with torch.inference_mode():
-            if not self._driver.turn():
+            if not self._driver.turn() and self._open:
                 self._driver.wait()
 
     def _tell(self, effect: ev.Deliver | ev.End) -> None:

@@ -110,7 +110,7 @@ def test_a_token_that_becomes_due_interrupts_a_prompt() -> None:
     story.now = story.scheduler.next_due() or 0.0
     assert story.tell(ev.Due()) == []
     token = story.plan(progress=0.08)
-    assert token == Work(3, "language", (Segment("chat", (7,), 4, 4, (0, 1), (0,)),))
+    assert token == Work(3, "language", (Segment("chat", (7,), 4, 4, (0, 26), (0,)),))
 
     story.passes(0.01)
     story.done(token, chat=8)
@@ -181,25 +181,6 @@ def test_no_more_is_parked_than_allowed() -> None:
     assert story.scheduler.loads() == (1, 1, 1)
 
 
-def test_nothing_is_parked_for_longer_than_allowed() -> None:
-    """Urgent prompts follow each other without end; after five seconds the suspended one goes before all of them."""
-    story = Story(max_parked_s=5.0)
-    story.arrives("long", 100)
-    work = story.plan()
-    story.arrives("urgent0", 90, max_tokens=1, slo=SLO(ttft_s=1.0))
-    number = 0
-    while (other := story.plan()) is not work:
-        story.passes(0.45)
-        story.arrives(f"urgent{number + 1}", 90, max_tokens=1, slo=SLO(ttft_s=1.4))
-        assert story.plan(progress=0.5) is other or story.now >= 5.0
-        story.passes(0.45)
-        if story.plan(progress=0.99) is work:
-            break
-        story.done(other, **{f"urgent{number}": 1})
-        number += 1
-    assert 5.0 <= story.now <= 6.0
-
-
 def test_the_end_of_patience_is_a_timer() -> None:
     """A prompt is parked behind one that takes long: the driver is told when its patience ends."""
     story = Story(max_parked_s=0.5)
@@ -217,15 +198,17 @@ def test_the_end_of_patience_is_a_timer() -> None:
 # Whole runs
 
 
-def arrival(now: float, request_id: str, num_tokens: int, max_tokens: int, slo: SLO = SLO()) -> tuple[float, ev.Event]:
+def arrival(
+    now: float, request_id: str, num_tokens: int, max_tokens: int, slo: SLO | None = None
+) -> tuple[float, ev.Event]:
     prompt = tuple(range(len(request_id) * 10, len(request_id) * 10 + num_tokens))
-    return now, ev.Arrived(Request(request_id, prompt, max_tokens, now, slo=slo))
+    return now, ev.Arrived(Request(request_id, prompt, max_tokens, now, slo=slo or SLO()))
 
 
 @pytest.mark.parametrize("num_long", [1, 4])
 def test_no_token_is_late_because_a_long_prompt_is_read(num_long: int) -> None:
     """Three chats want a token every 40 ms; prompts of a second each come in between. A tile takes 4 ms, a token step
-    at most 12 ms: no gap ever exceeds the target."""
+    at most 7 ms: no gap ever exceeds the target."""
     slo = SLO(ttft_s=0.2, tpot_s=0.04)
     letters = [arrival(0.0, f"chat{number}", 4, 40, slo) for number in range(3)]
     letters += [arrival(0.05 + 0.3 * number, f"the long one {number}", 1000, 2) for number in range(num_long)]
@@ -254,13 +237,29 @@ def test_an_urgent_prompt_waits_for_one_tile_at_most() -> None:
         assert record.missed == {}
 
 
+def test_the_suspended_get_on_although_urgent_ones_never_stop_coming() -> None:
+    """Urgent prompts alone keep the device busy for half a minute. The long one, which promised nothing, is suspended
+    again and again, but never for longer than allowed, and is read while they are still coming."""
+    slo = SLO(ttft_s=0.12)
+    letters = [arrival(0.0, "long", 400, 1)]
+    letters += [arrival(0.01 + 0.09 * number, f"urgent{number:03}", 90, 1, slo) for number in range(350)]
+    settings = SchedulerSettings(max_model_len=500, tile_s=0.005, max_parked_s=0.5, prefix_caching=False)
+    simulation = Simulation(letters, settings, num_pages=1000, num_layers=50, tiles_per_layer=2)
+    simulation.run()
+    (record,) = simulation.ended["long"]
+    assert record.first_token is not None
+    assert record.first_token < 14.0, "its soft deadline is at 4 s, and 10 s later it goes before everything"
+    assert record.num_preemptions > 5
+    assert record.parked_s <= record.num_preemptions * (0.5 + 0.01)
+
+
 def test_what_was_suspended_often_answers_as_if_it_never_was() -> None:
     """The same long prompt, alone and in a crowd that interrupts it again and again: the same tokens."""
-    long = arrival(0.0, "long", 300, 20)
+    long = arrival(0.0, "long", 500, 20)
     crowd = [arrival(0.01 + 0.02 * number, f"urgent{number}", 5, 3, SLO(0.02, 0.01)) for number in range(12)]
-    settings = SchedulerSettings(max_model_len=400, tile_s=0.002)
-    alone = Simulation([long], settings, num_pages=200, num_layers=50)
-    crowded = Simulation([long, *crowd], settings, num_pages=200, num_layers=50)
+    settings = SchedulerSettings(max_model_len=600, tile_s=0.002)
+    alone = Simulation([long], settings, num_pages=400, num_layers=50, tile_s=1e-6)
+    crowded = Simulation([long, *crowd], settings, num_pages=400, num_layers=50, tile_s=1e-6)
     alone.run()
     crowded.run()
     assert crowded.ended["long"][0].num_preemptions >= 5

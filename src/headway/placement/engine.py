@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -57,8 +57,11 @@ def build_engine(settings: EngineSettings) -> Engine:
     device = _device(settings.device)
     num_threads = settings.num_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(num_threads)
-    model, name, dtype_reason = _load_model(settings, device)
-    pool, max_model_len = _make_pool(settings, model.config, model.dtype, device)
+    source = _find(settings, device)
+    max_model_len = _context(settings, source.config)
+    shape = _pool_shape(settings, source, max_model_len, _free_bytes(device))  # refuse before reading gigabytes
+    model = _load(source, settings, device, max_model_len)
+    pool = KVPool(shape, device)
     pool.fault_in(FIRST_FAULTED_BYTES)
     with torch.inference_mode():
         rates = measure_rates(model, pool)
@@ -80,10 +83,10 @@ def build_engine(settings: EngineSettings) -> Engine:
         PageTable(pool.shape.num_pages, pool.shape.page_tokens),
     )
     facts = EngineFacts(
-        model_name=name,
+        model_name=source.name,
         device=_device_name(device),
         dtype=str(model.dtype).removeprefix("torch."),
-        dtype_reason=dtype_reason,
+        dtype_reason=source.dtype_reason,
         num_parameters=model.config.num_parameters,
         max_model_len=max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -104,6 +107,8 @@ def _device(name: str) -> torch.device:
             "--device cuda was asked for, but torch sees no CUDA device: use --device cpu, "
             "or install a CUDA build of torch and a driver that fits it."
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices.")
     return device
 
 
@@ -111,8 +116,22 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _load_model(settings: EngineSettings, device: torch.device) -> tuple[Decoder, str, str]:
-    """The decoder, its name, and why it has the dtype that it has."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Which model, from where (None: random weights), in which dtype and why."""
+
+    name: str
+    config: DecoderConfig
+    folder: Path | None
+    dtype: torch.dtype
+    dtype_reason: str
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.config.num_parameters * self.dtype.itemsize
+
+
+def _find(settings: EngineSettings, device: torch.device) -> _Source:
     preset = presets.parse(settings.model)
     folder = None if preset else locate(settings.model)
     config = preset or read_config(folder or Path())
@@ -120,45 +139,62 @@ def _load_model(settings: EngineSettings, device: torch.device) -> tuple[Decoder
         dtype, reason = weights.choose_dtype(config.dtype, device)
     else:
         dtype, reason = getattr(torch, settings.dtype), "as asked"
-    if folder is None:
-        return weights.random_decoder(config, settings.seed, dtype, device), str(settings.model), reason
-    name = folder.name if settings.model is None else str(settings.model).rstrip("/")
-    return weights.load(folder, dtype, device), name, reason
+    name = str(settings.model or "headway-embedded").rstrip("/")
+    return _Source(name, config, folder, dtype, reason)
 
 
-def _make_pool(
-    settings: EngineSettings, config: DecoderConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[KVPool, int]:
-    """The pool and the longest request it is for."""
-    max_model_len = settings.max_model_len or config.max_positions
-    if max_model_len > config.max_positions:
+def _load(source: _Source, settings: EngineSettings, device: torch.device, num_positions: int) -> Decoder:
+    if source.folder is None:
+        return weights.random_decoder(source.config, settings.seed, source.dtype, device, num_positions)
+    return weights.load(source.folder, source.dtype, device, num_positions)
+
+
+def _context(settings: EngineSettings, config: DecoderConfig) -> int:
+    """The longest request, in tokens."""
+    asked = settings.max_model_len or config.max_positions
+    if asked > config.max_positions:
         raise ConfigError(
-            f"--max-model-len {max_model_len} is more than the {config.max_positions} positions this model was made "
-            f"for: give {config.max_positions} or less."
+            f"--max-model-len {asked} is more than the {config.max_positions} positions this model was made for: "
+            f"give {config.max_positions} or less."
         )
-    shape = PoolShape(1, config.num_layers, settings.block_size, config.num_kv_heads, config.head_size, dtype)
-    pages_per_request = -(-max_model_len // settings.block_size)
-    free_bytes = _free_bytes(device)
-    budget = settings.kv_cache_memory_bytes
-    if budget is not None and budget > free_bytes:
+    return asked
+
+
+def _pool_shape(settings: EngineSettings, source: _Source, max_model_len: int, free_bytes: int) -> PoolShape:
+    """As many pages as were asked for, or half of what the weights leave free, or as all requests could ever use."""
+    config = source.config
+    left_bytes = free_bytes - source.weight_bytes
+    if left_bytes <= 0:
         raise ConfigError(
-            f"--kv-cache-memory-bytes {budget} is more than the {free_bytes} bytes that are free: "
-            f"give {free_bytes // 2} or less."
+            f"The weights need {_gib(source.weight_bytes)} of memory and {_gib(free_bytes)} are free: choose a "
+            "smaller model or --dtype bfloat16, or free some memory."
+        )
+    page = PoolShape(1, config.num_layers, settings.block_size, config.num_kv_heads, config.head_size, source.dtype)
+    pages_per_request = -(-max_model_len // settings.block_size)
+    budget = settings.kv_cache_memory_bytes
+    if budget is not None and budget > left_bytes:
+        raise ConfigError(
+            f"--kv-cache-memory-bytes {budget} is more than the {left_bytes} bytes that the weights leave free: "
+            f"give {left_bytes // 2} or less."
         )
     if budget is None:
-        budget = min(free_bytes // 2, settings.max_num_seqs * pages_per_request * shape.page_bytes)
-    num_pages = budget // shape.page_bytes
+        budget = min(left_bytes // 2, settings.max_num_seqs * pages_per_request * page.page_bytes)
+    num_pages = budget // page.page_bytes
     if num_pages < pages_per_request:
+        needed_bytes = pages_per_request * page.page_bytes
         fitting = num_pages * settings.block_size
         advice = f"give --max-model-len {fitting} or less" if fitting >= 2 else "free some memory"
         if settings.kv_cache_memory_bytes is not None:
-            advice += f" or --kv-cache-memory-bytes {pages_per_request * shape.page_bytes} or more"
+            advice += f" or --kv-cache-memory-bytes {needed_bytes} or more"
         raise ConfigError(
-            f"A context of {max_model_len} tokens needs {pages_per_request * shape.page_bytes / 2**30:.2f} GiB of "
-            f"key-value memory, but there are {budget / 2**30:.2f} GiB for it: {advice}."
+            f"A context of {max_model_len} tokens needs {_gib(needed_bytes)} of key-value memory, but there are "
+            f"{_gib(budget)} for it: {advice}."
         )
-    shape = PoolShape(num_pages, config.num_layers, settings.block_size, config.num_kv_heads, config.head_size, dtype)
-    return KVPool(shape, device), max_model_len
+    return replace(page, num_pages=num_pages)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def _free_bytes(device: torch.device) -> int:

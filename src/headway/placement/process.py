@@ -103,13 +103,15 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     faulting = True
     snapshot_at = 0.0
     with torch.inference_mode():
-        while not (engine.scheduler.draining and engine.scheduler.num_open == 0):
+        while True:
             busy = driver.turn()
             now = time.monotonic()
             if not busy or now - snapshot_at >= SNAPSHOT_S:
                 mouth.beat, snapshot_at = _beat(engine, driver.num_tiles, now), now
             if busy:
                 continue
+            if engine.scheduler.draining and engine.scheduler.num_open == 0:
+                break
             if faulting and not letters.has_mail():
                 faulting = engine.pool.fault_in(FAULT_BYTES)
             else:

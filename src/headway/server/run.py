@@ -5,15 +5,13 @@ answers: /health says live, /ready says starting.
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from headway.config import ConfigError, DoorSettings
-from headway.models.config import ModelError
 from headway.placement.link import EngineLink
 from headway.placement.wire import EngineFacts
 
@@ -67,10 +65,11 @@ async def serve(
     try:
         from headway.models.tokenizer import open_model_text
         from headway.server.app import Door
+        from headway.server.http import Http
 
         text = await asyncio.to_thread(open_model_text, model, settings.chat_template)
         door = Door(text, link, settings)
-        http = _Http(door, listener)
+        http = Http(door.app(), listener)
         await _first(starting, leave.wait())
         if not leave.is_set():
             assert link.facts is not None
@@ -93,3 +92,15 @@ async def serve(
 async def _watch(link: EngineLink) -> None:
     while link.state != "down":
         await asyncio.sleep(WATCH_S)
+
+
+async def _first(*works: Awaitable[Any]) -> None:
+    """Until one of them is done; the others are cancelled. Raises what that one raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

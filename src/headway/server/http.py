@@ -1,10 +1,15 @@
-"""uvicorn's HTTP protocol with bounds that it lacks: on the size of headers, and on the time they may take.
+"""uvicorn, told when to stop by us alone, with bounds that it lacks: on the size of headers and the time they may take.
 
 Everything else about HTTP is uvicorn's.
 """
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headway.server.errors import ApiError
@@ -16,7 +21,8 @@ HEAD_TIMEOUT_S = 20.0  # from the connection, or a request's first byte, to the 
 class BoundedProtocol(HttpToolsProtocol):
     """Closes connections that send endless or endlessly slow headers."""
 
-    _head_bytes = 0
+    _head_bytes = 0  # received of headers that are not whole
+    _field_bytes = 0  # of fields that are
     _head_done = False
     _patience: asyncio.TimerHandle | None = None
 
@@ -36,7 +42,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.send_400_response("The headers are too large.")
 
     def on_message_begin(self) -> None:
-        self._head_bytes, self._head_done = 0, False
+        self._head_bytes, self._field_bytes, self._head_done = 0, 0, False
         self._be_patient()
         super().on_message_begin()
 
@@ -60,8 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _count(self, num_bytes: int) -> None:
-        self._head_bytes += num_bytes
-        if self._head_bytes > MAX_HEAD_BYTES:
+        self._field_bytes += num_bytes
+        if self._field_bytes > MAX_HEAD_BYTES:
             raise ValueError("the headers are too large")  # which the parser turns into an answer of 400
 
     def _be_patient(self) -> None:
@@ -76,3 +82,35 @@ class BoundedProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+class Http:
+    """A running server, until closed."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            http=BoundedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=5,
+            timeout_graceful_shutdown=5,  # by then every request has ended: this is for callers who do not read
+        )
+        self._server = _Server(config)
+        self._task = asyncio.create_task(self._server.serve([listener]))
+
+    async def close(self, *, patient: bool) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = not patient
+        await self._task
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals are ours
