@@ -140,7 +140,17 @@ def test_due_interrupts_a_step_at_its_next_tile() -> None:
     at 52 ms is the last one before the token's step, and afterwards the prompt goes on."""
     house = House([arrives(0.0, "chat", 4, max_tokens=3, slo=SLO(tpot_s=0.05)), arrives(0.001, "long", 150)])
     house.stage.inner.spend = lambda num_tokens: house.clock.advance(0.005 if num_tokens > 100 else TILE_S)
+    dues: list[float] = []
+    handle = house.scheduler.handle
+
+    def noted_handle(event: ev.Event, now: float) -> list[ev.Effect]:
+        if isinstance(event, ev.Due):
+            dues.append(now)
+        return handle(event, now)
+
+    house.scheduler.handle = noted_handle  # type: ignore[method-assign]
     house.run()
+    assert dues == [pytest.approx(0.052)]
     order = [work_id for _, work_id in house.stage.tiles]
     assert order == [1] * 12 + [2] * 8 + [3] * 12 + [2] * 4 + [4] * 12
     assert house.records["chat"].longest_gap_s <= 0.05 + 0.005

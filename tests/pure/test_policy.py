@@ -170,6 +170,7 @@ def test_best_effort_gives_way_to_a_target_but_not_the_other_way_round() -> None
     promised, unhurried = candidate(1.5), candidate(total_s=1.0)
     assert should_switch(unhurried, promised, 0.6, TILE_S)
     assert not should_switch(promised, unhurried, 0.6, TILE_S)
+    assert should_switch(unhurried, candidate(1.5, arrival=8.8), 8.8, TILE_S), "even if its soft deadline is then lost"
 
 
 @dataclass

@@ -83,15 +83,18 @@ def test_a_pack_ends_where_it_stops_being_useful() -> None:
 
 
 def test_no_more_at_once_than_there_are_places() -> None:
-    """Two places: the third request waits until one of the two has ended."""
+    """Two places: the third request waits until one of the two has ended, and the other two write on."""
     story = Story(max_num_seqs=2)
     for name in ("a", "b", "c"):
-        story.arrives(name, 3, max_tokens=1 if name == "a" else 9)
+        story.arrives(name, 3, max_tokens=2)
     pack = story.plan()
     assert pack is not None
     assert [segment.request_id for segment in pack.segments] == ["a", "b"]
-    story.passes(0.06)
     story.done(pack, a=1, b=2)
+    tokens = story.plan()
+    assert tokens is not None
+    assert [segment.request_id for segment in tokens.segments] == ["a", "b"]
+    story.done(tokens, a=1, b=2)
     third = story.plan()
     assert third is not None
     assert [segment.request_id for segment in third.segments] == ["c"]

@@ -1,5 +1,6 @@
 """Who is let in. Refusing early is kinder than failing late: a refusal has a reason, and a hint when to come back."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from headway.core.request import Request
@@ -22,8 +23,10 @@ class Limits(NamedTuple):
     page_tokens: int
 
 
-def refusal(request: Request, limits: Limits, num_queued: int, backlog_s: float, draining: bool) -> Refusal | None:
-    """None if the request may enter. `backlog_s` is the predicted work that is queued."""
+def refusal(
+    request: Request, limits: Limits, num_queued: int, backlog_s: Callable[[], float], draining: bool
+) -> Refusal | None:
+    """None if the request may enter. `backlog_s` gives the predicted seconds of work that are queued."""
     num_tokens = len(request.prompt)
     if num_tokens == 0:
         return Refusal("empty_prompt", "The prompt is empty: give at least one token.")
@@ -38,6 +41,6 @@ def refusal(request: Request, limits: Limits, num_queued: int, backlog_s: float,
     if draining:
         return Refusal("draining", "The server is shutting down: send the request to another one.", 1.0)
     if num_queued >= limits.max_num_queued:
-        wait = max(1.0, backlog_s)
+        wait = max(1.0, backlog_s())
         return Refusal("queue_full", f"{num_queued} requests are waiting already: try again in {wait:.0f} s.", wait)
     return None

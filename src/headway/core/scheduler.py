@@ -33,7 +33,11 @@ from headway.core.work import Commit, Segment, Work
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
-    """`tile_s` is the bound B. `pack_tokens` is where more tokens in a step stop making it more efficient."""
+    """`tile_s` is the bound B. `pack_tokens` is where more tokens in a step stop making it more efficient.
+
+    A suspended step keeps its pages and, for every token in it, activations: `max_parked_tokens` bounds their bytes.
+    It is never less than one longest request, which must always be able to give way.
+    """
 
     max_model_len: int
     max_num_seqs: int = 64
@@ -41,6 +45,7 @@ class SchedulerSettings:
     pack_tokens: int = 512
     tile_s: float = 0.010
     max_num_parked: int = 8
+    max_parked_tokens: int = 1 << 20
     max_parked_s: float = 30.0
     prefix_caching: bool = True
     stage: str = "language"
@@ -105,8 +110,7 @@ class Scheduler:
         assert request.id not in self._tickets, f"request {request.id} arrived twice"
         ticket = Ticket.open(self._num_arrived, request, self.settings.max_model_len)
         self._num_arrived += 1
-        backlog_s = sum(prefill_s(queued, self.cost) for queued in self._queued.values())
-        refused = refusal(request, self._limits, len(self._queued), backlog_s, self.draining)
+        refused = refusal(request, self._limits, len(self._queued), self._backlog_s, self.draining)
         if refused is not None:
             ticket.record.message = refused.message
             ticket.record.retry_after_s = refused.retry_after_s
@@ -271,7 +275,8 @@ class Scheduler:
         return None
 
     def _next_instant(self, now: float) -> float | None:
-        instants = [c.ripe_at for c in self._candidates()] if self._on_device is not None else []
+        between = self._between_steps() if self._on_device is not None else []
+        instants = [token_candidate(between, self.cost, self.settings.tile_s).ripe_at] if between else []
         instants += [candidate.starved_at for candidate in map(self._step_candidate, self._parked())]
         instants += [self._expiry(ticket) for ticket in self._queued.values()]
         return min((instant for instant in instants if now < instant < float("inf")), default=None)
@@ -351,7 +356,13 @@ class Scheduler:
         self._queued[ticket.number] = ticket
 
     def _may_park(self, running: Step) -> bool:
-        return running.decoding or len(self._parked()) < self.settings.max_num_parked
+        """Suspended work is bounded in count and in bytes. A step of single tokens keeps next to nothing."""
+        if running.decoding:
+            return True
+        parked = self._parked()
+        num_tokens = running.work.num_tokens + sum(step.work.num_tokens for step in parked)
+        limit = max(self.settings.max_parked_tokens, self.settings.max_model_len)
+        return len(parked) < self.settings.max_num_parked and num_tokens <= limit
 
     def _park(self, step: Step, now: float) -> None:
         self.counters["preemptions"] += 1
@@ -410,6 +421,10 @@ class Scheduler:
 
     def _num_active(self) -> int:
         return len(self._tickets) - len(self._queued)
+
+    def _backlog_s(self) -> float:
+        """Predicted prefill work in the queue."""
+        return sum(prefill_s(queued, self.cost) for queued in self._queued.values())
 
     def _expiry(self, ticket: Ticket) -> float:
         """When a queued request is too late to be worth starting."""

@@ -247,13 +247,23 @@ def choose_dtype(stored: str, device: torch.device | str) -> tuple[torch.dtype, 
 
 
 def _bf16_ratio(num_rows: int, size_out: int) -> float:
-    """Time of a matmul in bfloat16 over that in float32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x, weight = torch.ones(num_rows, 1024, dtype=dtype), torch.ones(size_out, 1024, dtype=dtype)
-        seconds[dtype] = math.inf
-        for _ in range(4):  # the first one compiles; the best one is the least disturbed
-            begun = time.perf_counter()
-            torch.nn.functional.linear(x, weight)
-            seconds[dtype] = min(seconds[dtype], time.perf_counter() - begun)
+    """Time of a matmul in bfloat16 over that in float32.
+
+    On one thread, in turn, the best of several: with more threads a busy neighbour would decide the outcome.
+    """
+    pairs = {
+        dtype: (torch.ones(num_rows, 1024, dtype=dtype), torch.ones(size_out, 1024, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds = dict.fromkeys(pairs, math.inf)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(6):  # the first one compiles; the best one is the least disturbed
+            for dtype, (x, weight) in pairs.items():
+                begun = time.perf_counter()
+                torch.nn.functional.linear(x, weight)
+                seconds[dtype] = min(seconds[dtype], time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(num_threads)
     return seconds[torch.bfloat16] / seconds[torch.float32]

@@ -76,6 +76,7 @@ def build_engine(settings: EngineSettings) -> Engine:
             pack_tokens=max(16, int(SATURATION * fit.stream_s / fit.token_s)),
             tile_s=settings.max_tile_ms / 1e3,
             max_num_parked=settings.max_num_parked,
+            max_parked_tokens=shape.pool_bytes // 4 // stage.bytes_per_token,
             max_parked_s=settings.max_parked_s,
             prefix_caching=settings.enable_prefix_caching,
         ),
@@ -139,7 +140,7 @@ def _find(settings: EngineSettings, device: torch.device) -> _Source:
         dtype, reason = weights.choose_dtype(config.dtype, device)
     else:
         dtype, reason = getattr(torch, settings.dtype), "as asked"
-    name = str(settings.model or "headway-embedded").rstrip("/")
+    name = str(settings.model or "embedded").rstrip("/")
     return _Source(name, config, folder, dtype, reason)
 
 

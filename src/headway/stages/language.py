@@ -62,6 +62,12 @@ class LanguageStage:
         self.scale = model.config.head_size**-0.5
         self._leaving: dict[int, set[str]] = {}
 
+    @property
+    def bytes_per_token(self) -> int:
+        """What a suspended step keeps for each of its tokens, pages aside: hidden states, q, k, v and attention's."""
+        config = self.model.config
+        return (config.hidden_size + 2 * config.q_size + 2 * config.kv_size) * self.model.dtype.itemsize
+
     def open(self, request: Request) -> None:
         self.sampler.open(request)
 

@@ -39,6 +39,15 @@ class Account(NamedTuple):
     cpu_s: float  # user and system time of this process
     wall_s: float
 
+    def plus(self, other: "Account") -> "Account":
+        """Of two runs, one after the other."""
+        return Account(
+            num_steps=self.num_steps + other.num_steps,
+            num_tokens=self.num_tokens + other.num_tokens,
+            cpu_s=self.cpu_s + other.cpu_s,
+            wall_s=self.wall_s + other.wall_s,
+        )
+
 
 def train(
     plan: Plan,

@@ -1,0 +1,122 @@
+"""Chat templates: rendered as transformers renders them, within bounds, in a sandbox."""
+
+from pathlib import Path
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from headway.models import chat_template
+from headway.models.chat_template import ChatTemplate, ChatTemplateError
+from headway.models.config import ModelError
+from headway.models.tokenizer import open_model_text
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Grüße & <b>\n"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Why?"},
+]
+CHATML = """{{ bos_token }}{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message.content | trim + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""
+TRIMMED = """{% for message in messages %}
+  {% if message.role == "system" %}
+    {% continue %}
+  {% endif %}
+[{{ loop.index }}] {{ message.content }}
+{% endfor %}
+{% generation %}marked{% endgeneration %}"""
+JSON = "{{ messages | tojson }} {{ messages[0] | tojson(indent=2) }} {{ tools is none }}"
+COUNTED = """{% set seen = namespace(count=0) %}{% for m in messages %}{% set seen.count = seen.count + 1 %}
+{% endfor %}{{ seen.count * 3 }} {{ "-" * 4 }} {{ thinking }}"""
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMED, JSON, COUNTED])
+def test_templates_render_as_in_transformers(template: str) -> None:
+    """Whitespace control, loop controls, tojson without HTML escapes, namespaces, extra arguments."""
+    rendered, _ = render_jinja_template(
+        [TALK], chat_template=template, add_generation_prompt=True, bos_token="<s>", thinking=False
+    )
+    ours = ChatTemplate(template, {"bos_token": "<s>"}).render(TALK, {"thinking": False})
+    assert ours == rendered[0]
+
+
+def test_the_date_is_available() -> None:
+    assert ChatTemplate("{{ strftime_now('%Y') | length }}", {}).render(TALK) == "4"
+
+
+def test_a_template_refuses_in_its_own_words() -> None:
+    template = ChatTemplate("{{ raise_exception('Roles must alternate.') }}", {})
+    with pytest.raises(ChatTemplateError, match=r"Roles must alternate\."):
+        template.render(TALK)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ 1000000000 * [0] }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+        "{{ messages[9].content.missing }}",
+        "{{ messages + 1 }}",
+    ],
+)
+def test_a_hostile_or_broken_template_is_an_error_and_nothing_more(template: str) -> None:
+    with pytest.raises(ChatTemplateError):
+        ChatTemplate(template, {}).render(TALK)
+
+
+def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 100)
+    with pytest.raises(ChatTemplateError, match="over 100 characters"):
+        ChatTemplate("{% for i in range(1000) %}xy{% endfor %}", {}).render(TALK)
+
+
+def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", -1.0)
+    with pytest.raises(ChatTemplateError, match="took over"):
+        ChatTemplate("{% for i in range(1000) %}xy{% endfor %}", {}).render(TALK)
+
+
+def test_a_template_is_a_file_or_the_text_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ messages[0].role }}")
+    assert ChatTemplate.parse(str(path), {}).render(TALK) == "system"
+    assert ChatTemplate.parse("{{ messages[1].role }}", {}).render(TALK) == "user"
+    with pytest.raises(ModelError, match="There is no chat template"):
+        ChatTemplate.parse(str(tmp_path / "none.jinja"), {})
+    with pytest.raises(ModelError, match="broken in line 1"):
+        ChatTemplate.parse("{% if %}", {})
+
+
+def test_the_callers_template_goes_before_the_models_own() -> None:
+    own, given = open_model_text(None), open_model_text(None, "{{ messages | length }}")
+    assert own.chat_template is not None
+    assert given.chat_template is not None
+    assert own.chat_template.render(TALK[:1]) == "Be brief."
+    assert given.chat_template.render(TALK) == "4"
+
+
+def test_a_file_beside_the_model_goes_before_its_tokenizer_config(tmp_path: Path) -> None:
+    """Published models have the template in either place, some under several names."""
+    import json
+    import shutil
+
+    embedded = Path(open_model_text.__globals__["locate"](None))
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(embedded / name, tmp_path / name)
+    several = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": "{{ 'default' }}"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    named = open_model_text(str(tmp_path)).chat_template
+    assert named is not None
+    assert named.render(TALK) == "default"
+    (tmp_path / "chat_template.jinja").write_text("{{ 'beside' }}")
+    beside = open_model_text(str(tmp_path)).chat_template
+    assert beside is not None
+    assert beside.render(TALK) == "beside"
