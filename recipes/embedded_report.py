@@ -35,7 +35,7 @@ PROMPTS = (
     "class Stack:\n    def __init__(self):\n        self.items = []\n\n    def push(self, item):\n",
     "<|fim_prefix|>def area(width, height):\n    <|fim_suffix|>\n    return result\n<|fim_middle|>",
 )
-TEMPERATURES = (0.0, 0.2, 0.4, 0.8)
+TEMPERATURES = (0.0, 0.2, 0.5, 0.8)
 NUM_FUNCTIONS, CONTINUED_TOKENS = 32, 64
 
 
@@ -46,6 +46,8 @@ class Trial(NamedTuple):
     outcome: str  # losses are means over the steps named
     cpu_s: float
 
+
+MIXES = ("0: 2.81, 34 %", "0.5: 2.85, 33 %", "0.75: 2.90, 35 %", "1: 2.99, 31 %", "1.3: 3.12, 23 %")
 
 TRIALS = (
     Trial("rates 0.02 (matrices), 0.004 (rest)", "5.50 over steps 24–35 of 40", 74.4),
@@ -185,7 +187,8 @@ text and follows no instructions. Its chat template joins the messages with newl
 - **Training:** {account.num_tokens / 1e6:.1f} million tokens in {account.num_steps} steps, {last.num_steps} of them in
   sequences of {last.sequence_tokens}: {account.cpu_s / 60:.1f} CPU minutes of one core, and
   {sum(trial.cpu_s for trial in TRIALS) / 60:.1f} more for trials. The last {settings.loops.num_steps} steps taught it
-  to leave loops. Weights and steps in float32, products in bfloat16; stored in bfloat16.
+  to leave loops; the model is the mean of its weights before and after them. Weights and steps in float32, products
+  in bfloat16; stored in bfloat16.
 - **Infilling:** {settings.fim_share:.0%} of the files, in every epoch other ones, came as
   `<|fim_prefix|>` P `<|fim_suffix|>` S `<|fim_middle|>` M `<|endoftext|>`, cut between any two characters.
 
@@ -205,8 +208,8 @@ nothing of sense.
 ## What it can't do
 It knows the look of Python, not its meaning: names, indentation and idioms are right more often than the program is.
 Don't expect a correct function, facts, prose, other languages than Python and English, instructions or dialogue.
-Infilled text often fails to meet its suffix. Greedy text tends to fall into repetition. Never run unread what it
-writes.
+Infilled text often fails to meet its suffix. Greedy text still falls into loops, sampled text less so. Never run
+unread what it writes.
 
 ## Samples
 Greedy, 80 tokens at most; the prompt ends at ⟨…⟩.
@@ -252,7 +255,10 @@ The mean of the hundred steps before; files as they stand and in FIM order toget
 ## The second run
 {settings.loops.num_steps} steps against loops (`train/repetition.py`): the chance that the model gives to a phrase's
 third saying fell from {report.unwanted_chances[0]:.2f} (mean of the first ten steps) to
-{report.unwanted_chances[1]:.2f} (of the last ten).
+{report.unwanted_chances[1]:.2f} (of the last ten). The model is the mean of the weights before and after. Between
+them, held-out loss and greedy text were (share of the second run's weights: nats per token on plain files, repeated
+lines in 16 functions' greedy bodies): {"; ".join(MIXES)}. At 0 the text after `def fibonacci(n):` repeats one word
+without end, from 0.5 on it does not.
 
 ## Trials
 | question | outcome | CPU seconds |

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from headway.models.config import ModelError
 from headway.models.tokenizer import Tokenizer, open_model_text
@@ -162,17 +162,23 @@ END = {"__type": "AddedToken", "content": "</s>", "lstrip": False, "rstrip": Fal
 NAMED = {"bos_token": "<s>", "eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
 
 
-@pytest.mark.parametrize("wishes", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}])
+@pytest.mark.parametrize("wishes", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize("has_template", [False, True])
 def test_special_tokens_around_a_prompt_are_those_that_transformers_adds(
-    tmp_path: Path, wishes: dict[str, bool]
+    tmp_path: Path, wishes: dict[str, bool], has_template: bool
 ) -> None:
     from transformers import AutoTokenizer
 
-    folder = make_folder(tmp_path, byte_level(), tokenizer_config=NAMED | wishes)
+    backend = byte_level()
+    if has_template:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    folder = make_folder(tmp_path, backend, tokenizer_config=NAMED | wishes)
     theirs = AutoTokenizer.from_pretrained(str(folder))
     ours = open_model_text(str(folder)).tokenizer
-    assert list(ours.encode("the fox")) == theirs("the fox")["input_ids"]
-    assert list(ours.encode("the fox", add_special_tokens=False)) == theirs("the fox", add_special_tokens=False).input_ids
+    assert list(ours.encode("the fox")) == theirs("the fox").input_ids
+    assert (
+        list(ours.encode("the fox", add_special_tokens=False)) == theirs("the fox", add_special_tokens=False).input_ids
+    )
 
 
 def test_a_folder_brings_its_defaults_its_name_and_all_its_ends(tmp_path: Path) -> None:

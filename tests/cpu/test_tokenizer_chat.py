@@ -1,5 +1,7 @@
 """Chat templates: rendered as transformers renders them, within bounds, in a sandbox."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from headway.models import chat_template
 from headway.models.chat_template import ChatTemplate, ChatTemplateError
 from headway.models.config import ModelError
+from headway.models.locate import locate
 from headway.models.tokenizer import open_model_text
 
 TALK = [
@@ -105,10 +108,7 @@ def test_the_callers_template_goes_before_the_models_own() -> None:
 
 def test_a_file_beside_the_model_goes_before_its_tokenizer_config(tmp_path: Path) -> None:
     """Published models have the template in either place, some under several names."""
-    import json
-    import shutil
-
-    embedded = Path(open_model_text.__globals__["locate"](None))
+    embedded = locate(None)
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(embedded / name, tmp_path / name)
     several = [{"name": "tool_use", "template": "{{ 1 }}"}, {"name": "default", "template": "{{ 'default' }}"}]

@@ -181,6 +181,32 @@ def test_no_more_is_parked_than_allowed() -> None:
     assert story.scheduler.loads() == (1, 1, 1)
 
 
+def test_no_more_tokens_are_parked_than_memory_was_planned_for() -> None:
+    """A suspended step keeps activations for each of its tokens. 200 are parked and 450 are allowed: a step of 100 may
+    join them, one of 300 goes on, urgent arrival or not."""
+    for second_tokens, gives_way in ((100, True), (300, False)):
+        story = Story(max_parked_tokens=450)
+        story.arrives("a", 200)
+        story.plan()
+        story.arrives("b", second_tokens, slo=SLO(ttft_s=1.15 * second_tokens * 0.01))
+        second = story.plan()
+        assert second is not None
+        assert second.segments[0].request_id == "b"
+        story.arrives("c", 10, slo=SLO(ttft_s=0.15))
+        assert (story.plan() is not second) == gives_way
+
+
+def test_one_prompt_can_always_give_way() -> None:
+    """Planned for next to nothing, memory must still hold the longest single prompt that may come."""
+    story = Story(max_parked_tokens=1)
+    story.arrives("long", 399)
+    story.plan()
+    story.arrives("urgent", 10, slo=SLO(ttft_s=0.15))
+    work = story.plan()
+    assert work is not None
+    assert work.segments[0].request_id == "urgent"
+
+
 def test_the_end_of_patience_is_a_timer() -> None:
     """A prompt is parked behind one that takes long: the driver is told when its patience ends."""
     story = Story(max_parked_s=0.5)

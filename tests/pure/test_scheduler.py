@@ -310,13 +310,13 @@ def test_who_waits_past_its_last_instant_is_refused() -> None:
     story = Story()
     story.arrives("long", 100, priority=-1, slo=SLO(ttft_s=1.0))
     work = story.plan()
-    story.arrives("late", 60, slo=SLO(total_s=0.5))
+    story.arrives("late", 30, slo=SLO(total_s=0.5))
     assert story.plan() is work
     assert story.scheduler.next_due() == 0.5
     story.passes(0.5)
     record = ending(story.tell(ev.Due()))
     assert (record.request_id, record.kind, record.reason) == ("late", "refused", "deadline_expired")
-    assert record.missed == {"total": "refused"}
+    assert record.missed == {"total": "queued_behind"}
 
 
 def test_a_deadline_for_the_whole_answer_does_not_cut_it_short() -> None:

@@ -64,6 +64,7 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Ca
         total_s=predicted_s,
         remaining_s=predicted_s,
         ripe_at=deadline - predicted_s - tile_s,
+        keeps_up=True,
     )
 
 

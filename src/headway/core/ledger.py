@@ -45,6 +45,7 @@ class Record:
     starved_s: float = 0.0
     predicted_prefill_s: float = 0.0
     busy_prefill_s: float = 0.0
+    overrun_s: float = 0.0  # what its prefill's steps took beyond their price
     kind: EndKind | None = None
     reason: str = ""  # "stop" or "length" when finished, else a machine-readable code
     message: str = ""
@@ -78,7 +79,7 @@ def settle(record: Record, ending: State, reason: str, now: float) -> None:
             continue
         if ending is State.FINISHED and taken_s is None:
             continue  # one token has no gaps
-        record.missed[name] = _cause(record, ending, reason, target_s)
+        record.missed[name] = _cause(record, ending, reason, None if name == "tpot" else target_s)
 
 
 _KINDS: dict[State, EndKind] = {
@@ -89,23 +90,24 @@ _KINDS: dict[State, EndKind] = {
 }
 
 
-def _cause(record: Record, ending: State, reason: str, target_s: float) -> Cause:
-    """What cost the most time, of what the account shows."""
+def _cause(record: Record, ending: State, reason: str, prefill_target_s: float | None) -> Cause:
+    """What cost the most time, of what the account shows. The target is one that the prefill's own time counts for."""
     if ending is State.CANCELLED:
         return "cancelled"
     if reason == "engine_lost":
         return "engine_lost"
     if ending is State.FAILED:
         return "step_failed"
-    if ending is State.REFUSED:
+    if ending is State.REFUSED and reason != "deadline_expired":
         return "refused"
-    if record.predicted_prefill_s > target_s:
+    if prefill_target_s is not None and record.predicted_prefill_s > prefill_target_s:
         return "infeasible"
-    waited_s = (record.first_scheduled or record.arrival) - record.arrival
+    begun = record.first_scheduled if record.first_scheduled is not None else record.ended
+    waited_s = (record.arrival if begun is None else begun) - record.arrival
     lost_s: dict[Cause, float] = {
         "queued_behind": waited_s - record.starved_s,
         "parked": record.parked_s,
         "starved_of_pages": record.starved_s,
-        "predicted_wrong": record.busy_prefill_s - record.predicted_prefill_s,
+        "predicted_wrong": record.overrun_s,
     }
     return max(lost_s, key=lambda cause: lost_s[cause])

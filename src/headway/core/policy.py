@@ -30,7 +30,8 @@ class Candidate(NamedTuple):
     """`deadline` is absolute, None without a target; `rescue_s` how far past it still counts as on time.
 
     `total_s` is the whole predicted work, `remaining_s` what is left of it. `ripe_at`: before that instant there is
-    no use in running it unless the device is idle. `starved_at`: from then on it goes first.
+    no use in running it unless the device is idle. `starved_at`: from then on it goes first. `keeps_up`: it continues
+    what callers are already reading, and what it asks for is bounded by who has been let in.
     """
 
     key: int  # the step's or ticket's number; says nothing to the policy
@@ -42,6 +43,7 @@ class Candidate(NamedTuple):
     remaining_s: float
     ripe_at: float
     starved_at: float = float("inf")
+    keeps_up: bool = False
 
 
 class Standing(NamedTuple):
@@ -60,7 +62,8 @@ def soft_deadline(arrival: float, total_s: float) -> float:
 def standing(candidate: Candidate, now: float) -> Standing:
     """Where the candidate stands now; sort by `order`, lowest first."""
     soft = soft_deadline(candidate.arrival, candidate.total_s)
-    if now >= min(candidate.starved_at, max(soft, candidate.deadline or soft) + STARVED_S):
+    latest = soft if candidate.deadline is None else max(soft, candidate.deadline)
+    if now >= min(candidate.starved_at, latest + STARVED_S):
         return Standing(Tier.STARVED, (Tier.STARVED, candidate.arrival), soft - now - candidate.remaining_s)
     if candidate.deadline is not None:
         slack = candidate.deadline - now - candidate.remaining_s
@@ -74,12 +77,15 @@ def should_switch(running: Candidate, challenger: Candidate, now: float, least_g
     """Whether the running step must give way: only if the challenger goes before it, would be late by waiting for it,
     and does not merely trade its own miss for the other's. `least_gain_s` is one tile: less is not worth a switch."""
     own, other = standing(running, now), standing(challenger, now)
-    if other.order >= own.order or running.remaining_s <= least_gain_s:
+    if running.remaining_s <= least_gain_s:
+        return False
+    late = other.slack_s < running.remaining_s
+    small = challenger.remaining_s <= SMALL_SHARE * running.remaining_s
+    if challenger.keeps_up and small and late:
+        return True  # whoever runs, a starved prompt too: it costs that one little, and it cannot come without end
+    if other.order >= own.order:
         return False
     if other.tier is Tier.STARVED:
         return True
-    if other.slack_s >= running.remaining_s:
-        return False  # it can wait
-    small = challenger.remaining_s <= SMALL_SHARE * running.remaining_s
     harmless = own.slack_s - challenger.remaining_s >= 0
-    return small or harmless or other.tier < own.tier or challenger.priority < running.priority
+    return late and (small or harmless or other.tier < own.tier or challenger.priority < running.priority)

@@ -108,7 +108,8 @@ class Scheduler:
 
     def _arrived(self, request: Request, now: float) -> list[ev.Effect]:
         assert request.id not in self._tickets, f"request {request.id} arrived twice"
-        ticket = Ticket.open(self._num_arrived, request, self.settings.max_model_len)
+        longest = min(self.settings.max_model_len, self.pages.num_pages * self.pages.page_tokens)
+        ticket = Ticket.open(self._num_arrived, request, longest)
         self._num_arrived += 1
         refused = refusal(request, self._limits, len(self._queued), self._backlog_s, self.draining)
         if refused is not None:
@@ -123,7 +124,8 @@ class Scheduler:
 
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._remove_step(done.work_id)
-        self.cost.observe(shares_of(step.work.segments), done.busy_s)
+        if len(step.tickets) == len(step.work.segments):  # else it became shorter than its price on the way
+            self.cost.observe(shares_of(step.work.segments), done.busy_s)
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
         for segment, ticket in self._members(step):
@@ -132,6 +134,7 @@ class Scheduler:
             self._holdings.publish(ticket)
             if not step.decoding:
                 ticket.record.busy_prefill_s += done.busy_s
+                ticket.record.overrun_s += max(0.0, done.busy_s - step.predicted_s)
             if ticket.state is State.LEAVING:
                 effects.append(self._finish_leaving(ticket, now))
                 continue
@@ -177,9 +180,7 @@ class Scheduler:
         step = self._remove_step(work_id)
         effects: list[ev.Effect] = []
         for _, ticket in self._members(step):
-            ticket.step = None
-            ticket.record.message = cause
-            effects.append(self._end(ticket, State.FAILED, "step_failed", now))
+            effects.append(self._fail(ticket, "step_failed", cause, now))
         return effects
 
     def _left(self, work_id: int, request_ids: Iterable[str], now: float) -> list[ev.Effect]:
@@ -222,10 +223,7 @@ class Scheduler:
         effects: list[ev.Effect] = [ev.Abandon(work_id) for work_id in self._steps]
         for work_id in list(self._steps):
             self._remove_step(work_id)
-        for ticket in list(self._tickets.values()):
-            ticket.step = None
-            ticket.record.message = cause
-            effects.append(self._end(ticket, State.FAILED, "engine_lost", now))
+        effects += [self._fail(ticket, "engine_lost", cause, now) for ticket in list(self._tickets.values())]
         return effects
 
     # Plans
@@ -238,7 +236,7 @@ class Scheduler:
             running.progress = lane.progress
         candidates = self._candidates()
         work = self._switch(running, candidates, now) if running is not None else self._choose(candidates, now)
-        self._due = self._next_instant(now)
+        self._due = self._next_instant(candidates, now)
         return work
 
     def next_due(self) -> float | None:
@@ -249,14 +247,17 @@ class Scheduler:
         """The running step's Work, or that of the first candidate that has a reason to take its place."""
         own = self._step_candidate(running)
         order = _in_order((c for c in candidates if c.ripe_at <= now), now)
-        if self._may_park(running):
-            for challenger in order:
-                if not should_switch(own, challenger, now, self.settings.tile_s):
-                    continue
-                step = self._prepare(challenger, order, now)
-                if step is not None:
-                    self._park(running, now)
-                    return self._put_on_device(step, now)
+        prompts_wait = not self._may_park(running)  # a token, or a parked step, adds nothing to what is parked
+        for challenger in order:
+            if prompts_wait and challenger.key < 0:
+                continue
+            if not should_switch(own, challenger, now, self.settings.tile_s):
+                continue
+            step = self._prepare(challenger, order, now)
+            if step is not None:
+                self._park(running, now)
+                return self._put_on_device(step, now)
+            prompts_wait |= self._keeps_others_out(challenger, now)
         return running.work
 
     def _choose(self, candidates: list[Candidate], now: float) -> Work | None:
@@ -270,16 +271,29 @@ class Scheduler:
             step = self._prepare(best, order, now)
             if step is not None:
                 return self._put_on_device(step, now)
-            # pages that come free belong to a starved prompt first, or small ones would keep it out for ever
-            prompts_wait |= best.key < 0 and standing(best, now).tier is Tier.STARVED
+            prompts_wait |= self._keeps_others_out(best, now)
         return None
 
-    def _next_instant(self, now: float) -> float | None:
+    def _keeps_others_out(self, candidate: Candidate, now: float) -> bool:
+        """Pages that come free belong to a starved prompt first, or small ones would keep it out for ever."""
+        return candidate.key < 0 and standing(candidate, now).tier is Tier.STARVED
+
+    def _next_instant(self, candidates: list[Candidate], now: float) -> float | None:
+        """When to look again if nothing happens: a token is ripe, a target needs a start, a wait has been too long."""
         between = self._between_steps() if self._on_device is not None else []
         instants = [token_candidate(between, self.cost, self.settings.tile_s).ripe_at] if between else []
+        if self._on_device is not None:
+            latest_end = ((c.deadline, c.remaining_s) for c in candidates if self._waits(c))
+            instants += [end - left - self.settings.tile_s for end, left in latest_end if end is not None]
         instants += [candidate.starved_at for candidate in map(self._step_candidate, self._parked())]
         instants += [self._expiry(ticket) for ticket in self._queued.values()]
         return min((instant for instant in instants if now < instant < float("inf")), default=None)
+
+    def _waits(self, candidate: Candidate) -> bool:
+        """Whether this prompt or parked step still waits, now that something was put on the device."""
+        if candidate.key < 0:
+            return number_of_ticket(candidate.key) in self._queued
+        return candidate.key in self._steps and self._steps[candidate.key].parked_since is not None
 
     def _candidates(self) -> list[Candidate]:
         """Everything that could have the device, but the step that has it."""
@@ -391,6 +405,14 @@ class Scheduler:
         return step
 
     # Endings
+
+    def _fail(self, ticket: Ticket, reason: str, message: str, now: float) -> ev.End:
+        """It ends with its step, unless it had its answer already and was only leaving."""
+        ticket.step = None
+        if ticket.pending_end is not None:
+            return self._finish_leaving(ticket, now)
+        ticket.record.message = message
+        return self._end(ticket, State.FAILED, reason, now)
 
     def _finish_leaving(self, ticket: Ticket, now: float) -> ev.End:
         assert ticket.pending_end is not None

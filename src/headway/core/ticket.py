@@ -34,9 +34,10 @@ class Ticket:
     pending_end: tuple[State, str] | None = None  # how it ends once it has left its step
 
     @classmethod
-    def open(cls, number: int, request: Request, max_model_len: int) -> "Ticket":
+    def open(cls, number: int, request: Request, longest: int) -> "Ticket":
+        """`longest` is how many tokens, prompt and answer, the engine has room for."""
         record = Record(request.id, request.arrival, request.slo, len(request.prompt))
-        room = max_model_len - len(request.prompt)
+        room = longest - len(request.prompt)
         root = root_key(request.tenant, request.adapter)
         return cls(number, request, min(request.max_tokens, room), record, list(request.prompt), root)
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 import tokenizers
-from tokenizers import processors
 
 from headway.models import presets
 from headway.models.chat_template import ChatTemplate
@@ -154,7 +153,7 @@ def open_model_text(model: str | None, chat_template: str | None = None) -> Mode
         decoder = msgspec.json.decode(content, type=_TokenizerFile).decoder
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{path} cannot be read ({_brief(error)}): download the model again.") from error
-    _prepare(backend, fields, special_tokens)
+    _prepare(backend, special_tokens)
     own_eos = None if preset else backend.token_to_id(special_tokens.get("eos_token", ""))
     tokenizer = Tokenizer(
         backend,
@@ -238,23 +237,15 @@ def _steps(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
     return list(decoder["decoders"]) if decoder.get("type") == "Sequence" else [decoder]
 
 
-def _prepare(backend: tokenizers.Tokenizer, fields: dict[str, Any], special_tokens: dict[str, str]) -> None:
-    """What tokenizer_config.json says beyond tokenizer.json. A prompt is never cut or padded behind our back."""
+def _prepare(backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+    """A prompt is never cut or padded behind our back, and a token that is named as special is special.
+
+    What goes around a prompt is the post-processor's alone to say: `add_bos_token` and its like in
+    tokenizer_config.json are for building a tokenizer.json, not for reading one.
+    """
     backend.no_truncation()
     backend.no_padding()
-    known = [text for text in special_tokens.values() if backend.token_to_id(text) is not None]
-    backend.add_special_tokens(known)
-    if "add_bos_token" not in fields and "add_eos_token" not in fields:
-        return
-    around = []
-    for name, wanted in (("bos_token", fields.get("add_bos_token")), ("eos_token", fields.get("add_eos_token"))):
-        text = special_tokens.get(name)
-        around.append(text if wanted and text in known else None)
-    pieces = [around[0], "$A", around[1]]
-    backend.post_processor = processors.TemplateProcessing(
-        single=" ".join(piece for piece in pieces if piece),
-        special_tokens=[(text, backend.token_to_id(text)) for text in dict.fromkeys(around) if text],
-    )
+    backend.add_special_tokens([text for text in special_tokens.values() if backend.token_to_id(text) is not None])
 
 
 def _special_tokens(*sources: dict[str, Any]) -> dict[str, str]:

@@ -77,20 +77,28 @@ class Mouth:
 
 
 def read_messages(connection: socket.socket, letters: Letters) -> None:
-    """Turn the door's messages into events, until it hangs up."""
+    """Turn the door's messages into events, until it hangs up. An engine that cannot hear must not live on."""
     frames = wire.Frames(bytearray())
-    while data := connection.recv(1 << 16):
-        for body in frames.feed(data):
-            match wire.to_engine_decoder.decode(body):
-                case wire.Submit(request):
-                    letters.put(ev.Arrived(request))
-                case wire.Cancel(request_id):
-                    letters.put(ev.Cancelled(request_id))
-                case wire.Stop(request_id):
-                    letters.put(ev.Stopped(request_id))
-                case wire.Drain():
-                    letters.put(ev.Draining())
+    try:
+        while data := connection.recv(1 << 16):
+            for body in frames.feed(data):
+                letters.put(_event(wire.to_engine_decoder.decode(body)))
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        print(f"The engine cannot understand the door: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
     os._exit(0)
+
+
+def _event(message: wire.ToEngine) -> ev.Event:
+    match message:
+        case wire.Submit(request):
+            return ev.Arrived(request)
+        case wire.Cancel(request_id):
+            return ev.Cancelled(request_id)
+        case wire.Stop(request_id):
+            return ev.Stopped(request_id)
+        case wire.Drain():
+            return ev.Draining()
 
 
 def serve(engine: Engine, connection: socket.socket) -> None:

@@ -75,17 +75,20 @@ class FakeStage:
         assert all(segment.request_id in self.open_requests for segment in segments)
         of = self.num_layers * self.tiles_per_layer
         number = 0
-        for _ in range(self.num_layers):
-            leaving = self._leaving.pop(work.id, set())
-            segments = [segment for segment in segments if segment.request_id not in leaving]
-            left = tuple(sorted(leaving))
-            for segment in segments:
-                self._write(segment)
-            for _ in range(self.tiles_per_layer):
-                self.spend(sum(len(segment.tokens) for segment in segments))
-                yield Tile(number, of, "fake", left)
-                number, left = number + 1, ()
-        return Outcome(tuple(self._commit(segment) for segment in segments if segment.logits_at))
+        try:
+            for _ in range(self.num_layers):
+                leaving = self._leaving.pop(work.id, set())
+                segments = [segment for segment in segments if segment.request_id not in leaving]
+                left = tuple(sorted(leaving))
+                for segment in segments:
+                    self._write(segment)
+                for _ in range(self.tiles_per_layer):
+                    self.spend(sum(len(segment.tokens) for segment in segments))
+                    yield Tile(number, of, "fake", left)
+                    number, left = number + 1, ()
+            return Outcome(tuple(self._commit(segment) for segment in segments if segment.logits_at))
+        finally:
+            self._leaving.pop(work.id, None)
 
     def _write(self, segment: Segment) -> None:
         for offset, token in enumerate(segment.tokens):
