@@ -219,3 +219,18 @@ def test_given_tokens_are_read_but_never_predicted() -> None:
     given = next_token(model, given=(39,))(marked, torch.Generator()).value
     torch.testing.assert_close(given, expected)
     assert not torch.equal(given, taught)
+
+
+def test_one_plan_may_be_run_in_parts_with_changing_objectives(tmp_path: Path) -> None:
+    """A recipe changes the objective half-way with the same optimizers: their rates are as they were given."""
+    whole = run(tmp_path / "whole")
+    model = initial_decoder(tiny_config(), seed=5)
+    parameters = named_tensors(model)
+    optimizers = muon_and_adamw(parameters, Rates())
+    for stop in (3, 8):
+        train(
+            PLAN, parameters, optimizers, next_token(model), counting_batches, tmp_path / "parts",
+            stop_after=stop, show_progress=False,
+        )  # fmt: skip
+        assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [0.02, 0.008]
+    assert same_bits(whole, model)

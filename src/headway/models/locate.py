@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import headway
 from headway.models.config import ModelError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -33,7 +32,7 @@ def locate(model: str | None) -> Path:
 
 
 def _embedded() -> Path:
-    folder = Path(headway.__file__).parent / "assets" / "embedded"
+    folder = Path(__file__).parents[1] / "assets" / "embedded"
     if not (folder / "config.json").is_file():
         raise ModelError("This installation lacks the embedded model: install Headway again, or name a model.")
     return folder
