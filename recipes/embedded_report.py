@@ -47,8 +47,15 @@ class Trial(NamedTuple):
     cpu_s: float
 
 
-MIXES = ("0: 2.81, 34 %", "0.5: 2.85, 33 %", "0.75: 2.90, 35 %", "1: 2.99, 31 %", "1.3: 3.12, 23 %")
+class Mix(NamedTuple):
+    """A point between the weights before and after the second run, as it was measured when one was chosen."""
 
+    share: float
+    nats_per_token: float
+    repeated_share: float
+
+
+MIXES = (Mix(0, 2.814, 0.34), Mix(0.5, 2.847, 0.33), Mix(0.75, 2.903, 0.35), Mix(1, 2.985, 0.31), Mix(1.3, 3.122, 0.23))
 TRIALS = (
     Trial("rates 0.02 (matrices), 0.004 (rest)", "5.50 over steps 24–35 of 40", 74.4),
     Trial("rates 0.04, 0.004: worse", "5.56 over steps 24–35 of 36", 46.3),
@@ -161,6 +168,12 @@ def samples_text(report: Report) -> str:
     return "\n".join(f"```python\n{prompt}⟨…⟩{text}\n```\n" for prompt, text in report.samples)
 
 
+def on_infilling(report: Report) -> str:
+    if report.middle.bits_per_byte < report.middle_without_suffix.bits_per_byte:
+        return "Infilled text often fails to meet its suffix."
+    return "It takes infilling prompts but hardly uses the suffix: a middle is no likelier with it in sight."
+
+
 def card(settings: "Settings", report: Report) -> str:
     config, account, last = settings.model, report.account, settings.lessons[-1]
     return f"""---
@@ -203,12 +216,12 @@ nothing of sense.
 
 {spreads_table(report)}
 
-`generation_config.json` asks for temperature {settings.temperature:g} and top-p 0.95.
+`generation_config.json` asks for temperature {settings.temperature:g} and top-p 0.95, chosen from such a table.
 
 ## What it can't do
 It knows the look of Python, not its meaning: names, indentation and idioms are right more often than the program is.
 Don't expect a correct function, facts, prose, other languages than Python and English, instructions or dialogue.
-Infilled text often fails to meet its suffix. Greedy text still falls into loops, sampled text less so. Never run
+{on_infilling(report)} Greedy text still falls into loops, sampled text less so. Never run
 unread what it writes.
 
 ## Samples
@@ -226,12 +239,13 @@ def result(settings: "Settings", report: Report) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "tokenizers", "safetensors"))
     curve = "\n".join(f"| {done} | {done * tokens_per_step / 1e6:.2f} | {loss:.3f} |" for done, loss in report.curve)
     trials = "\n".join(f"| {trial.question} | {trial.outcome} | {trial.cpu_s:.0f} |" for trial in TRIALS)
+    mixes = "\n".join(f"| {mix.share:g} | {mix.nats_per_token:.3f} | {mix.repeated_share:.0%} |" for mix in MIXES)
     return f"""# The embedded model
 
 Written by `python recipes/embedded.py RUN_FOLDER`. What the model is and can do stands on
 [its card](../../src/headway/assets/embedded/README.md).
 
-- machine: {cpu_name()}, one thread of {torch.get_num_threads()} used, shared with other work
+- machine: {cpu_name()}, one thread used, shared with other work
 - commit: {commit.stdout.strip() or "unknown"}
 - versions: Python {platform.python_version()}, {versions}
 - settings: `{asdict(settings)}`
@@ -255,10 +269,13 @@ The mean of the hundred steps before; files as they stand and in FIM order toget
 ## The second run
 {settings.loops.num_steps} steps against loops (`train/repetition.py`): the chance that the model gives to a phrase's
 third saying fell from {report.unwanted_chances[0]:.2f} (mean of the first ten steps) to
-{report.unwanted_chances[1]:.2f} (of the last ten). The model is the mean of the weights before and after. Between
-them, held-out loss and greedy text were (share of the second run's weights: nats per token on plain files, repeated
-lines in 16 functions' greedy bodies): {"; ".join(MIXES)}. At 0 the text after `def fibonacci(n):` repeats one word
-without end, from 0.5 on it does not.
+{report.unwanted_chances[1]:.2f} (of the last ten). The model is the mean of the weights before and after, chosen from
+these on the held-out files. Where the second run had no share, the text after `def fibonacci(n):` repeated one word
+without end.
+
+| share of the second run's weights | nats per token, plain files | repeated lines, 16 greedy functions |
+|--:|--:|--:|
+{mixes}
 
 ## Trials
 | question | outcome | CPU seconds |

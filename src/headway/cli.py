@@ -210,7 +210,7 @@ def _options(parser: _Parser, given: dict[str, Any], *kinds: type) -> dict[str, 
 def _what_was_resolved(facts: Any) -> str:
     lines = {
         "model": f"{facts.model_name}, {_count(facts.num_parameters)} parameters",
-        "dtype": f"{facts.dtype} ({facts.dtype_reason})",
+        "dtype": facts.dtype_reason if facts.dtype in facts.dtype_reason else f"{facts.dtype}, {facts.dtype_reason}",
         "device": f"{facts.device}, {facts.num_threads} threads",
         "context": f"{facts.max_model_len} tokens, up to {facts.max_num_seqs} requests at once",
         "pages": f"{facts.num_pages} of {facts.page_tokens} tokens, {facts.pool_bytes / 2**20:.0f} MiB",

@@ -80,8 +80,8 @@ class DoorSettings:
         _at_least(self, shutdown_timeout=0, sse_keep_alive_interval=0, max_body_bytes=1024)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is out of range: give 0 to 65535.")
-        if any(not key.strip() or not key.isprintable() for key in self.api_key):
-            raise ConfigError("--api-key is empty or holds control characters: give a key, or leave the flag out.")
+        if not all(key.strip() and key.isprintable() and key.isascii() for key in self.api_key):
+            raise ConfigError("--api-key must be printable ASCII and not empty: give such a key, or none.")
         if not all(self.served_model_name):
             raise ConfigError("--served-model-name is empty: give a name, or leave the flag out.")
         if self.log_level not in ("debug", "info", "warning", "error"):

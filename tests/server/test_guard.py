@@ -219,7 +219,7 @@ def test_endless_headers_are_cut_off(network: Callable[[Desk], Network]) -> None
     for bomb in (b"A: " + b"x" * 200_000, b"A: x\r\n" * 30_000 + b"\r\n", b"A: " + b"x" * 70_000 + b"\r\n\r\n"):
         try:
             answer = ask(server, start + bomb)
-        except ConnectionResetError:  # closed while we were still sending
+        except OSError:  # closed while we were still sending
             continue
         assert answer.startswith(b"HTTP/1.1 400")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"

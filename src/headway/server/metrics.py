@@ -35,6 +35,8 @@ COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody reads
 
+_KNOWN_AS = {"prefix_queries": "vllm:prefix_cache_queries", "prefix_hits": "vllm:prefix_cache_hits"}
+_COUNTED_HERE = frozenset({"finished", "refused", "cancelled", "failed"})  # as headway:requests_ended
 _LABELS = ("model_name", "engine")
 
 
@@ -75,6 +77,10 @@ class Metrics:
 
     def gap(self, seconds: float) -> None:
         self._gap.observe(seconds)
+
+    def abandoned(self, request: Request) -> None:
+        """Its caller left, or another answer of the same call failed: its record was not waited for."""
+        self._ended.labels(**self._labels, kind="cancelled", reason="abandoned").inc()
 
     def ended(self, request: Request, record: Record) -> None:
         """Close the account of one request, however it ended."""
@@ -157,9 +163,10 @@ class _EngineState(Collector):
         for state, count in beat.pages.items():
             by_state.add_metric([*self._labels.values(), state], count)
         yield by_state
-        for name, total_count in beat.counters.items():
-            named = {"prefix_queries": "vllm:prefix_cache_queries", "prefix_hits": "vllm:prefix_cache_hits"}
-            yield self._counter(named.get(name, f"headway:{name}"), f"Running total of {name}.", total_count)
+        for name, running_total in beat.counters.items():
+            if name not in _COUNTED_HERE:
+                series = _KNOWN_AS.get(name, f"headway:{name}")
+                yield self._counter(series, f"Running total of {name} in the engine.", running_total)
 
     def _gauge(self, name: str, what: str, value: float, **more: str) -> Metric:
         family = GaugeMetricFamily(name, what, labels=[*self._labels, *more])

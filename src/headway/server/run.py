@@ -87,6 +87,7 @@ async def serve(
         await link.close()
         if http is not None:
             await http.close(patient=not hurry.is_set())
+        listener.close()
 
 
 async def _watch(link: EngineLink) -> None:

@@ -130,6 +130,9 @@ class Meter(Protocol):
     def ended(self, request: Request, record: Record) -> None:
         """The last word about a request, whatever it is."""
 
+    def abandoned(self, request: Request) -> None:
+        """Nobody waited for the last word."""
+
 
 async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter) -> AsyncGenerator[Update, None]:
     """The answers of a call as they grow; one Update with a finish per choice. Raises ApiError.
@@ -138,22 +141,27 @@ async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter
     """
     answers = [Answer(ask, request, tokenizer) for request in ask.requests]
     last_at: list[float | None] = [None] * len(answers)
-    async with aclosing(_replies(link, ask.requests)) as replies:
-        async for index, reply in replies:
-            answer = answers[index]
-            if isinstance(reply, Ended):
-                meter.ended(ask.requests[index], reply.record)
-                yield Update(index, *answer.end(reply.record))
-            elif not answer.has_stopped():
-                now = time.monotonic()
-                before, last_at[index] = last_at[index], now
-                if before is not None:
-                    meter.gap((now - before) / max(1, len(reply.commit.tokens)))
-                piece = answer.take(reply.commit)
-                if answer.has_stopped():
-                    link.stop(ask.requests[index].id)
-                if piece is not None:
-                    yield Update(index, piece)
+    open_requests = dict(enumerate(ask.requests))
+    try:
+        async with aclosing(_replies(link, ask.requests)) as replies:
+            async for index, reply in replies:
+                answer = answers[index]
+                if isinstance(reply, Ended):
+                    meter.ended(open_requests.pop(index), reply.record)
+                    yield Update(index, *answer.end(reply.record))
+                elif not answer.has_stopped():
+                    now = time.monotonic()
+                    before, last_at[index] = last_at[index], now
+                    if before is not None:
+                        meter.gap((now - before) / max(1, len(reply.commit.tokens)))
+                    piece = answer.take(reply.commit)
+                    if answer.has_stopped():
+                        link.stop(ask.requests[index].id)
+                    if piece is not None:
+                        yield Update(index, piece)
+    finally:
+        for request in open_requests.values():
+            meter.abandoned(request)
 
 
 async def _replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:

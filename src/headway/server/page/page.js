@@ -15,7 +15,7 @@ const CAUSES = {
   parked: "suspended for something more urgent",
   starved_of_pages: "waited for memory",
   predicted_wrong: "its own work took longer than predicted",
-  infeasible: "shorter than its own work",
+  infeasible: "less than the work takes",
   engine_lost: "the engine died",
   step_failed: "the model failed",
   refused: "refused",

@@ -1,0 +1,109 @@
+"""The official client, unchanged, against a real server: what users will run."""
+
+from collections.abc import Callable
+
+import openai
+import pytest
+from desk import Desk, Network
+
+from headway.placement.link import Fate
+
+Connect = Callable[..., tuple[Desk, openai.OpenAI]]
+
+
+@pytest.fixture
+def connect(network: Callable[[Desk], Network]) -> Connect:
+    def connect_(says: str, **settings: object) -> tuple[Desk, openai.OpenAI]:
+        desk = Desk(says, **settings)
+        server = network(desk)
+        return desk, openai.OpenAI(base_url=f"{server.url}/v1", api_key="key", max_retries=0, timeout=20)
+
+    return connect_
+
+
+def test_completions(connect: Connect) -> None:
+    desk, client = connect("return n")
+    with client:
+        answer = client.completions.create(model="embedded", prompt="def f(n):", max_tokens=20, logprobs=1)
+        assert answer.choices[0].text == "return n"
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.choices[0].logprobs.tokens == [desk.text.tokenizer.token_text(token) for token in desk.ids]
+        assert answer.usage.completion_tokens == len(desk.ids) + 1
+        stream = client.completions.create(
+            model="embedded", prompt="x", max_tokens=20, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = list(stream)
+        assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == "return n"
+        assert chunks[-1].usage.model_extra["headway"]["preemptions"] == 0
+
+
+def test_chat(connect: Connect) -> None:
+    _, client = connect("Grüße 😀")
+    messages = [{"role": "user", "content": "Hallo"}]
+    with client:
+        answer = client.chat.completions.create(model="embedded", messages=messages, logprobs=True, top_logprobs=1)
+        assert answer.choices[0].message.content == "Grüße 😀"
+        assert answer.choices[0].message.role == "assistant"
+        assert bytes(b for entry in answer.choices[0].logprobs.content for b in entry.bytes).decode() == "Grüße 😀"
+        with client.chat.completions.stream(model="embedded", messages=messages) as stream:
+            assert "".join(event.delta for event in stream if event.type == "content.delta") == "Grüße 😀"
+            assert stream.get_final_completion().choices[0].finish_reason == "stop"
+
+
+def test_targets_go_in_by_extra_body_and_come_back_in_usage(connect: Connect) -> None:
+    desk, client = connect("ok")
+    with client:
+        answer = client.completions.create(
+            model="embedded",
+            prompt="x",
+            extra_body={"slo": {"ttft_ms": 60_000}},
+            extra_headers={"x-slo-tpot-ms": "9000"},
+        )
+        assert answer.usage.model_extra["headway"]["slo_met"] is True
+        assert desk.link.requests[0].slo.tpot_s == 9.0
+
+
+def test_models(connect: Connect) -> None:
+    _, client = connect("ok")
+    with client:
+        assert [model.id for model in client.models.list()] == ["embedded"]
+        assert client.models.retrieve("embedded").model_extra["max_model_len"] == 256
+
+
+def test_every_error_is_of_the_clients_own_class(connect: Connect) -> None:
+    desk, client = connect("ok", api_key=("key",))
+    with client:
+        with pytest.raises(openai.BadRequestError) as wrong:
+            client.completions.create(model="embedded", prompt="x", temperature=9)
+        assert wrong.value.param == "temperature"
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.completions.create(model="gpt-99", prompt="x")
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="wrong").models.list()
+        desk.link.fate = Fate("refused", "slo_unattainable", "Not in time.", 1.0)
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model="embedded", prompt="x")
+        desk.link.fate = Fate("failed", "engine_lost", "It died.", num_tokens=1)
+        with pytest.raises(openai.InternalServerError):
+            client.completions.create(model="embedded", prompt="x")
+        with pytest.raises(openai.APIError, match="It died"):
+            list(client.completions.create(model="embedded", prompt="x", stream=True))
+
+
+def test_a_refused_client_comes_back_by_itself(connect: Connect) -> None:
+    """It retries after Retry-After, by which time there is room."""
+    desk, client = connect("ok")
+    desk.link.fate = Fate("refused", "queue_full", "Full.", 0.01)
+    submit = desk.link.submit
+
+    def submit_and_clear(request):
+        if desk.link.requests:
+            desk.link.fate = None
+        return submit(request)
+
+    desk.link.submit = submit_and_clear  # type: ignore[method-assign]
+    with client:
+        answer = client.with_options(max_retries=2).completions.create(model="embedded", prompt="x")
+    assert answer.choices[0].text == "ok"
+    assert len(desk.link.requests) == 2
