@@ -20,6 +20,7 @@ from headway.core import event as ev
 from headway.core.ledger import Record
 from headway.core.request import SLO, Request, Sampling
 from headway.core.work import TokenLogprobs
+from headway.models.stops import StopMatcher
 from headway.models.tokenizer import Detokenizer, open_model_text
 from headway.placement.engine import MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
@@ -74,7 +75,7 @@ class Completion:
 class _Open:
     answer: Completion
     detokenizer: Detokenizer
-    stop: tuple[str, ...]
+    matcher: StopMatcher
     stopped: bool = False
 
 
@@ -112,16 +113,13 @@ class LLM:
         """The answer's text, piece by piece. Leaving the loop early cancels the rest."""
         params = params or SamplingParams()
         request_id, answer = self._submit(prompt, params)
-        # a stop string may be under way: as many characters as it can still take back are held
-        held_back = max((len(stop) - 1 for stop in params.stop), default=0)
         shown = 0
         try:
             while request_id in self._open:
                 self._turn()
-                end = len(answer.text) - (held_back if request_id in self._open else 0)
-                if end > shown:
-                    yield answer.text[shown:end]
-                    shown = end
+                if len(answer.text) > shown:
+                    yield answer.text[shown:]
+                    shown = len(answer.text)
             _finished(answer)
         finally:
             if request_id in self._open:
@@ -146,7 +144,7 @@ class LLM:
             min_tokens=params.min_tokens,
         )
         answer = Completion(tokens)
-        self._open[request.id] = _Open(answer, self.tokenizer.detokenizer(), params.stop)
+        self._open[request.id] = _Open(answer, self.tokenizer.detokenizer(), StopMatcher(params.stop))
         self._letters.put(ev.Arrived(request))
         return request.id, answer
 
@@ -160,7 +158,7 @@ class LLM:
         return Sampling(
             temperature=chosen("temperature", 1.0),
             top_p=chosen("top_p", 1.0),
-            top_k=int(chosen("top_k", 0)),
+            top_k=max(0, int(chosen("top_k", 0))),  # -1 is off, as in vLLM
             min_p=chosen("min_p", 0.0),
             presence_penalty=params.presence_penalty,
             frequency_penalty=params.frequency_penalty,
@@ -184,17 +182,18 @@ class LLM:
                 return
             open_.answer.token_ids += commit.tokens
             open_.answer.logprobs += commit.logprobs
-            open_.answer.text += open_.detokenizer.feed(commit.tokens)
-            starts = [start for start in map(open_.answer.text.find, open_.stop) if start >= 0]
-            if starts:
+            passed = open_.matcher.feed(open_.detokenizer.feed(commit.tokens))
+            open_.answer.text += passed.text
+            if passed.stop is not None:
                 open_.stopped = True
-                open_.answer.text = open_.answer.text[: min(starts)]
                 self._letters.put(ev.Stopped(commit.request_id))
             return
         record = effect.record
         open_ = self._open.pop(record.request_id)
         if not open_.stopped:
-            open_.answer.text += open_.detokenizer.flush()
+            passed = open_.matcher.feed(open_.detokenizer.flush())
+            open_.stopped = passed.stop is not None
+            open_.answer.text += passed.text + open_.matcher.rest()
         open_.answer.record = record
         open_.answer.finish_reason = "stop" if open_.stopped else record.reason
 

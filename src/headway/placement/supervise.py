@@ -73,6 +73,11 @@ class Supervisor:
 
     async def drain(self, timeout_s: float) -> None:
         """Admit nothing more and give open requests `timeout_s` seconds to finish."""
+        if self.state == "starting":  # an engine that is on its way answers those who wait for it first
+            deadline = time.monotonic() + timeout_s
+            while self.state == "starting" and self._calls and time.monotonic() < deadline:
+                await asyncio.sleep(0.02)
+            timeout_s = max(0.0, deadline - time.monotonic())
         if self.state == "ready":
             self._become("draining")
             self._say(wire.Drain())

@@ -12,12 +12,12 @@ from typing import Literal, NamedTuple, Protocol
 from headway.core.ledger import Record
 from headway.core.request import Request
 from headway.core.work import Commit, TokenLogprobs
+from headway.models.stops import StopMatcher
 from headway.models.tokenizer import Tokenizer
 from headway.placement.link import EngineLink, Reply
 from headway.placement.wire import Ended
 from headway.server.errors import from_record
 from headway.server.intake import Ask
-from headway.server.stops import StopMatcher
 
 FinishReason = Literal["stop", "length"]
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.server.stops import StopMatcher
+from headway.models.stops import StopMatcher
 
 words = st.text(alphabet="ab\n", min_size=1, max_size=4)
 texts = st.lists(st.text(alphabet="ab\n", max_size=5), max_size=8)
