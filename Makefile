@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 DATA := $(wildcard ../shared/data)
 export HEADWAY_DATA ?= $(abspath $(DATA))
 
-.PHONY: help install serve test check clean
+.PHONY: help install serve test check results clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
 	@echo "make check    ruff, strict types, import rules"
 	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
+	@echo "make results  measure again what docs/results says; leave the machine alone meanwhile"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headway needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
@@ -41,6 +42,9 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+results: $(VENV)/.installed-dev
+	@for result in exactness overhead storm answers tiles; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV)

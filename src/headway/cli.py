@@ -46,12 +46,19 @@ def serve(words: Sequence[str]) -> int:
     parser.add_argument("model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, help=_model_help())
     options = _options(parser, vars(parser.parse_args(words)), EngineSettings, DoorSettings)
     try:
-        if "api_key" not in options and os.environ.get("HEADWAY_API_KEY"):
-            options["api_key"] = (os.environ["HEADWAY_API_KEY"],)
+        if "api_key" not in options and "HEADWAY_API_KEY" in os.environ:
+            options["api_key"] = (_key(os.environ["HEADWAY_API_KEY"]),)
         engine, door = take(EngineSettings, options), take(DoorSettings, options)
     except ConfigError as error:
         parser.error(str(error))
     return _or_one_sentence(lambda: _serve(engine, door))
+
+
+def _key(given: str) -> str:
+    """An empty one, such as an unset secret leaves behind, must not open the door to everybody."""
+    if not given:
+        raise ConfigError("HEADWAY_API_KEY is empty: set it to a key, or unset it to serve without one.")
+    return given
 
 
 def _serve(engine: EngineSettings, door: DoorSettings) -> int:

@@ -66,14 +66,13 @@ def test_a_prompt_may_be_text_or_ids_one_or_several(prompt: object, expected: li
 
 
 def test_n_answers_differ_by_their_seed_alone_and_a_prompt_is_counted_once() -> None:
-    """Two prompts, three samples each: choices 0 to 2 are of the first."""
+    """Two prompts, three samples each: choices 0 to 2 are of the first. Each prompt is answered as if it were alone."""
 
     async def story() -> None:
         desk = await Desk("ok").start()
         answer = await desk.complete(prompt=[[5], [6, 7]], n=3, seed=100)
-        requests = sorted(desk.link.requests, key=lambda request: request.sampling.seed)
-        assert [request.sampling.seed for request in requests] == [100, 101, 102, 103, 104, 105]
-        assert [request.prompt for request in requests] == [(5,)] * 3 + [(6, 7)] * 3
+        requests = sorted((request.prompt, request.sampling.seed) for request in desk.link.requests)
+        assert requests == [((5,), 100), ((5,), 101), ((5,), 102), ((6, 7), 100), ((6, 7), 101), ((6, 7), 102)]
         assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
         assert answer["usage"]["prompt_tokens"] == 3
         assert answer["usage"]["completion_tokens"] == 6 * (len(desk.ids) + 1)
@@ -81,14 +80,14 @@ def test_n_answers_differ_by_their_seed_alone_and_a_prompt_is_counted_once() -> 
     run(story)
 
 
-def test_without_a_seed_every_call_draws_anew() -> None:
+def test_without_a_seed_every_answer_is_drawn_anew() -> None:
     async def story() -> None:
         desk = await Desk("ok").start()
         await desk.complete()
-        await desk.complete()
-        first, second = (request.sampling.seed for request in desk.link.requests)
-        assert first != second
-        assert 0 <= first < 2**63
+        await desk.complete(prompt=["x", "x"], n=2)
+        seeds = {request.sampling.seed for request in desk.link.requests}
+        assert len(seeds) == 5
+        assert all(0 <= seed < 2**63 for seed in seeds)
 
     run(story)
 

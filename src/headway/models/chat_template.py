@@ -41,10 +41,7 @@ class ChatTemplate:
         """From a file's name or the template itself. Raises ModelError if it is neither."""
         looks_like_a_template = "{{" in source or "{%" in source
         if not looks_like_a_template:
-            path = Path(source).expanduser()
-            if not path.is_file():
-                raise ModelError(f"There is no chat template {source}: give a file, or the template itself.")
-            source = path.read_text(encoding="utf8")
+            source = _read(source)
         try:
             return cls(source, special_tokens)
         except TemplateSyntaxError as error:
@@ -70,6 +67,13 @@ class ChatTemplate:
         except Exception as error:  # a stranger's program: it may fail in any way
             raise ChatTemplateError(f"The chat template refuses these messages: {str(error)[:300]}") from error
         return "".join(pieces)
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).expanduser().read_text(encoding="utf8")
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a home that is nobody's
+        raise ModelError(f"There is no chat template {name[:200]}: give a file, or the template itself.") from error
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

@@ -26,7 +26,14 @@ from headway.models.config import ModelError, read_config
 from headway.models.locate import locate
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
+_SAMPLING_DEFAULTS = {  # name -> least, most
+    "temperature": (0, 100),
+    "top_p": (1e-6, 1),
+    "top_k": (-1, 2**31),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "max_new_tokens": (1, 2**31),
+}
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -162,7 +169,7 @@ def open_model_text(model: str | None, chat_template: str | None = None) -> Mode
         vocab_size=config.vocab_size,
         eos_ids=tuple(dict.fromkeys((*config.eos_ids, *(() if own_eos is None else (own_eos,))))),
     )
-    defaults = {} if preset else _sampling_defaults(_read_json(folder / "generation_config.json"))
+    defaults = {} if preset else _sampling_defaults(folder / "generation_config.json")
     template = chat_template or _find_template(folder, fields)
     name = folder.name if model is None else model.rstrip("/")
     return ModelText(name, tokenizer, ChatTemplate.parse(template, special_tokens) if template else None, defaults)
@@ -271,9 +278,18 @@ def _find_template(folder: Path, fields: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _sampling_defaults(fields: dict[str, Any]) -> dict[str, float]:
-    found: dict[str, Any] = {name: fields.get(name) for name in _SAMPLING_DEFAULTS}
-    return {name: value for name, value in found.items() if type(value) in (int, float)}
+def _sampling_defaults(path: Path) -> dict[str, float]:
+    """Raises ModelError for a value that no request could ask for: it would fail each of them."""
+    fields = _read_json(path)
+    found: dict[str, float] = {}
+    for name, (least, most) in _SAMPLING_DEFAULTS.items():
+        value = fields.get(name)
+        if type(value) not in (int, float):
+            continue
+        if not least <= value <= most:
+            raise ModelError(f"{path} says {name} {value}: correct it to {least:g} to {most:g}, or remove the line.")
+        found[name] = value
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -281,7 +297,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         fields = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({_brief(error)}): download the model again.") from error
     return fields if isinstance(fields, dict) else {}
 

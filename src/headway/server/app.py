@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from importlib.resources import files
 
@@ -71,7 +71,9 @@ class Door:
         ]
         known_paths = frozenset(route.path for route in routes)
         guard = Middleware(Guard, Keys(self._settings.api_key), self.metrics, known_paths)
-        return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: on_http_exception})
+        app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: on_http_exception})
+        app.router.redirect_slashes = False  # it would send callers to whatever host their Host header names
+        return app
 
     # Answers
 
@@ -97,7 +99,7 @@ class Door:
         whole = await unless_gone(request.receive, self._collect(ask, shape))
         return Response(whole, media_type="application/json")
 
-    async def _stream(self, ask: Ask, shape: Shape) -> AsyncIterator[list[bytes]]:
+    async def _stream(self, ask: Ask, shape: Shape) -> AsyncGenerator[list[bytes], None]:
         """Lists of JSON texts; each list is sent at once."""
         finishes: dict[int, Finish] = {}
         async with aclosing(updates(self._link, ask, self._tokenizer, self.metrics)) as news:

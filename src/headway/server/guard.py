@@ -86,7 +86,7 @@ class Guard:
         except ApiError as error:
             await _tell(error, scope, receive, answer)
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
+            log.exception("%s %r failed", scope["method"], scope["path"])  # %r: a path may hold line breaks
             if begun:
                 raise  # the server closes the connection, so that half an answer is not taken for a whole one
             await _tell(internal(), scope, receive, answer)
@@ -96,8 +96,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the router has to say (no such path, no such method), in our shape."""
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    message = f"There is no {request.method} {request.url.path[:200]} here."
-    shown = ApiError(error.status_code, code, message, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    message = f"There is no {request.method} {request.url.path[:200]} here"
+    allowed = headers.get("Allow")
+    message += f": use {' or '.join(allowed.split(', '))}." if allowed else "."
+    shown = ApiError(error.status_code, code, message, headers=headers)
     return Response(shown.body, shown.status, shown.headers)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headway.server.errors import ApiError
 
@@ -21,6 +21,7 @@ HEAD_TIMEOUT_S = 20.0  # from the connection, or a request's first byte, to the 
 class BoundedProtocol(HttpToolsProtocol):
     """Closes connections that send endless or endlessly slow headers."""
 
+    _num_messages = 0  # begun on this connection
     _head_bytes = 0  # received of headers that are not whole
     _field_bytes = 0  # of fields that are
     _head_done = False
@@ -35,13 +36,17 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        before = self._num_messages
         super().data_received(data)
-        if not self._head_done:  # counted here as well: the parser hands over a header only when it is whole
+        # Counted here as well, because the parser hands over a header only when it is whole. Where a message begins in
+        # the midst of the data, what came before is not of its head.
+        if not self._head_done and self._num_messages == before:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The headers are too large.")
 
     def on_message_begin(self) -> None:
+        self._num_messages += 1
         self._head_bytes, self._field_bytes, self._head_done = 0, 0, False
         self._be_patient()
         super().on_message_begin()
@@ -51,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
+        self._count(len(name) + len(value) + len(b": \r\n"))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -60,10 +65,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        body = ApiError(400, "invalid_http", msg).body
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        if not self._answering():  # else it would be read as part of that answer
+            body = ApiError(400, "invalid_http", msg).body
+            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+
+    def _answering(self) -> bool:
+        """Whether an answer is on its way, to this message or to one before it on the same connection."""
+        cycle: RequestResponseCycle | None = self.cycle  # of the last message whose head is whole
+        if cycle is None or cycle.response_complete:
+            return False
+        return cycle.response_started or bool(self.pipeline) or not self._head_done
 
     def _count(self, num_bytes: int) -> None:
         self._field_bytes += num_bytes
@@ -94,7 +107,7 @@ class Http:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # a stranger's broken request is no news, and there would be a line for each
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -8,7 +8,7 @@ import itertools
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from headway.core.request import SLO, Request, Sampling
@@ -20,6 +20,8 @@ from headway.server.schema import MAX_CHOICES, Body, ChatBody, CompletionBody, M
 INLINE_CHARACTERS = 8192  # longer texts are tokenized beside the event loop; for shorter ones a thread costs more
 DEFAULT_COMPLETION_TOKENS = 16
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_NUMBER = re.compile(r"\+?[0-9]{1,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,3})?")
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _serial = itertools.count()
 
 
@@ -150,7 +152,6 @@ class Intake:
         slo, priority = _targets(body, headers), _priority(body, headers)
         eos_ids = () if body.ignore_eos else self._text.tokenizer.eos_ids
         stop_ids = tuple(dict.fromkeys((*eos_ids, *(body.stop_token_ids or ()))))
-        seed = secrets.randbits(63) if body.seed is None else body.seed
         # engines know a request by an id of our own: callers may send the same X-Request-Id twice
         call = next(_serial)
         requests = tuple(
@@ -160,13 +161,13 @@ class Intake:
                 max_tokens=max_tokens,
                 arrival=arrival,
                 slo=slo,
-                sampling=self._sampling(body, (seed + index) % 2**63),
+                sampling=self._sampling(body, seed),
                 stop_ids=stop_ids,
                 min_tokens=min_tokens,
                 priority=priority,
                 tenant=body.cache_salt or "",
             )
-            for index, prompt in enumerate(prompt for prompt in prompts for _ in range(body.n or 1))
+            for index, (prompt, seed) in enumerate(_samples(prompts, body.n or 1, body.seed))
         )
         return Ask(
             id=public_id,
@@ -211,6 +212,14 @@ class Intake:
         return tuple(bias)
 
 
+def _samples(prompts: list[tuple[int, ...]], n: int, seed: int | None) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Prompts with a seed each. Sample k has the seed `seed` + k, so a prompt gets the same answers among others as
+    by itself; without a seed all of them differ."""
+    for prompt in prompts:
+        for sample in range(n):
+            yield prompt, secrets.randbits(63) if seed is None else (seed + sample) % 2**63
+
+
 def _plain(message: Message) -> dict[str, str]:
     """A message as templates expect it. They know the developer by an older name."""
     content = message.content
@@ -239,10 +248,7 @@ def _targets(body: Body, headers: Mapping[str, str]) -> SLO:
         if value is None:
             milliseconds = getattr(said, f"{name}_ms") if said is not None else None
             return None if milliseconds is None else milliseconds / 1000
-        try:
-            milliseconds = float(value)
-        except ValueError:
-            milliseconds = math.nan
+        milliseconds = float(value) if _NUMBER.fullmatch(value) else math.nan
         if not 0 < milliseconds <= 1e9:
             raise bad_request(f"The header {header} must be a positive number of milliseconds.", header)
         return milliseconds / 1000
@@ -254,10 +260,7 @@ def _priority(body: Body, headers: Mapping[str, str]) -> int:
     value = headers.get("x-vllm-priority")
     if value is None:
         return body.priority or 0
-    try:
-        priority = int(value[:32])
-    except ValueError:
-        priority = 2**63
+    priority = int(value) if _INTEGER.fullmatch(value) else 2**63
     if not -(2**63) <= priority < 2**63:
         raise bad_request("The header x-vllm-priority must be a 64-bit integer; lower is earlier.", "x-vllm-priority")
     return priority

@@ -6,6 +6,7 @@ answers: /health says live, /ready says starting.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -26,13 +27,14 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # the latter: no name at all
         raise ConfigError(f"--host {host} is not an address of this machine: try 127.0.0.1 or 0.0.0.0.") from error
     except PermissionError as error:
         raise ConfigError(f"Port {port} needs more rights than this user has: choose one above 1023.") from error
     except OSError as error:
         raise ConfigError(
-            f"Cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or choose another with --port."
+            f"Cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}): stop what uses it, or choose another "
+            "with --port."
         ) from error
 
 

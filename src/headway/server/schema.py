@@ -49,7 +49,7 @@ class Body(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None  # less would overflow a logit
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_IDS)] | None = None
     seed: Int64 | None = None
     stop: str | list[str] | None = None
@@ -166,6 +166,8 @@ def decode(content: bytes, kind: type[B]) -> B:
     """The body as a `kind`. Raises ApiError 400 that names the field."""
     try:
         fields = msgspec.json.decode(content)
+    except msgspec.ValidationError as error:  # before any type is asked for, only numbers can be at fault
+        raise bad_request("A number in the body is out of range: none here needs more than 64 bits.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad_request(f"The body is not JSON: {_brief(error)}.", code="invalid_json") from error
     if not isinstance(fields, dict):

@@ -201,8 +201,10 @@ class CompletionShape:
             found.text_offset.append(offset)
             found.tokens.append(spell(token))
             found.token_logprobs.append(_finite(logprobs.logprob))
-            best = {spell(other): _finite(logprob) for other, logprob in reversed(logprobs.top)}
-            found.top_logprobs.append(best | {spell(token): _finite(logprobs.logprob)})
+            best: dict[str, float] = {}
+            for other, logprob in (*logprobs.top, (token, logprobs.logprob)):
+                best.setdefault(spell(other), _finite(logprob))  # the first of equal spellings is the likeliest
+            found.top_logprobs.append(best)
         return found
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -90,7 +91,7 @@ class EventStream:
     `keep_alive_s` seconds of silence a comment is sent (0: never), which settles the status.
     """
 
-    def __init__(self, events: AsyncIterator[list[bytes]], keep_alive_s: float) -> None:
+    def __init__(self, events: AsyncGenerator[list[bytes], None], keep_alive_s: float) -> None:
         self._events = events
         self._keep_alive_s = keep_alive_s
         self._sent_at = time.monotonic()
@@ -107,8 +108,9 @@ class EventStream:
 
     async def _send_all(self, send: Send) -> None:
         try:
-            async for events in self._events:
-                await self._send(send, b"".join([b"data: %b\n\n" % event for event in events]))
+            async with aclosing(self._events) as news:  # left in the midst of a send, it would linger until collected
+                async for events in news:
+                    await self._send(send, b"".join([b"data: %b\n\n" % event for event in events]))
         except Exception as error:
             if not self._begun:
                 raise

@@ -138,24 +138,32 @@ $("keep").addEventListener("click", () => {
 
 // Chat
 
-const talk = [];
+let talk = [];
 
 async function say() {
   const content = $("say").value.trim();
   if (!content) return $("say").focus();
   $("say").value = "";
-  talk.push({ role: "user", content });
-  bubble("user").textContent = content;
+  const messages = talk; // another conversation may begin before the answer is there
+  messages.push({ role: "user", content });
+  const asked = bubble("user");
+  asked.textContent = content;
   const node = bubble("assistant");
   node.classList.add("growing");
-  const messages = talk.slice();
   await ask("v1/chat/completions", { messages }, (text) => {
     node.append(text);
     stayBelow($("talk"));
   });
   node.classList.remove("growing");
-  if (node.textContent) talk.push({ role: "assistant", content: node.textContent });
-  else node.remove();
+  if (node.textContent) {
+    messages.push({ role: "assistant", content: node.textContent });
+    return;
+  }
+  // An unanswered message goes back: many templates refuse two of the same role in a row.
+  messages.pop();
+  asked.remove();
+  node.remove();
+  if (messages === talk) $("say").value ||= content;
 }
 
 function bubble(role) {
@@ -172,7 +180,7 @@ function stayBelow(box) {
 
 $("clear").addEventListener("click", () => {
   running?.abort();
-  talk.length = 0;
+  talk = [];
   $("talk").replaceChildren();
   $("say").focus();
 });
