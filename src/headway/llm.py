@@ -9,14 +9,16 @@ for answer in llm.generate(["def fibonacci(n):"], SamplingParams(max_tokens=64))
 
 import itertools
 import secrets
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from headway.config import engine_settings
 from headway.core import event as ev
+from headway.core.admission import Limits, refusal
 from headway.core.ledger import Record
 from headway.core.request import SLO, Request, Sampling
 from headway.core.work import TokenLogprobs
@@ -25,12 +27,29 @@ from headway.models.tokenizer import Detokenizer, open_model_text
 from headway.placement.engine import MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 
+_RANGES: dict[str, tuple[float, float]] = {  # the server's
+    "temperature": (0, 2),
+    "top_k": (-1, 2**31),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 100),  # less would overflow a logit
+    "max_tokens": (1, 2**31),
+    "min_tokens": (0, 2**31),
+    "logprobs": (0, 20),
+    "seed": (-(2**63), 2**63 - 1),
+}
+_MAX_STOPS = 4
+_MAX_STOP_CHARACTERS = 256
+_MAX_IDS = 1024  # entries of logit_bias, stop_token_ids
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to answer; names and meanings are vLLM's. A `temperature` of None means the model's own default, then 1.
 
-    Without a `seed` every call draws anew. `stop` strings end an answer and are not part of it.
+    Without a `seed` every call draws anew. `stop` strings end an answer and are not part of it. What the server would
+    refuse is a ValueError here.
     """
 
     temperature: float | None = None
@@ -43,7 +62,7 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     max_tokens: int = 16
     min_tokens: int = 0
-    stop: tuple[str, ...] = ()
+    stop: str | tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
@@ -51,12 +70,38 @@ class SamplingParams:
     slo: SLO = field(default_factory=SLO)
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}: ask for at least 1.")
-        if self.temperature is not None and self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}: give 0 (greedy) or more.")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"{name} is {value}: give {least} to {most}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give more than 0 and at most 1.")
+        self._check_stops()
+        self._check_ids("logit_bias", self.logit_bias)
+        self._check_ids("stop_token_ids", self.stop_token_ids)
+        wrong = next((bias for bias in self.logit_bias.values() if not -100 <= bias <= 100), None)
+        if wrong is not None:
+            raise ValueError(f"logit_bias has a bias of {wrong}: give -100 to 100.")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def _check_stops(self) -> None:
+        if len(self.stops) > _MAX_STOPS:
+            raise ValueError(f"stop has {len(self.stops)} strings: give {_MAX_STOPS} or fewer.")
+        wrong = next((stop for stop in self.stops if not 0 < len(stop) <= _MAX_STOP_CHARACTERS), None)
+        if wrong is not None:
+            raise ValueError(f"stop has a string of {len(wrong)} characters: give 1 to {_MAX_STOP_CHARACTERS}.")
+
+    @staticmethod
+    def _check_ids(name: str, ids: Iterable[int]) -> None:
+        given = tuple(ids)
+        if len(given) > _MAX_IDS:
+            raise ValueError(f"{name} has {len(given)} entries: give {_MAX_IDS} or fewer.")
+        wrong = next((token for token in given if not 0 <= token < 2**31), None)
+        if wrong is not None:
+            raise ValueError(f"{name} names the token {wrong}: give ids from 0 on, less than {2**31}.")
 
 
 @dataclass(slots=True)
@@ -82,6 +127,8 @@ class _Open:
 class LLM:
     """One engine, driven by whoever calls. Options are those of `headway serve`, with underscores for dashes.
 
+    Several threads may call at once: one of them drives, its turns serve all, the others wait for their own answers.
+    `close()`, or leaving a `with` block, gives the memory of keys and values back at once.
     Raises ConfigError or ModelError, one sentence each, when the model or an option cannot be served.
     """
 
@@ -91,43 +138,76 @@ class LLM:
         self.tokenizer = self._text.tokenizer
         self._letters = Letters()
         self._driver = self._engine.driver(MonotonicClock(), self._letters, self._tell)
-        self._open: dict[str, _Open] = {}
+        facts = self._engine.facts
+        self._max_open = self._engine.settings.max_num_queued_reqs  # never more, so that the queue refuses nothing
+        self._limits = Limits(facts.max_model_len, self._max_open, facts.num_pages, facts.page_tokens)
+        self._open: dict[str, _Open] = {}  # grows under `_turned`, shrinks in a turn
         self._numbers = itertools.count()
+        self._turned = threading.Condition()  # notified after every turn
+        self._turner: int | None = None  # the thread that drives; the driver is its alone
+        self._closed = False
 
     @property
     def facts(self) -> object:
         """What the engine resolved: dtype, context, pages, threads."""
         return self._engine.facts
 
+    def close(self) -> None:
+        """Cancel what is open and give the memory of keys and values back. Nothing can be asked afterwards."""
+        with self._turned:
+            self._closed = True
+            open_ids = list(self._open)
+        self._give_up(open_ids)
+        with self._turned:
+            self._turned.wait_for(lambda: self._turner is None)
+            self._driver.close()
+            self._engine.pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def generate(
         self, prompts: str | Sequence[str | Sequence[int]], params: SamplingParams | None = None
     ) -> list[Completion]:
-        """Answers in the order of the prompts (texts or token ids). Raises ValueError for a prompt that is too long."""
+        """Answers in the order of the prompts (texts or token ids), however many.
+
+        Raises ValueError for a prompt that is empty or too long, before any work is done.
+        """
         several: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else prompts
-        submitted = [self._submit(prompt, params or SamplingParams()) for prompt in several]
-        while any(request_id in self._open for request_id, _ in submitted):
-            self._turn()
-        return [_finished(answer) for _, answer in submitted]
+        params = params or SamplingParams()
+        requests = [self._request(prompt, params) for prompt in several]
+        try:
+            answers = [self._submit(request, params) for request in requests]
+            while any(request.id in self._open for request in requests):
+                self._turn()
+        finally:
+            self._give_up(request.id for request in requests)
+        return [_finished(answer) for answer in answers]
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[str]:
         """The answer's text, piece by piece. Leaving the loop early cancels the rest."""
         params = params or SamplingParams()
-        request_id, answer = self._submit(prompt, params)
+        request = self._request(prompt, params)
         shown = 0
         try:
-            while request_id in self._open:
+            answer = self._submit(request, params)
+            while request.id in self._open:
                 self._turn()
                 if len(answer.text) > shown:
-                    yield answer.text[shown:]
-                    shown = len(answer.text)
+                    piece = answer.text[shown:]
+                    shown += len(piece)
+                    yield piece
+            if len(answer.text) > shown:  # ended in another caller's turn
+                yield answer.text[shown:]
             _finished(answer)
         finally:
-            if request_id in self._open:
-                self._letters.put(ev.Cancelled(request_id))
-                while request_id in self._open:
-                    self._turn()
+            self._give_up([request.id])
 
-    def _submit(self, prompt: str | Sequence[int], params: SamplingParams) -> tuple[str, Completion]:
+    def _request(self, prompt: str | Sequence[int], params: SamplingParams) -> Request:
+        """Raises ValueError for what can never be answered."""
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         wrong = next((token for token in tokens if not 0 <= token < self.tokenizer.vocab_size), None)
         if wrong is not None:
@@ -143,10 +223,23 @@ class LLM:
             stop_ids=(*eos_ids, *params.stop_token_ids),
             min_tokens=params.min_tokens,
         )
-        answer = Completion(tokens)
-        self._open[request.id] = _Open(answer, self.tokenizer.detokenizer(), StopMatcher(params.stop))
-        self._letters.put(ev.Arrived(request))
-        return request.id, answer
+        refused = refusal(request, self._limits, num_queued=0, backlog_s=lambda: 0.0, draining=False)
+        if refused is not None:
+            raise ValueError(refused.message)
+        return request
+
+    def _submit(self, request: Request, params: SamplingParams) -> Completion:
+        """Hand it to the engine, as soon as there is room."""
+        answer = Completion(request.prompt)
+        while True:
+            with self._turned:
+                if self._closed:
+                    raise RuntimeError("This LLM is closed: make a new one.")
+                if len(self._open) < self._max_open:
+                    self._open[request.id] = _Open(answer, self.tokenizer.detokenizer(), StopMatcher(params.stops))
+                    self._letters.put(ev.Arrived(request))
+                    return answer
+            self._turn()
 
     def _sampling(self, params: SamplingParams) -> Sampling:
         defaults = self._text.sampling_defaults
@@ -168,17 +261,42 @@ class LLM:
             num_logprobs=params.logprobs,
         )
 
-    def _turn(self) -> None:
-        # not around a whole generator: the mode belongs to the thread, and the caller runs between two pieces
-        with torch.inference_mode():
-            if not self._driver.turn() and self._open:
-                self._driver.wait()
+    def _turn(self, *, wait: bool = True) -> bool:
+        """Drive until something happens, or let the thread that drives do so. False if there was nothing to run."""
+        with self._turned:
+            if self._turner is not None:
+                self._turned.wait()
+                return True
+            self._turner = threading.get_ident()
+        try:
+            # not around a whole generator: the mode belongs to the thread, and the caller runs between two pieces
+            with torch.inference_mode():
+                ran = self._driver.turn()
+                if not ran and wait and self._open:
+                    self._driver.wait()
+            return ran
+        finally:
+            with self._turned:
+                self._turner = None
+                self._turned.notify_all()
+
+    def _give_up(self, request_ids: Iterable[str]) -> None:
+        """Cancel those of them that are open, and turn until they are gone: whoever was interrupted holds no page."""
+        given_up = [request_id for request_id in request_ids if request_id in self._open]
+        for request_id in given_up:
+            self._letters.put(ev.Cancelled(request_id))
+        if self._turner == threading.get_ident():
+            return  # a stream that is collected as garbage in the middle of a turn: the next turn reads the letter
+        while any(request_id in self._open for request_id in given_up) and self._turn(wait=False):
+            pass
+        for request_id in given_up:  # an interrupt may have come before the engine had heard of it
+            self._open.pop(request_id, None)
 
     def _tell(self, effect: ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             commit = effect.commit
-            open_ = self._open[commit.request_id]
-            if open_.stopped:
+            open_ = self._open.get(commit.request_id)
+            if open_ is None or open_.stopped:
                 return
             open_.answer.token_ids += commit.tokens
             open_.answer.logprobs += commit.logprobs
@@ -189,7 +307,9 @@ class LLM:
                 self._letters.put(ev.Stopped(commit.request_id))
             return
         record = effect.record
-        open_ = self._open.pop(record.request_id)
+        open_ = self._open.pop(record.request_id, None)
+        if open_ is None:
+            return
         if not open_.stopped:
             passed = open_.matcher.feed(open_.detokenizer.flush())
             open_.stopped = passed.stop is not None

@@ -1,6 +1,8 @@
 """The memory behind the pages: what is written is read back, one page is one piece, another process can map it."""
 
+import gc
 import mmap
+import os
 
 import torch
 from hypothesis import given, settings
@@ -64,3 +66,25 @@ def test_touching_memory_beforehand_changes_nothing_in_it():
     assert not pool.page(41).any()
     assert pool.fault_in(1 << 20) is False
     pool.close()
+
+
+def test_a_pool_gives_its_file_back_closed_or_forgotten():
+    """One is closed (twice), one is merely dropped: no file of either stays open, and nobody else's is closed."""
+    gc.collect()
+    before = _num_open_files()
+    closed, dropped = KVPool(SHAPE), KVPool(SHAPE)
+    of_each = (_num_open_files() - before) // 2
+    assert of_each > 0
+    closed.close()
+    assert _num_open_files() == before + of_each
+    other = os.memfd_create("of-somebody-else")  # may get the number that was just given back
+    closed.close()
+    assert closed.fault_in(1 << 20) is False
+    del closed, dropped
+    gc.collect()
+    assert _num_open_files() == before + 1
+    os.close(other)
+
+
+def _num_open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))

@@ -392,11 +392,41 @@ def test_a_closed_request_may_be_closed_again_and_its_name_used_again():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_are_no_numbers_are_an_error_not_a_token(temperature, bad):
+def test_logits_that_are_no_numbers_fail_their_own_request_only(temperature, bad):
+    """The middle one of three rows is broken: its request gets a failure and no token, the others what they get alone.
+    Once its row is whole again, it may be drawn as if nothing had happened."""
+    logits = _logits(3, 50)
+    expected = [_answer(_request(name, temperature=temperature), logits[row : row + 1])[0] for row, name in _THREE]
+    sampler = Sampler(50)
+    for _, name in _THREE:
+        sampler.open(_request(name, temperature=temperature))
+    broken = logits.clone()
+    broken[1, 20] = bad
+    first, failed, third = sampler.draw(broken, ["a", "b", "c"], [len(PROMPT)] * 3)
+    assert (first, third) == (expected[0], expected[2])
+    assert (failed.request_id, failed.tokens, failed.logprobs) == ("b", (), ())
+    assert "not finite" in failed.failure
+    assert sampler.draw(logits[1:2], ["b"], [len(PROMPT)]) == (expected[1],)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_settings_overflow_fails_its_own_request_only():
+    """A penalty so small that the logit of a token seen in the prompt overflows."""
+    logits = _logits(1, 50).abs() + 1
+    (commit,) = _answer(_request(temperature=0.0, repetition_penalty=1e-42), logits)
+    assert commit.tokens == ()
+    assert "not finite" in commit.failure
+
+
+def test_what_min_tokens_masks_must_be_finite_too():
+    """The stop id may not be drawn yet, but its logit would show in the logprobs of all others."""
     logits = _logits(1, 50)
-    logits[0, 20] = bad
-    with pytest.raises(FloatingPointError, match="not finite"):
-        _answer(_request(temperature=temperature), logits)
+    logits[0, 2] = float("nan")
+    (commit,) = _answer(_request(stop_ids=(2,), min_tokens=1, num_logprobs=2), logits)
+    assert "not finite" in commit.failure
+
+
+_THREE = list(enumerate("abc"))
 
 
 def _weights(scores: np.ndarray, temperature: float) -> np.ndarray:

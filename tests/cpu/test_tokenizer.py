@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from headway.models.config import ModelError
-from headway.models.tokenizer import Tokenizer, open_model_text
+from headway.models.tokenizer import LONG_CHARACTERS, Tokenizer, open_model_text
 
 SENTENCES = ["def f(x): return x", "the quick brown fox", "naïve café", "你好，世界", "a😀b"] * 3
 EMBEDDED = open_model_text(None).tokenizer
@@ -140,6 +140,13 @@ def test_a_random_preset_prints_placeholders_for_what_the_embedded_vocabulary_la
 # A model's folder
 
 
+@kinds
+def test_a_long_text_has_the_ids_that_the_library_gives_it(kind: str) -> None:
+    """It takes another way there, one on which the event loop goes on meanwhile."""
+    text = "the quick brown fox 😀 " * (LONG_CHARACTERS // 10)
+    assert list(TOKENIZERS[kind].encode(text)) == BACKENDS[kind].encode(text).ids
+
+
 def make_folder(path: Path, backend: tokenizers.Tokenizer, **files: object) -> Path:
     backend.save(str(path / "tokenizer.json"))
     config = {
@@ -190,6 +197,16 @@ def test_a_folder_brings_its_defaults_its_name_and_all_its_ends(tmp_path: Path) 
     assert text.sampling_defaults == {"temperature": 0.3, "top_k": 20}
     assert text.name == str(folder)
     assert text.chat_template is None
+
+
+@pytest.mark.parametrize(
+    "wish", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": float("inf")}, {"max_new_tokens": 0}]
+)
+def test_defaults_that_no_request_could_ask_for_are_found_at_the_start(tmp_path: Path, wish: dict[str, float]) -> None:
+    """And not by every request for itself."""
+    folder = make_folder(tmp_path, byte_level(), generation_config=wish)
+    with pytest.raises(ModelError, match=rf"generation_config\.json says {next(iter(wish))} .*remove the line"):
+        open_model_text(str(folder))
 
 
 def test_a_prompt_is_never_cut_because_a_file_says_so(tmp_path: Path) -> None:

@@ -94,6 +94,10 @@ def test_a_template_is_a_file_or_the_text_itself(tmp_path: Path) -> None:
     assert ChatTemplate.parse("{{ messages[1].role }}", {}).render(TALK) == "user"
     with pytest.raises(ModelError, match="There is no chat template"):
         ChatTemplate.parse(str(tmp_path / "none.jinja"), {})
+    path.write_bytes(b"\xff")
+    for unreadable in (str(path), str(tmp_path), "x" * 5000):
+        with pytest.raises(ModelError, match="There is no chat template"):
+            ChatTemplate.parse(unreadable, {})
     with pytest.raises(ModelError, match="broken in line 1"):
         ChatTemplate.parse("{% if %}", {})
 

@@ -175,6 +175,45 @@ def test_after_mail_at_most_one_tile_runs_before_it_is_read() -> None:
         assert read - arrived <= TILE_S
 
 
+def test_an_interrupt_ends_its_step_and_leaves_the_loop_whole() -> None:
+    """Ctrl-C in the fifth tile: it goes through to whoever called, and who calls again gets the account of it, and
+    serves the next one."""
+
+    def interrupt(work: Work, tile: int) -> bool:
+        if (work.id, tile) == (1, 4):
+            raise KeyboardInterrupt
+        return False
+
+    house = House([arrives(0.0, "a", 6), arrives(1.0, "b", 6)], fails=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        house.run()
+    assert house.driver.num_open_steps == 0
+    house.run()
+    assert {name: (record.kind, record.message) for name, record in house.records.items()} == {
+        "a": ("failed", "KeyboardInterrupt"),
+        "b": ("finished", ""),
+    }
+    house.scheduler.check_integrity()
+    assert house.scheduler.pages.counts()["held"] == 0
+
+
+def test_an_interrupt_between_two_letters_loses_neither() -> None:
+    """It comes while the first one's admission is carried out: the second letter is read at the next turn."""
+    house = House([arrives(0.0, "a", 6), arrives(0.0, "b", 6)])
+    opened = house.stage.inner.open
+
+    def interrupt_once(request: Request) -> None:
+        house.stage.inner.open = opened  # type: ignore[method-assign]
+        opened(request)
+        raise KeyboardInterrupt
+
+    house.stage.inner.open = interrupt_once  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        house.run()
+    house.run()
+    assert {name: record.kind for name, record in house.records.items()} == {"a": "finished", "b": "finished"}
+
+
 def test_every_event_is_handled_once_and_a_batch_of_them_planned_once() -> None:
     """Five letters lie in the box at once, others come alone: as many calls of `handle` as there were events, at most
     one `plan` after each drained batch, and none for a tile."""

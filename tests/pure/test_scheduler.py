@@ -350,6 +350,44 @@ def test_a_step_that_fails_takes_only_its_members() -> None:
     assert [segment.request_id for segment in work.segments] == ["c"]
 
 
+def test_a_member_without_a_token_fails_alone() -> None:
+    """Three prompts are read together, the middle one's logits are not finite. It ends as failed, the others go on; its
+    pages are not to be found by the next one with the same prompt."""
+    story = Story()
+    prompts = {name: story.arrives(name, 9).prompt for name in ("a", "b", "c")}
+    pack = story.plan()
+    assert pack is not None
+    commits = (Commit("a", (5,)), Commit("b", (), failure="Not finite."), Commit("c", (6,)))
+    first, end, third = story.tell(ev.StepDone(pack.id, Outcome(commits), 0.27))
+    assert (first, third) == (ev.Deliver(Commit("a", (5,))), ev.Deliver(Commit("c", (6,))))
+    record = ending([end])
+    assert (record.request_id, record.kind, record.reason) == ("b", "failed", "not_finite")
+    assert record.message == "Not finite."
+    step = story.plan()
+    assert step is not None
+    assert [segment.request_id for segment in step.segments] == ["a", "c"]
+    story.done(step, a=1, c=1)
+    story.arrives("again", prompts["b"], slo=SLO(ttft_s=0.001))
+    story.arrives("shared", prompts["a"], slo=SLO(ttft_s=0.001))
+    story.plan()
+    found = {ticket.request.id: ticket.record.num_cached_tokens for ticket in story.scheduler._tickets.values()}
+    assert (found["again"], found["shared"]) == (0, 8)
+
+
+def test_a_member_that_was_leaving_has_its_own_ending() -> None:
+    """Its caller had gone when its logits turned out to be broken: cancelled, not failed."""
+    story = Story()
+    story.arrives("a", 6)
+    story.arrives("b", 6)
+    pack = story.plan()
+    assert pack is not None
+    story.tell(ev.Cancelled("a"))
+    commits = (Commit("a", (), failure="Not finite."), Commit("b", (5,)))
+    end, deliver = story.tell(ev.StepDone(pack.id, Outcome(commits), 0.12))
+    assert ending([end]).kind == "cancelled"
+    assert deliver == ev.Deliver(Commit("b", (5,)))
+
+
 def test_a_lost_engine_loses_everything_and_the_next_request_is_served() -> None:
     """One is queued, one suspended, one read, one decoding when the engine dies. All end as failed, no page is missing,
     and whoever comes afterwards is let in as if nothing had happened."""

@@ -85,6 +85,17 @@ def test_the_key_may_come_from_the_environment(served: list[Any], monkeypatch: p
     assert "secret" not in repr(served[0][1])
 
 
+def test_a_key_that_came_out_empty_does_not_open_the_door(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a deployment's secret is not set."""
+    monkeypatch.setenv("HEADWAY_API_KEY", "")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve"])
+    assert ended.value.code == 2
+    assert "HEADWAY_API_KEY is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -1,11 +1,16 @@
 """/v1/completions, whole: shapes, endings, and what reaches the engine."""
 
+import dataclasses
+import json
 import time
 
 import pytest
+import tokenizers
 from desk import TEXT, Desk, run
+from tokenizers import processors
 
 from headway.core.request import SLO
+from headway.models.tokenizer import Tokenizer
 
 
 def test_a_whole_answer_has_openais_shape() -> None:
@@ -76,6 +81,26 @@ def test_n_answers_differ_by_their_seed_alone_and_a_prompt_is_counted_once() -> 
         assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3, 4, 5]
         assert answer["usage"]["prompt_tokens"] == 3
         assert answer["usage"]["completion_tokens"] == 6 * (len(desk.ids) + 1)
+
+    run(story)
+
+
+def test_a_caller_may_leave_out_what_the_model_wants_around_a_prompt() -> None:
+    """A model whose prompts begin with a mark, as Llama's do: it is there unless the caller says otherwise."""
+    tokenizer = TEXT.tokenizer
+    backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
+    end = tokenizer.eos_ids[0]
+    mark = tokenizer.token_text(end)
+    backend.post_processor = processors.TemplateProcessing(single=f"{mark} $A", special_tokens=[(mark, end)])
+    decoder = json.loads(backend.to_str())["decoder"]
+    text = dataclasses.replace(TEXT, tokenizer=Tokenizer(backend, decoder, eos_ids=tokenizer.eos_ids))
+
+    async def story() -> None:
+        desk = await Desk("ok", text=text).start()
+        for said in (None, True, False):
+            await desk.complete(prompt="x", add_special_tokens=said)
+        begun = [request.prompt[0] == end for request in desk.link.requests]
+        assert begun == [True, True, False]
 
     run(story)
 
@@ -247,7 +272,8 @@ def test_logprobs_line_up_with_the_text() -> None:
         assert logprobs["token_logprobs"] == [-token / 1000 for token in desk.ids]
         first = logprobs["top_logprobs"][0]
         spell = TEXT.tokenizer.token_text
-        assert first == {spell(desk.ids[0]): -desk.ids[0] / 1000, spell(desk.ids[0] + 1): -(desk.ids[0] + 1) / 1000}
+        likeliest, second = desk.ids[0], desk.ids[0] + 1
+        assert list(first.items()) == [(spell(likeliest), -likeliest / 1000), (spell(second), -second / 1000)]
 
     run(story)
 

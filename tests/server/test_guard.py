@@ -160,9 +160,13 @@ def test_paths_and_methods_that_do_not_exist_have_the_same_shape() -> None:
         async with desk.client() as client:
             missing = await client.get("/v1/nothing")
             wrong = await client.get("/v1/completions")
+            # with a slash too many: told so, not sent to whatever host the caller's Host header names
+            slash = await client.get("/health/", headers={"host": "elsewhere.example"})
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
         assert wrong.headers["allow"] == "POST"
+        assert wrong.json()["error"]["message"] == "There is no GET /v1/completions here: use POST."
+        assert (slash.status_code, slash.json()["error"]["code"]) == (404, "not_found")
 
     run(story)
 
@@ -241,3 +245,64 @@ def test_slow_headers_are_not_waited_for(network: Callable[[Desk], Network], mon
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
             connection.sendall(half)
             assert connection.recv(100) == b""
+
+
+def completion(body: dict[str, object]) -> bytes:
+    content = json.dumps(body).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return head + b"Content-Length: %d\r\n\r\n" % len(content) + content
+
+
+def test_a_large_body_does_not_count_as_headers_of_the_request_behind_it(network: Callable[[Desk], Network]) -> None:
+    """Two requests in one breath: the first has a long body, the second has half of its headers still to come."""
+    server = network(Desk("ok"))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(completion({"prompt": "x", "user": "u" * 300_000}) + b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        answer = b""
+        while b"}}" not in answer:
+            answer += connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200")
+        connection.sendall(b"Connection: close\r\n\r\n")
+        while part := connection.recv(65536):
+            answer += part
+        assert answer.endswith(b'{"status":"live"}')
+
+
+def test_noise_behind_a_request_is_never_mixed_into_its_answer(network: Callable[[Desk], Network]) -> None:
+    """While a stream is open, its connection brings what is no HTTP: it is closed, and no 400 poses as an event."""
+    desk = Desk("one two")
+    desk.link.flowing = False
+    server = network(desk)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(completion({"prompt": "x", "stream": True}))
+        answer = b""
+        while b"data: " not in answer:
+            answer += connection.recv(65536)
+        connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"invalid_http" not in answer
+    desk.link.flowing = True
+    assert ask(server, b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_in_broken_chunks_is_a_400(network: Callable[[Desk], Network]) -> None:
+    server = network(Desk("ok"))
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    answer = ask(server, head + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+def test_a_connection_is_not_kept_by_bytes_that_begin_no_request(
+    network: Callable[[Desk], Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty line between two requests is allowed; one that nothing follows is not waited on for ever."""
+    monkeypatch.setattr(http, "HEAD_TIMEOUT_S", 0.05)
+    server = network(Desk("ok"))
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n")
+        assert connection.recv(100) == b""

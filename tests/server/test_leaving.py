@@ -4,16 +4,18 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 import httpx
 import pytest
 from desk import TEXT, Desk, Network, run, until
+from starlette.types import Message
 
 from headway.config import ConfigError, DoorSettings
 from headway.models.config import ModelError
 from headway.placement.link import FakeLink
 from headway.server.run import address, listen, serve
+from headway.server.transport import CallerLeft, EventStream
 
 PROMPT = {"prompt": "x", "max_tokens": 64}
 
@@ -67,6 +69,37 @@ def test_a_caller_who_leaves_during_a_stream_of_tokens(network: Callable[[Desk],
         await hang_up(writer)
         await until(lambda: bool(desk.link.cancelled))
         assert desk.link.cancelled == {desk.link.requests[0].id}
+
+    run(story)
+
+
+def test_a_caller_who_leaves_without_having_read_a_word() -> None:
+    """The stream is stuck in the middle of a send then: what makes its events is told at once, not when collected."""
+    over = False
+
+    async def events() -> AsyncGenerator[list[bytes], None]:
+        nonlocal over
+        try:
+            yield [b"1"]
+        finally:
+            over = True
+
+    async def story() -> None:
+        sending = asyncio.Event()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                sending.set()
+                await asyncio.Event().wait()  # nobody reads
+
+        async def receive() -> Message:
+            await sending.wait()
+            return {"type": "http.disconnect"}
+
+        stream = EventStream(events(), 0)
+        with pytest.raises(CallerLeft):
+            await stream({}, receive, send)
+        assert over
 
     run(story)
 
@@ -223,5 +256,6 @@ def test_a_port_in_use_is_told_with_its_number() -> None:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port}.*choose another with --port"):
             listen("127.0.0.1", port)
-    with pytest.raises(ConfigError, match="--host no such host"):
-        listen("no such host", 0)
+    for host in ("no such host", "a..b"):
+        with pytest.raises(ConfigError, match=f"--host {host} is not an address"):
+            listen(host, 0)

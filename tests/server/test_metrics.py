@@ -83,7 +83,7 @@ def test_requests_add_up() -> None:
 
 
 def test_a_request_that_nobody_waits_for_is_counted_once() -> None:
-    """Two answers of a call: one fails, so the other is abandoned."""
+    """Two answers of a call: one fails after two tokens, so the other, as far as the first, is abandoned."""
 
     async def story() -> None:
         desk = await Desk("one two three").start()
@@ -92,6 +92,7 @@ def test_a_request_that_nobody_waits_for_is_counted_once() -> None:
         found = await samples(desk)
         assert found["headway:requests_ended_total", (("kind", "failed"), ("reason", "engine_lost"))] == 1
         assert found["headway:requests_ended_total", (("kind", "cancelled"), ("reason", "abandoned"))] == 1
+        assert found["vllm:generation_tokens_total", ()] == 2 + 2
 
     run(story)
 

@@ -39,6 +39,7 @@ async def refused(desk: Desk, path: str, body: Any, **headers: str) -> tuple[int
         ("presence_penalty", 3),
         ("frequency_penalty", -3),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-300),  # which would make a logit infinite, and fail the whole step
         ("seed", 2**63),
         ("stop", ["a"] * 5),
         ("stop", ""),
@@ -97,10 +98,15 @@ def test_a_target_must_be_a_positive_number(field: str, value: Any) -> None:
     [
         ("x_slo_ttft_ms", "soon"),
         ("x_slo_ttft_ms", "nan"),
+        ("x_slo_ttft_ms", "1_000"),
+        ("x_slo_ttft_ms", ""),
+        ("x_slo_ttft_ms", "9" * 400),
         ("x_slo_tpot_ms", "-1"),
         ("x_slo_tpot_ms", "inf"),
         ("x_vllm_priority", "high"),
         ("x_vllm_priority", "9" * 40),
+        ("x_vllm_priority", "0" * 32 + "7"),
+        ("x_vllm_priority", "1_0"),
     ],
 )
 def test_a_wrong_header_is_refused_not_ignored(header: str, value: str) -> None:
@@ -158,6 +164,9 @@ def test_messages_are_checked(messages: Any, param: str) -> None:
         (CHAT, "logits_processors", ["x"]),
         (CHAT, "chat_template", "{{ 1 }}"),
         (CHAT, "modalities", ["text", "audio"]),
+        (CHAT, "regex", "a*"),
+        (CHAT, "add_generation_prompt", False),
+        (COMPLETIONS, "prompt_logprobs", 0),
     ],
 )
 def test_a_constraint_that_would_be_ignored_is_refused(path: str, field: str, value: Any) -> None:
@@ -231,8 +240,11 @@ def test_megabytes_are_refused_without_being_tokenized() -> None:
     async def story() -> None:
         desk = await Desk("ok", max_model_len=32).start()
         status, error = await refused(desk, COMPLETIONS, {"prompt": "word " * 400_000})
-        assert (status, error["code"]) == (400, "context_length_exceeded")
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
         assert "at least" in error["message"]
+        messages = [{"role": "user", "content": "word " * 400_000}]
+        status, error = await refused(desk, CHAT, {"messages": messages})
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
 
     run(story)
 
@@ -241,8 +253,10 @@ def test_a_long_prompt_that_fits_is_tokenized_whole() -> None:
     async def story() -> None:
         desk = await Desk("ok", max_model_len=100_000).start()
         text = "def f(x):\n    return x\n" * 2000
-        await desk.complete(prompt=text)
-        assert desk.link.requests[0].prompt == desk.text.tokenizer.encode(text)
+        await desk.complete(prompt=[text, "x"])
+        long, short = (request.prompt for request in desk.link.requests)
+        assert desk.text.tokenizer.decode(long) == text
+        assert short == desk.text.tokenizer.encode("x")
 
     run(story)
 

@@ -1,8 +1,12 @@
-"""The engine as a process: it answers, it is killed and replaced, it drains, and it says why it cannot start."""
+"""The engine as a process: it answers, dies or hangs and is replaced, drains, and says why it cannot start."""
 
 import asyncio
+import dataclasses
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,7 +14,7 @@ import pytest
 from headway.config import EngineSettings
 from headway.core.ledger import Record
 from headway.core.request import Request, Sampling
-from headway.placement import wire
+from headway.placement import process, supervise, wire
 from headway.placement.supervise import EngineStartError, Supervisor
 
 SETTINGS = EngineSettings(num_threads=1, dtype="float32", max_tile_ms=2.0)
@@ -74,6 +78,146 @@ def test_a_killed_engine_is_replaced_and_nobody_is_left_waiting():
     asyncio.run(story())
 
 
+def test_a_hung_engine_is_replaced(monkeypatch):
+    """It does not die, it only says nothing more (here it is stopped): whoever waits is answered by the next one."""
+    monkeypatch.setattr(supervise, "SILENCE_S", 2.0)
+
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        await link.start()
+        try:
+            assert link._process is not None
+            hung = link._process
+            os.kill(hung.pid, signal.SIGSTOP)
+            tokens, record = await asyncio.wait_for(answer(link, request("patient", 30, 5)), 60)
+            assert tokens
+            assert record.kind == "finished"
+            assert hung.poll() == -signal.SIGKILL
+            assert link.num_restarts >= 1
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+def test_a_door_that_was_itself_stopped_does_not_blame_the_engine():
+    """When it goes on, its patience is over, but what the engine said meanwhile lies there to be read."""
+
+    async def story() -> None:
+        ours, engine = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        reading = asyncio.create_task(supervise._read(reader, 0.2))
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # the whole loop stands still
+        engine.send(b"a beat")
+        with engine:
+            assert await reading == b"a beat"
+            writer.close()
+
+    asyncio.run(story())
+
+
+def hear_out(connection: socket.socket) -> None:
+    while connection.recv(1 << 16):
+        pass
+
+
+def test_an_engine_whose_loop_hangs_stops_its_beats(monkeypatch):
+    """The writing thread is well, the loop is not: while it works without finishing a tile, nothing is heard."""
+    monkeypatch.setattr(process, "STUCK_S", 0.5)
+    monkeypatch.setattr(process, "BEAT_S", 0.04)
+    door, engine = socket.socketpair()
+    door.settimeout(1.0)
+    frames = wire.Frames(bytearray())
+    num_tiles = 7
+    mouth = process.Mouth(engine)
+    mouth.beat = wire.Beat(0.0, 0, 0, 0, {}, {})
+    mouth.open(lambda: num_tiles)
+    try:
+        for _ in range(20):  # at rest no tile is finished either, and that is no fault
+            assert frames.feed(door.recv(1 << 16))
+        mouth.working = True
+        with pytest.raises(TimeoutError):
+            hear_out(door)
+        num_tiles = 8
+        assert door.recv(1 << 16)
+    finally:
+        mouth.close()
+        door.close()
+        engine.close()
+
+
+def test_what_a_step_says_is_written_at_once():
+    """All that was said before the writer woke up goes out in one piece, in order, and closing loses nothing."""
+    door, engine = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps what was written apart
+    said = [wire.StartFailed(str(place)) for place in range(5)]
+    mouth = process.Mouth(engine)
+    for message in said:
+        mouth.say(message)
+    mouth.open(lambda: 0)
+    with door, engine:
+        bodies = wire.Frames(bytearray()).feed(door.recv(1 << 16))
+        assert [wire.from_engine_decoder.decode(body) for body in bodies] == said
+        mouth.say(said[0])
+        mouth.close()
+        assert door.recv(1 << 16) == wire.frame(said[0])
+
+
+def test_a_caller_who_goes_away_while_the_engine_starts_is_never_served():
+    """One cancels, one closes its stream, one stays: the engine, when it comes, sees only the last."""
+    submitted: list[str] = []
+
+    class Overheard(Supervisor):
+        def _say(self, message: wire.ToEngine) -> None:
+            if isinstance(message, wire.Submit):
+                submitted.append(message.request.id)
+            super()._say(message)
+
+    async def story() -> None:
+        link = Overheard(SETTINGS)
+        starting = asyncio.create_task(link.start())
+        try:
+            gone = asyncio.create_task(answer(link, request("gone", 30, 1500)))
+            left = asyncio.create_task(answer(link, request("left", 30, 1500)))
+            stays = asyncio.create_task(answer(link, request("stays", 30, 5)))
+            await asyncio.sleep(0)
+            link.cancel("gone")
+            left.cancel()
+            tokens, record = await gone
+            assert link.state == "starting"
+            assert (tokens, record.kind) == ([], "cancelled")
+            await starting
+            _, record = await stays
+            assert record.kind == "finished"
+            assert submitted == ["stays"]
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+def test_a_cancelled_call_gets_no_second_try():
+    """Its engine is killed before it could say that the call is cancelled."""
+
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        await link.start()
+        try:
+            assert link._process is not None
+            os.kill(link._process.pid, signal.SIGSTOP)
+            fresh = asyncio.create_task(answer(link, request("fresh", 30, 1500)))
+            await asyncio.sleep(0.05)
+            link.cancel("fresh")
+            os.kill(link._process.pid, signal.SIGKILL)
+            tokens, record = await asyncio.wait_for(fresh, 30)
+            assert (tokens, record.kind, record.reason) == ([], "cancelled", "cancelled")
+            assert link.state == "starting"
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
 def test_a_caller_who_goes_away_costs_nothing_more():
     """A long answer is cancelled in the middle, another by closing its stream; the pages come back."""
 
@@ -119,6 +263,120 @@ def test_draining_finishes_what_is_open_and_refuses_the_rest():
         assert link._process.poll() is not None
 
     asyncio.run(story())
+
+
+def test_signals_to_the_server_leave_the_engine_to_finish():
+    """A terminal or a service manager signals every process it knows of; the engine heeds the door alone."""
+
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        await link.start()
+        try:
+            assert link._process is not None
+            assert os.getpgid(link._process.pid) != os.getpgid(0)
+            seen: list[int] = []
+            open_ = asyncio.create_task(answer(link, request("open", 50, 300), seen))
+            await until(lambda: bool(seen))
+            draining = asyncio.create_task(link.drain(60))
+            await asyncio.sleep(0)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.killpg(link._process.pid, number)
+            _, record = await open_
+            assert record.kind == "finished"
+            await draining
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+def test_what_is_open_when_the_time_to_drain_is_over_ends_as_shutdown():
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        await link.start()
+        seen: list[int] = []
+        open_ = asyncio.create_task(answer(link, request("open", 50, 1900), seen))
+        try:
+            await until(lambda: bool(seen))
+            await link.drain(0.0)
+        finally:
+            await link.close()
+        _, record = await open_
+        assert (record.kind, record.reason) == ("failed", "shutdown")
+        assert "shut down" in record.message
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_cannot_start_again_says_why(caplog):
+    """The model's folder went away while the server ran, and then the engine died."""
+
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        await link.start()
+        try:
+            link.settings = dataclasses.replace(SETTINGS, model="/nowhere/at-all")
+            assert link._process is not None
+            link._process.kill()
+            await until(lambda: link.state == "down")
+            assert "/nowhere/at-all" in caplog.messages[-1]
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_talks_nonsense_is_replaced():
+    """A frame that is no message is like a broken socket: that engine is ended, the next one answers."""
+
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        await link.start()
+        try:
+            nonsense = asyncio.StreamReader()
+            nonsense.feed_data(b"\x00\x00\x00\x02\xc1\xc1")
+            await link._listen(nonsense)
+            tokens, record = await asyncio.wait_for(answer(link, request("patient", 30, 5)), 60)
+            assert tokens
+            assert record.kind == "finished"
+            assert link.num_restarts == 1
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+def test_the_current_directory_is_not_imported_from(tmp_path, monkeypatch):
+    """The server is started in a folder that happens to hold a torch.py."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('the wrong torch')")
+    monkeypatch.chdir(tmp_path)
+
+    async def story() -> None:
+        link = Supervisor(SETTINGS)
+        try:
+            await asyncio.wait_for(link.start(), 60)
+        finally:
+            await link.close()
+
+    asyncio.run(story())
+
+
+def test_memory_that_is_refused_is_told_in_one_sentence():
+    """The host has enough, but this process may not take it (as under `ulimit -v`): found out only when loading."""
+    code = """
+import resource
+from headway.config import ConfigError, EngineSettings
+from headway.placement.engine import build_engine
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (200 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+try:
+    build_engine(EngineSettings(model="random:qwen2.5-0.5b", dtype="bfloat16", num_threads=1, max_model_len=64))
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("There is not enough memory"), done.stderr
+    assert done.stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize(

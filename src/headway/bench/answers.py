@@ -43,7 +43,10 @@ def served() -> tuple[str, float]:
             return answer.choices[0].text, ready_s
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            try:
+                server.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def _address(log: int, server: subprocess.Popen[str]) -> str:
@@ -61,7 +64,7 @@ def main() -> None:
     if not Path("src").is_dir():
         print("Run it in the repository: the result goes to docs/results.", file=sys.stderr)
     text, (answer, ready_s) = generated(), served()
-    same = text.rstrip("\n").removeprefix(PROMPT) == answer.rstrip("\n")
+    same = bool(answer.strip()) and text.rstrip("\n").removeprefix(PROMPT) == answer.rstrip("\n")
     report.write(
         "answers",
         f"Two ways to continue `{PROMPT}`",

@@ -130,15 +130,18 @@ class Scheduler:
         commits = {commit.request_id: commit for commit in done.outcome.commits}
         for segment, ticket in self._members(step):
             ticket.step = None
-            ticket.num_computed += len(segment.tokens)
-            self._holdings.publish(ticket)
             if not step.decoding:
                 ticket.record.busy_prefill_s += done.busy_s
                 ticket.record.overrun_s += max(0.0, done.busy_s - step.predicted_s)
+            commit = commits.get(segment.request_id)
+            if commit is not None and commit.failure:  # not published: its pages may hold what broke it
+                effects.append(self._fail(ticket, "not_finite", commit.failure, now))
+                continue
+            ticket.num_computed += len(segment.tokens)
+            self._holdings.publish(ticket)
             if ticket.state is State.LEAVING:
                 effects.append(self._finish_leaving(ticket, now))
                 continue
-            commit = commits.get(segment.request_id)
             if commit is None:  # a chunk in the middle of a prompt
                 ticket.move(State.QUEUED)
                 self._queued[ticket.number] = ticket

@@ -58,11 +58,15 @@ class TokenLogprobs(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """Tokens that a step adds to a request: 0 … k of them, with logprobs beside each where asked."""
+    """Tokens that a step adds to a request: 0 … k of them, with logprobs beside each where asked.
+
+    `failure` says why no token could be drawn: this request ends with it, the others in the step go on.
+    """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
+    failure: str = ""
 
 
 class Outcome(NamedTuple):

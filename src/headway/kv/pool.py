@@ -10,6 +10,7 @@ Shape legend: P pages, L layers, S slots of a page, K key-value heads, D head si
 import ctypes
 import mmap
 import os
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,7 @@ class KVPool:
             self._memory = mmap.mmap(self.file, shape.pool_bytes, mmap.MAP_SHARED)
             self.blocks_PL2KSD = torch.frombuffer(self._memory, dtype=shape.dtype).view(sizes)
             self._address = self.blocks_PL2KSD.data_ptr()
+            self._close_file = weakref.finalize(self, os.close, self.file)  # also if nobody calls close
         else:
             self.blocks_PL2KSD = torch.zeros(sizes, dtype=shape.dtype, device=device)
         self._by_layer = [self.blocks_PL2KSD[:, layer] for layer in range(shape.num_layers)]
@@ -88,7 +90,8 @@ class KVPool:
         return self._num_faulted_bytes < self.shape.pool_bytes
 
     def close(self) -> None:
-        """Give the file back; the mapping goes with its last tensor."""
+        """Give file and memory back; the mapping goes with its last tensor, if somebody still has one."""
+        self.blocks_PL2KSD, self._by_layer, self._memory = self.blocks_PL2KSD.new_empty(0), [], None
         if self.file >= 0:
-            os.close(self.file)
+            self._close_file()
             self.file = -1

@@ -34,6 +34,7 @@ _SAMPLING_DEFAULTS = {  # name -> least, most
     "repetition_penalty": (0.01, 100),
     "max_new_tokens": (1, 2**31),
 }
+LONG_CHARACTERS = 8192  # about a millisecond's work
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -90,7 +91,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """The ids of `text`; with what the model wants around it (a rendered chat template brings its own)."""
-        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        if len(text) > LONG_CHARACTERS:  # only the call for batches lets other threads run while it works
+            (encoding,) = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        else:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        return tuple(encoding.ids)
 
     def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole. A detokenizer's pieces add up to it, but for the space that starts a text."""

@@ -3,8 +3,10 @@
 Two results: the rates by which operators are cut into tiles, and the coefficients of the cost model.
 """
 
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 import torch
 
@@ -23,8 +25,29 @@ LONGEST_PROBE_S = 0.6
 PROBE_S = 0.03
 
 
-def measure_rates(model: Decoder, pool: KVPool) -> Rates:
-    """Seconds per unit of each kind of operator: what an undisturbed device does."""
+def measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
+    """The rates of an undisturbed device: the better of all threads together and of one alone, each.
+
+    Threads that must wait for each other are slower than one as long as a neighbour holds a core; but these rates
+    decide for the engine's whole life how operators are cut, and the neighbour will go.
+    """
+    num_threads = torch.get_num_threads()
+    together = _measure_rates(model, pool, num_touched_pages)
+    if model.device.type != "cpu" or num_threads == 1:
+        return together
+    torch.set_num_threads(1)
+    try:
+        alone = _measure_rates(model, pool, num_touched_pages)
+    finally:
+        torch.set_num_threads(num_threads)
+    return Rates(*map(max, astuple(together), astuple(alone)))
+
+
+def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
+    """Seconds per unit of each kind of operator: what an undisturbed device does.
+
+    Only the first `num_touched_pages` pages are read: reading the others would bring them into memory.
+    """
     config, layer, device = model.config, model.layers[0], model.device
     x = torch.randn(PROBE_ROWS, config.hidden_size, device=device).to(model.dtype)
     qkv = torch.randn(PROBE_ROWS, config.q_size + 2 * config.kv_size, device=device).to(model.dtype)
@@ -32,22 +55,35 @@ def measure_rates(model: Decoder, pool: KVPool) -> Rates:
     cos, sin = model.rope[:PROBE_ROWS].unbind(1) if len(model.rope) >= PROBE_ROWS else _repeated(model)
     keys = torch.randn(config.num_kv_heads, PROBE_KEYS, config.head_size, device=device).to(model.dtype)
     few_layers = model.layers[:4]
-    num_pages = min(pool.shape.num_pages, PROBE_KEYS // pool.shape.page_tokens)
-    table = torch.arange(num_pages, device=device)
 
     d_in, d_out = layer.gate_up.size
     linear_s = _best(lambda: layer.gate_up(x), device)
     stream_s = _best(lambda: [each.gate_up(x[:1]) for each in few_layers], device)
     attention_s = _best(lambda: attend(q[:16], keys, keys, 0, PROBE_KEYS - 16, None), device)
-    copy_s = _best(lambda: pool.read(0, table), device)
     small_s = _best(lambda: position_qk(config, layer, q, k, cos, sin), device)
     return Rates(
         linear_flops=2.0 * PROBE_ROWS * d_in * d_out / linear_s,
         linear_bytes=len(few_layers) * layer.gate_up.weight.nbytes / stream_s,
         attention_flops=4.0 * 16 * PROBE_KEYS * config.q_size / attention_s,
-        copy_bytes=num_pages * pool.shape.page_bytes / config.num_layers / copy_s,
+        copy_bytes=_copy_rate(pool, num_touched_pages, device),
         elements=0.5 * qkv.numel() / small_s,  # the store to pages comes on top of the measured half
     )
+
+
+def _copy_rate(pool: KVPool, num_touched_pages: int, device: torch.device) -> float:
+    """Bytes per second of gathering scattered pages that are in no cache: other pages and another layer each time."""
+    shape = pool.shape
+    num_pages = max(1, min(num_touched_pages, PROBE_KEYS // shape.page_tokens))
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    for number in range(8):
+        table = torch.randint(0, max(1, num_touched_pages), (num_pages,), generator=generator).to(device)
+        begun = time.perf_counter()
+        pool.read(number % shape.num_layers, table)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - begun)
+    return num_pages * shape.page_bytes / shape.num_layers / statistics.median(seconds)
 
 
 def fit_cost(stage: LanguageStage, rates: Rates, max_model_len: int) -> CostFit:

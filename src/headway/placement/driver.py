@@ -5,6 +5,7 @@ one flag and one clock, and goes on. Everything else it is given: the scheduler,
 Driven by a virtual clock and a fake stage it is the simulator; by the real ones, the engine.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,7 +62,7 @@ class Driver:
         self.tell = tell
         self.num_tiles = 0
         self._open: dict[int, _Open] = {}
-        self._happened: list[ev.Event] = []  # on the device, since the last plan
+        self._happened: deque[ev.Event] = deque()  # on the device, since the last plan
         self._current: Work | None = None
 
     def turn(self) -> bool:
@@ -92,16 +93,16 @@ class Driver:
 
     def _account(self) -> bool:
         """Feed every event to the scheduler once, carry out what it asks for. Whether there was any."""
-        events, self._happened = self._happened, []
-        events += self.mailbox.take()
+        self._happened += self.mailbox.take()
         now = self.clock.now()
         due = self.scheduler.next_due()
         if due is not None and now >= due:
-            events.append(ev.Due())
-        for event in events:
-            for effect in self.scheduler.handle(event, now):
+            self._happened.append(ev.Due())
+        any_events = bool(self._happened)
+        while self._happened:  # one by one: what an exception leaves unhandled is still there at the next turn
+            for effect in self.scheduler.handle(self._happened.popleft(), now):
                 self._carry_out(effect)
-        return bool(events)
+        return any_events
 
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
@@ -145,6 +146,10 @@ class Driver:
         except Exception as error:
             self._happened.append(ev.StepFailed(work.id, f"{type(error).__name__}: {error}"))
             self._end_step(work.id)
+        except BaseException as error:  # an interrupt: its generator has ended, so the step cannot go on either
+            self._happened.append(ev.StepFailed(work.id, type(error).__name__))
+            self._end_step(work.id)
+            raise
 
     def _end_step(self, work_id: int) -> None:
         step = self._open.pop(work_id, None)

@@ -1,12 +1,12 @@
 """Puts one engine together in this process: weights, pool, stage, scheduler, and the facts it resolved."""
 
-import os
+import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from headway.config import ConfigError, EngineSettings
@@ -22,6 +22,7 @@ from headway.models.decoder import Decoder
 from headway.models.locate import locate
 from headway.placement.calibrate import fit_cost, measure_rates
 from headway.placement.driver import Driver, Mailbox
+from headway.placement.memory import free_bytes, num_cores
 from headway.placement.wire import EngineFacts
 from headway.stages.language import LanguageStage
 from headway.stages.sample import Sampler
@@ -55,16 +56,17 @@ def build_engine(settings: EngineSettings) -> Engine:
     """Load, allocate, measure. Raises ConfigError or ModelError with one sentence that says what to do."""
     begun = time.monotonic()
     device = _device(settings.device)
-    num_threads = settings.num_threads or len(os.sched_getaffinity(0))
+    num_threads = settings.num_threads or num_cores()
     torch.set_num_threads(num_threads)
     source = _find(settings, device)
     max_model_len = _context(settings, source.config)
-    shape = _pool_shape(settings, source, max_model_len, _free_bytes(device))  # refuse before reading gigabytes
-    model = _load(source, settings, device, max_model_len)
-    pool = KVPool(shape, device)
-    pool.fault_in(FIRST_FAULTED_BYTES)
-    with torch.inference_mode():
-        rates = measure_rates(model, pool)
+    shape = _pool_shape(settings, source, max_model_len, free_bytes(device))  # refuse before reading gigabytes
+    with _within_memory():
+        model = _load(source, settings, device, max_model_len)
+        pool = KVPool(shape, device)
+        pool.fault_in(FIRST_FAULTED_BYTES)
+    with _within_memory(), torch.inference_mode():
+        rates = measure_rates(model, pool, min(shape.num_pages, FIRST_FAULTED_BYTES // shape.page_bytes))
         sampler = Sampler(model.config.vocab_size)
         stage = LanguageStage(model, pool, Tiling(rates, settings.max_tile_ms / 1e3), sampler)
         fit = fit_cost(stage, rates, max_model_len)
@@ -99,6 +101,27 @@ def build_engine(settings: EngineSettings) -> Engine:
         load_s=time.monotonic() - begun,
     )
     return Engine(settings, facts, scheduler, stage, pool)
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Says in one sentence that there is not enough memory, whoever finds out: torch, the system or the interpreter."""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        raise ConfigError(
+            "There is not enough memory for the model and its key-value pages: choose a smaller model, --dtype "
+            "bfloat16 or a smaller --max-model-len, or allow this process more memory."
+        ) from error
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOMEM, errno.ENOSPC)
+    # torch says it in a subclass of RuntimeError on a device, and in the text of a plain one on a CPU
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def _device(name: str) -> torch.device:
@@ -196,16 +219,3 @@ def _pool_shape(settings: EngineSettings, source: _Source, max_model_len: int, f
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB"
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take, within its control group."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = psutil.virtual_memory().available
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return available if limit == "max" else min(available, int(limit) - used)
-    except (OSError, ValueError):
-        return available

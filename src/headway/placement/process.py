@@ -1,12 +1,11 @@
 """The engine as a process of its own: one socket in, one socket out, and a plain loop that owns the device.
 
 Three threads. The loop runs operators and touches no socket; a reader turns messages into events; a writer turns
-effects into messages and says once a second that the engine is alive. None of them ever holds the interpreter lock
-for long: operators let go of it while they compute.
+effects into messages and says once a second that the engine is alive, unless the loop hangs. None of them ever holds
+the interpreter lock for long: operators let go of it while they compute.
 """
 
 import argparse
-import ctypes
 import gc
 import os
 import queue
@@ -15,6 +14,8 @@ import socket
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 
 import msgspec
 import torch
@@ -25,20 +26,31 @@ from headway.models.config import ModelError
 from headway.placement import wire
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
+from headway.placement.memory import keep_freed_memory
 
 BEAT_S = 1.0  # at least so often the door hears from us
 FAULT_BYTES = 2 << 20  # of the pool, touched at a time when there is nothing else to do
 SNAPSHOT_S = 0.1
+STUCK_S = 30.0  # a tile takes milliseconds: one that takes so long never ends
 
 
 class Mouth:
-    """Writes messages from a thread of its own, so that a slow door never holds up the device."""
+    """Writes messages from a thread of its own, so that a slow door never holds up the device.
+
+    `beat` and `working` are set by the loop and read by this thread. Beats stop when the loop is working and no tile
+    has been finished for STUCK_S, which is how the door comes to know. A step may well take minutes; a tile may not.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
+        self.beat: wire.Beat | None = None
+        self.working = False
         self._connection = connection
         self._queue: queue.SimpleQueue[wire.FromEngine | None] = queue.SimpleQueue()
-        self.beat: wire.Beat | None = None  # replaced by the loop, sent by this thread
-        self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
+        self._thread: threading.Thread | None = None
+
+    def open(self, num_tiles: Callable[[], int]) -> None:
+        """Begin to write. `num_tiles` reads how many tiles the loop has finished."""
+        self._thread = threading.Thread(target=self._run, args=(num_tiles,), name="writer", daemon=True)
         self._thread.start()
 
     def say(self, message: wire.FromEngine) -> None:
@@ -53,27 +65,47 @@ class Mouth:
     def close(self) -> None:
         """After everything said so far is written."""
         self._queue.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
-    def _write(self) -> None:
-        sent: wire.Beat | None = None
-        sent_at = 0.0
+    def _run(self, num_tiles: Callable[[], int]) -> None:
         try:
-            while True:
-                try:
-                    message = self._queue.get(timeout=BEAT_S / 4)
-                    if message is None:
-                        return
-                    self._connection.sendall(wire.frame(message))
-                except queue.Empty:
-                    pass
-                beat, now = self.beat, time.monotonic()
-                fresh = beat is not sent and now - sent_at >= SNAPSHOT_S
-                if beat is not None and (fresh or now - sent_at >= BEAT_S):
-                    self._connection.sendall(wire.frame(beat))
-                    sent, sent_at = beat, now
+            self._write(num_tiles)
         except OSError:
             os._exit(1)  # the door is gone: nobody is left to answer to
+        except BaseException:  # an engine that cannot speak must not live on
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _write(self, num_tiles: Callable[[], int]) -> None:
+        sent: wire.Beat | None = None
+        sent_at = 0.0
+        num_seen, moved_at = -1, 0.0
+        is_open = True
+        while is_open:
+            frames, is_open = self._take()
+            if frames:
+                self._connection.sendall(frames)
+            beat, now = self.beat, time.monotonic()
+            if not self.working or num_tiles() != num_seen:
+                num_seen, moved_at = num_tiles(), now
+            due = now - sent_at >= (BEAT_S if beat is sent else SNAPSHOT_S)
+            if beat is not None and due and now - moved_at < STUCK_S:
+                self._connection.sendall(wire.frame(beat))
+                sent, sent_at = beat, now
+
+    def _take(self) -> tuple[bytes, bool]:
+        """Everything said by now, waiting a little for the first of it; whether more may come."""
+        frames = []
+        try:
+            message = self._queue.get(timeout=BEAT_S / 4)
+            while message is not None:
+                frames.append(wire.frame(message))
+                message = self._queue.get_nowait()
+        except queue.Empty:
+            return b"".join(frames), True
+        return b"".join(frames), False
 
 
 def read_messages(connection: socket.socket, letters: Letters) -> None:
@@ -83,7 +115,7 @@ def read_messages(connection: socket.socket, letters: Letters) -> None:
         while data := connection.recv(1 << 16):
             for body in frames.feed(data):
                 letters.put(_event(wire.to_engine_decoder.decode(body)))
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+    except Exception as error:
         print(f"The engine cannot understand the door: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     os._exit(0)
@@ -105,6 +137,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     """Drive the engine until it is told to drain and has nothing left."""
     letters, mouth = Letters(), Mouth(connection)
     driver = engine.driver(MonotonicClock(), letters, mouth.tell)
+    mouth.open(lambda: driver.num_tiles)
     threading.Thread(target=read_messages, args=(connection, letters), name="reader", daemon=True).start()
     mouth.say(wire.Ready(engine.facts))
     _calm_the_collector()
@@ -112,7 +145,9 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     snapshot_at = 0.0
     with torch.inference_mode():
         while True:
+            mouth.working = True
             busy = driver.turn()
+            mouth.working = busy
             now = time.monotonic()
             if not busy or now - snapshot_at >= SNAPSHOT_S:
                 mouth.beat, snapshot_at = _beat(engine, driver.num_tiles, now), now
@@ -142,31 +177,20 @@ def _calm_the_collector() -> None:
     gc.set_threshold(50_000, 50, 100)
 
 
-def _keep_memory() -> None:
-    """Tell the C library to keep freed blocks: a fresh mapping for every large tensor costs a page fault per 4 KiB."""
-    trim_threshold, mmap_threshold = -1, -3
-    libc = ctypes.CDLL(None)
-    libc.mallopt(ctypes.c_int(mmap_threshold), ctypes.c_int(1 << 30))
-    libc.mallopt(ctypes.c_int(trim_threshold), ctypes.c_int((1 << 31) - 1))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="One Headway engine; started by the door, not by hand.")
     parser.add_argument("--socket", type=int, required=True, help="the inherited end of a socket pair")
     parser.add_argument("--settings", required=True, help="EngineSettings as JSON")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the door's: it tells us to drain
+    for number in (signal.SIGINT, signal.SIGTERM):  # both are the door's: it tells us to drain, or hangs up
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=arguments.socket)
     settings = msgspec.json.decode(arguments.settings, type=EngineSettings)
-    _keep_memory()
+    keep_freed_memory()
     try:
         engine = build_engine(settings)
     except (ConfigError, ModelError) as error:
         connection.sendall(wire.frame(wire.StartFailed(str(error))))
-        sys.exit(1)
-    except (MemoryError, torch.OutOfMemoryError):
-        sentence = "The model does not fit the memory: choose a smaller one, or --dtype bfloat16."
-        connection.sendall(wire.frame(wire.StartFailed(sentence)))
         sys.exit(1)
     serve(engine, connection)
 

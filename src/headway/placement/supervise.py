@@ -1,7 +1,8 @@
 """The door's side of one engine process: start it, talk to it, notice its death, start another.
 
 A request whose engine dies before a single token was delivered gets a second try on the next engine; one that had
-begun ends as failed, because a caller must never see a token twice. Conforms to `link.EngineLink`.
+begun ends as failed, because a caller must never see a token twice. An engine that falls silent is as good as dead, and
+is killed. Conforms to `link.EngineLink`.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from headway.config import EngineSettings
-from headway.core.ledger import Record
+from headway.core.ledger import Cause, EndKind, Record
 from headway.core.request import Request
 from headway.placement import wire
 
@@ -26,8 +27,13 @@ log = logging.getLogger("headway.supervise")
 MAX_TRIES = 2  # of one request
 MAX_DEATHS = 3  # in a row, without a token in between: then the engine is taken for broken
 FIRST_PAUSE_S = 0.1  # before a new engine after a death; doubles with each in a row
+START_S = 600.0  # an engine may be silent for so long while it loads
+SILENCE_S = 10.0  # and for so long afterwards: it beats every second
+DEATH_S = 5.0  # from hanging up to being gone
 
 State = Literal["starting", "ready", "draining", "down"]
+
+_CAUSES: dict[EndKind, Cause] = {"refused": "refused", "cancelled": "cancelled", "failed": "engine_lost"}
 
 
 class EngineStartError(Exception):
@@ -42,6 +48,7 @@ class _Call:
     replies: asyncio.Queue[wire.Delivered | wire.Ended] = field(default_factory=asyncio.Queue)
     num_tries: int = 0
     delivered: bool = False
+    cancelled: bool = False  # by its caller: not worth another try
 
 
 class Supervisor:
@@ -86,16 +93,16 @@ class Supervisor:
             await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        """End the engine process and every call that is still open."""
+        """End every call that is still open, and the engine process."""
         self._become("down")
+        for call in list(self._calls.values()):
+            self._lose(call, "shutdown", "The server was shut down before the answer was complete.")
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
-        for call in list(self._calls.values()):
-            self._fail(call, "shutdown", "The server was shut down before the answer was complete.")
+            await asyncio.to_thread(self._process.wait)
 
     # Requests
 
@@ -117,7 +124,13 @@ class Supervisor:
 
     def cancel(self, request_id: str) -> None:
         """The caller went away; its Ended comes soon."""
-        self._say(wire.Cancel(request_id))
+        if (call := self._calls.get(request_id)) is None:
+            return
+        call.cancelled = True
+        if self.state == "starting":  # no engine has it
+            self._end(call, "cancelled", "cancelled")
+        else:
+            self._say(wire.Cancel(request_id))
 
     def stop(self, request_id: str) -> None:
         """A stop string was seen: the request ends as finished."""
@@ -145,46 +158,73 @@ class Supervisor:
             while True:
                 reader = await self._launch()
                 await self._listen(reader)
-                cause = self._describe_death()
                 if self.state == "draining":
                     return
+                self._become("starting")
+                cause = await self._describe_death()
                 self._num_deaths += 1
                 if self.facts is None or self._num_deaths >= MAX_DEATHS:
                     raise EngineStartError(cause)
                 log.error("%s Starting another one.", cause)
-                self._become("starting")
                 self.num_restarts += 1
                 for call in list(self._calls.values()):
-                    if call.delivered or call.num_tries >= MAX_TRIES:
-                        self._fail(call, "engine_lost", cause)
+                    if call.delivered or call.num_tries >= MAX_TRIES or call.cancelled:
+                        self._lose(call, "engine_lost", cause)
                 await asyncio.sleep(FIRST_PAUSE_S * 2 ** (self._num_deaths - 1))
+        except EngineStartError as error:
+            if self.facts is not None:  # the first engine's sentence is raised by `start`; a later one's is told here
+                log.error("No other engine can be started: %s", error)
+            raise
+        except Exception:
+            log.exception("The engine cannot be kept running.")
+            raise
         finally:
             self._become("down")
             for call in list(self._calls.values()):
-                self._fail(call, "engine_lost", "The engine is not running any more.")
+                self._lose(call, "engine_lost", "The engine is not running any more.")
 
     async def _launch(self) -> asyncio.StreamReader:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        command = [sys.executable, "-m", "headway.placement.process", "--socket", str(theirs.fileno())]
+        # -P: a file in the current directory that is named like a module must not become one
+        command = [sys.executable, "-P", "-m", "headway.placement.process", "--socket", str(theirs.fileno())]
         command += ["--settings", msgspec.json.encode(self.settings).decode()]
-        with theirs:
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        try:
+            with theirs:
+                # a group of its own: what is sent to ours (Ctrl-C, a service manager's SIGTERM) is for the door alone
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0)
+        except OSError as error:
+            ours.close()
+            raise EngineStartError(
+                f"The system refuses to start the engine process ({error}): allow this user more processes or memory."
+            ) from error
         reader, self._writer = await asyncio.open_connection(sock=ours)
         return reader
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        """Until the engine hangs up."""
+        """Until the engine hangs up, or is killed because it is silent or cannot be understood."""
         frames = wire.Frames(bytearray())
+        limit_s = START_S
         try:
-            while data := await reader.read(1 << 18):
+            while data := await _read(reader, limit_s):
                 for body in frames.feed(data):
-                    self._hear(wire.from_engine_decoder.decode(body))
-        except (ConnectionError, ValueError) as error:
+                    message = wire.from_engine_decoder.decode(body)
+                    self._hear(message)
+                    if isinstance(message, wire.Ready):
+                        limit_s = SILENCE_S
+        except TimeoutError:
+            log.error("The engine has said nothing for %g s: it is killed.", limit_s)
+            self._kill()
+        except (ConnectionError, ValueError, msgspec.MsgspecError) as error:
             log.error("The engine's socket failed: %s", error)
+            self._kill()
         finally:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
 
     def _hear(self, message: wire.FromEngine) -> None:
         match message:
@@ -206,29 +246,28 @@ class Supervisor:
             case wire.Beat():
                 self.beat = message
 
-    def _describe_death(self) -> str:
+    async def _describe_death(self) -> str:
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=5)
+            code = await asyncio.to_thread(self._process.wait, DEATH_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            code = self._process.wait()
+            code = await asyncio.to_thread(self._process.wait)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return f"The engine process {how}."
 
     def _refuse(self, call: _Call, reason: str, message: str) -> None:
         self._end(call, "refused", reason, message, retry_after_s=1.0)
 
-    def _fail(self, call: _Call, reason: str, message: str) -> None:
-        self._end(call, "failed", reason, message)
+    def _lose(self, call: _Call, reason: str, message: str) -> None:
+        """It cannot be finished: a failure, unless its caller had given it up before."""
+        if call.cancelled:
+            self._end(call, "cancelled", "cancelled")
+        else:
+            self._end(call, "failed", reason, message)
 
     def _end(
-        self,
-        call: _Call,
-        kind: Literal["refused", "failed"],
-        reason: str,
-        message: str,
-        retry_after_s: float | None = None,
+        self, call: _Call, kind: EndKind, reason: str, message: str = "", retry_after_s: float | None = None
     ) -> None:
         """An ending that the engine cannot write any more."""
         request = call.request
@@ -236,7 +275,7 @@ class Supervisor:
         record.kind, record.reason, record.message, record.retry_after_s = kind, reason, message, retry_after_s
         for name in ("ttft", "tpot", "total"):
             if getattr(request.slo, f"{name}_s") is not None:
-                record.missed[name] = "refused" if kind == "refused" else "engine_lost"
+                record.missed[name] = _CAUSES[kind]
         self._calls.pop(request.id, None)
         call.replies.put_nowait(wire.Ended(record))
 
@@ -247,3 +286,15 @@ class Supervisor:
     async def _wait_for_change(self) -> None:
         await self._changed.wait()
         self._changed.clear()
+
+
+async def _read(reader: asyncio.StreamReader, limit_s: float) -> bytes:
+    """The next bytes; none at the end. Raises TimeoutError if there is nothing for `limit_s` seconds."""
+    # In halves: a door that was itself stopped finds the first half over when it goes on, whatever waits to be read.
+    for _ in range(2):
+        try:
+            async with asyncio.timeout(limit_s / 2):
+                return await reader.read(1 << 18)
+        except TimeoutError:
+            pass
+    raise TimeoutError

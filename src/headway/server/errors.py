@@ -24,6 +24,7 @@ _BY_CODE = {  # reasons of refusals and failures -> status
     "shutdown": 503,
     "cancelled": 503,
     "step_failed": 500,
+    "not_finite": 500,
 }
 _DROPPED = {  # what gateways that route by llm-d's conventions call it
     "queue_full": "rejected-saturated",

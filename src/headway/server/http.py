@@ -38,12 +38,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         before = self._num_messages
         super().data_received(data)
-        # Counted here as well, because the parser hands over a header only when it is whole. Where a message begins in
-        # the midst of the data, what came before is not of its head.
-        if not self._head_done and self._num_messages == before:
+        if self._num_messages > before:
+            return  # what came before the message in this data is not of its head
+        if not self._head_done:  # counted here as well: the parser hands over a header only when it is whole
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The headers are too large.")
+        elif self._patience is None and self.cycle.response_complete:
+            self._be_patient()  # the answer is out, and bytes that begin no request would keep the connection for ever
 
     def on_message_begin(self) -> None:
         self._num_messages += 1

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 from headway.core.request import SLO, Request, Sampling
 from headway.models.chat_template import RESERVED, ChatTemplateError
-from headway.models.tokenizer import ModelText
+from headway.models.tokenizer import LONG_CHARACTERS, ModelText
 from headway.server.errors import ApiError, bad_request
 from headway.server.schema import MAX_CHOICES, Body, ChatBody, CompletionBody, Message
 
-INLINE_CHARACTERS = 8192  # longer texts are tokenized beside the event loop; for shorter ones a thread costs more
 DEFAULT_COMPLETION_TOKENS = 16
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _NUMBER = re.compile(r"\+?[0-9]{1,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,3})?")
@@ -58,12 +57,18 @@ class Intake:
     ) -> Ask:
         """Raises ApiError 400 or 404."""
         model = self._check_model(body.model)
-        num_choices = len(body.prompts) * (body.n or 1)
+        given = body.prompts
+        num_choices = len(given) * (body.n or 1)
         if not 0 < num_choices <= MAX_CHOICES:
             raise bad_request(f"`prompt` times `n` must make 1 to {MAX_CHOICES} answers, not {num_choices}.", "prompt")
+        inline = sum(len(prompt) for prompt in given) <= LONG_CHARACTERS
         prompts = []
-        for prompt in body.prompts:
-            ids = await self._encode(prompt, max_model_len) if isinstance(prompt, str) else tuple(prompt)
+        for prompt in given:
+            if isinstance(prompt, str):
+                special = body.add_special_tokens is not False
+                ids = await self._encode(prompt, max_model_len, "prompt", inline=inline, add_special_tokens=special)
+            else:
+                ids = tuple(prompt)
             prompts.append(self._check_prompt(ids, max_model_len, "prompt"))
         return self._ask(
             f"cmpl-{call_id}",
@@ -81,7 +86,9 @@ class Intake:
         """Raises ApiError 400 or 404."""
         model = self._check_model(body.model)
         rendered = await asyncio.to_thread(self._render, body)
-        ids = await self._encode(rendered, max_model_len, add_special_tokens=False)
+        inline = len(rendered) <= LONG_CHARACTERS
+        special = bool(body.add_special_tokens)  # templates bring their own
+        ids = await self._encode(rendered, max_model_len, "messages", inline=inline, add_special_tokens=special)
         prompt = self._check_prompt(ids, max_model_len, "messages")
         asked = body.max_completion_tokens or body.max_tokens
         max_tokens = asked or self._default_tokens(max_model_len - len(prompt))
@@ -114,14 +121,17 @@ class Intake:
         except ChatTemplateError as error:
             raise bad_request(str(error), "messages", "chat_template_error") from error
 
-    async def _encode(self, text: str, max_model_len: int, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    async def _encode(
+        self, text: str, max_model_len: int, param: str, *, inline: bool, add_special_tokens: bool
+    ) -> tuple[int, ...]:
+        """`inline`: in the event loop, since for little text a thread costs more than it saves."""
         tokenizer = self._text.tokenizer
-        if len(text) > INLINE_CHARACTERS:
-            at_least = len(text) // await asyncio.to_thread(lambda: tokenizer.longest_token)
-            if at_least >= max_model_len:  # no need to tokenize megabytes to know that
-                raise _too_long(f"at least {at_least}", max_model_len)
-            return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if inline:
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        at_least = len(text) // await asyncio.to_thread(lambda: tokenizer.longest_token)
+        if at_least >= max_model_len:  # no need to tokenize megabytes to know that
+            raise _too_long(f"at least {at_least}", max_model_len, param)
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
     def _check_prompt(self, ids: tuple[int, ...], max_model_len: int, param: str) -> tuple[int, ...]:
         if not ids:
@@ -229,7 +239,7 @@ def _plain(message: Message) -> dict[str, str]:
     return plain if message.name is None else plain | {"name": message.name}
 
 
-def _too_long(num_tokens: str, max_model_len: int, param: str = "prompt") -> ApiError:
+def _too_long(num_tokens: str, max_model_len: int, param: str) -> ApiError:
     return bad_request(
         f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains {num_tokens} "
         "input tokens. Please shorten it so that at least one token of an answer fits.",

@@ -78,9 +78,10 @@ class Metrics:
     def gap(self, seconds: float) -> None:
         self._gap.observe(seconds)
 
-    def abandoned(self, request: Request) -> None:
+    def abandoned(self, request: Request, num_tokens: int) -> None:
         """Its caller left, or another answer of the same call failed: its record was not waited for."""
         self._ended.labels(**self._labels, kind="cancelled", reason="abandoned").inc()
+        self._generation_tokens.inc(num_tokens)
 
     def ended(self, request: Request, record: Record) -> None:
         """Close the account of one request, however it ended."""

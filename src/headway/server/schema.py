@@ -57,6 +57,7 @@ class Body(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -136,7 +137,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # name -> values that ask for noth
     "best_of": (1,),
     "chat_template": (),
     "continue_final_message": (),
+    "custom_logit_processor": (),
     "documents": (),
+    "ebnf": (),
     "echo": (),
     "function_call": ("none", "auto"),
     "functions": (),
@@ -145,11 +148,15 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # name -> values that ask for noth
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "json_schema": (),
     "logits_processors": (),
     "modalities": (["text"],),
     "prompt_embeds": (),
     "prompt_logprobs": (),
+    "regex": (),
     "response_format": ({"type": "text"},),
+    "stop_regex": (),
+    "structural_tag": (),
     "structured_outputs": (),
     "suffix": (),
     "thinking_token_budget": (),
@@ -159,6 +166,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # name -> values that ask for noth
     "use_beam_search": (),
     "web_search_options": (),
 }
+_ASK_EVEN_IF_EMPTY = {"add_generation_prompt": False, "prompt_logprobs": 0}
 _AT = re.compile(r" - at `\$\.?(.*)`$")
 
 
@@ -182,17 +190,24 @@ def decode(content: bytes, kind: type[B]) -> B:
 
 
 def _refuse_unsupported(fields: dict[str, Any]) -> None:
+    for name, value in _ASK_EVEN_IF_EMPTY.items():
+        if fields.get(name) == value:
+            raise _unsupported(name)
     for name, neutral in _UNSUPPORTED.items():
         value = fields.get(name)
         if not value or value in neutral:
             continue
         if name == "best_of" and value == fields.get("n"):
             continue
-        raise bad_request(
-            f"`{name}` is not supported yet: leave it out, since the answer would not follow it.",
-            name,
-            "unsupported_parameter",
-        )
+        raise _unsupported(name)
+
+
+def _unsupported(name: str) -> ApiError:
+    return bad_request(
+        f"`{name}` is not supported yet: leave it out, since the answer would not follow it.",
+        name,
+        "unsupported_parameter",
+    )
 
 
 def _check(body: Body) -> None:

@@ -130,8 +130,8 @@ class Meter(Protocol):
     def ended(self, request: Request, record: Record) -> None:
         """The last word about a request, whatever it is."""
 
-    def abandoned(self, request: Request) -> None:
-        """Nobody waited for the last word."""
+    def abandoned(self, request: Request, num_tokens: int) -> None:
+        """Nobody waited for the last word; so many tokens had come."""
 
 
 async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter) -> AsyncGenerator[Update, None]:
@@ -160,8 +160,8 @@ async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter
                     if piece is not None:
                         yield Update(index, piece)
     finally:
-        for request in open_requests.values():
-            meter.abandoned(request)
+        for index, request in open_requests.items():
+            meter.abandoned(request, answers[index].num_tokens)
 
 
 async def _replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:

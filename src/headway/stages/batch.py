@@ -3,11 +3,34 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headway.core.work import Segment
 from headway.stages.tiling import Span
+
+Ints = NDArray[np.int64]
+
+
+class PageLists:
+    """The page numbers of open requests as arrays. They grow by a page now and then, and are needed at every token."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[int, ...], Ints]] = {}
+
+    def of(self, segment: Segment) -> Ints:
+        known, array = self._known.get(segment.request_id, ((), np.empty(0, np.int64)))
+        if known != segment.pages:  # quick when equal: the numbers are the same objects
+            grown = segment.pages[: len(known)] == known
+            new = np.array(segment.pages[len(known) :] if grown else segment.pages, np.int64)
+            array = np.concatenate((array, new)) if grown else new
+            self._known[segment.request_id] = segment.pages, array
+        return array
+
+    def forget(self, request_id: str) -> None:
+        self._known.pop(request_id, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +43,7 @@ class Batch:
     positions_N: Tensor
     pages_N: Tensor
     slots_N: Tensor
-    tables: list[Tensor]  # page numbers of each segment, in order
+    tables: tuple[Tensor, ...]  # page numbers of each segment, in order
     asked_rows: Tensor  # rows whose logits are asked, in order of segments
     asked_by: list[str]  # whose they are
     asked_for: list[int]  # the position of the token to be drawn from each
@@ -30,37 +53,38 @@ class Batch:
         return self.rows[-1].end if self.rows else 0
 
 
-def make_batch(segments: Sequence[Segment], page_tokens: int, device: torch.device) -> Batch:
-    """Lay the segments out in rows."""
+def make_batch(segments: Sequence[Segment], page_lists: PageLists, page_tokens: int, device: torch.device) -> Batch:
+    """Lay the segments out in rows. One copy to the device for each kind of number, however many segments there are."""
     rows: list[Span] = []
     tokens: list[int] = []
     asked_rows: list[int] = []
     asked_by: list[str] = []
     asked_for: list[int] = []
-    positions: list[Tensor] = []
-    pages: list[Tensor] = []
-    tables: list[Tensor] = []
+    positions: list[Ints] = []
+    pages: list[Ints] = []
+    tables: list[Ints] = []
     for segment in segments:
-        start = len(tokens)
+        start, first = len(tokens), segment.first_position
         tokens += segment.tokens
         rows.append(Span(start, len(tokens)))
         asked_rows += [start + offset for offset in segment.logits_at]
         asked_by += [segment.request_id] * len(segment.logits_at)
-        asked_for += [segment.first_position + offset + 1 for offset in segment.logits_at]
-        where = torch.arange(segment.first_position, segment.first_position + len(segment.tokens))
-        table = torch.tensor(segment.pages[: (int(where[-1]) // page_tokens) + 1])
+        asked_for += [first + offset + 1 for offset in segment.logits_at]
+        where = np.arange(first, first + len(segment.tokens))
+        table = page_lists.of(segment)[: (first + len(segment.tokens) - 1) // page_tokens + 1]
         positions.append(where)
         pages.append(table[where // page_tokens])
-        tables.append(table.to(device))
-    positions_N = torch.cat(positions)
+        tables.append(table)
+    all_positions = np.concatenate(positions)
+    all_tables = torch.from_numpy(np.concatenate(tables)).to(device)
     return Batch(
         segments=list(segments),
         rows=rows,
         tokens_N=torch.tensor(tokens, device=device),
-        positions_N=positions_N.to(device),
-        pages_N=torch.cat(pages).to(device),
-        slots_N=(positions_N % page_tokens).to(device),
-        tables=tables,
+        positions_N=torch.from_numpy(all_positions).to(device),
+        pages_N=torch.from_numpy(np.concatenate(pages)).to(device),
+        slots_N=torch.from_numpy(all_positions % page_tokens).to(device),
+        tables=all_tables.split([len(table) for table in tables]),
         asked_rows=torch.tensor(asked_rows, dtype=torch.int64, device=device),
         asked_by=asked_by,
         asked_for=asked_for,

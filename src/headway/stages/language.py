@@ -8,7 +8,7 @@ Between layers a step holds N·E hidden values; within a layer N·(H + 2K)·D mo
 for one tile of rows at a time only, which bounds what a suspended prompt keeps. Shape legend: see models/decoder.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headway.core.request import Request
-from headway.core.work import Commit, Outcome, Tile, Work
+from headway.core.work import Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
 from headway.models.attention import attend
 from headway.models.decoder import Decoder, Layer, Linear, position_qk, split_qkv
 from headway.models.layers import rms_norm, silu_mul
-from headway.stages.batch import Batch, make_batch
+from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LaunchAhead
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
@@ -36,7 +36,7 @@ class _Pass:
     x_NE: Tensor
     qkv: Grid
     small: tuple[Span, ...]
-    attention: list[list[Glance]]
+    attention: dict[int | None, list[list[Glance]]]  # by the layer's window
     o: Grid
     gate_up: Grid
     down: Grid
@@ -60,6 +60,7 @@ class LanguageStage:
         self.tiling = tiling
         self.sampler = sampler
         self.scale = model.config.head_size**-0.5
+        self._page_lists = PageLists()
         self._leaving: dict[int, set[str]] = {}
 
     @property
@@ -73,14 +74,20 @@ class LanguageStage:
 
     def close(self, request_id: str) -> None:
         self.sampler.close(request_id)
+        self._page_lists.forget(request_id)
 
     def drop(self, work_id: int, request_id: str) -> None:
         self._leaving.setdefault(work_id, set()).add(request_id)
 
     def run(self, work: Work) -> Running:
         fence = LaunchAhead(self.model.device)
-        step = self._begin(make_batch(work.segments, self.pool.shape.page_tokens, self.model.device))
+        step = self._begin(self._lay_out(work.segments))
         try:
+            for rows in self.tiling.elementwise(step.batch.num_rows, self.model.config.hidden_size):
+                part = slice(rows.start, rows.end)
+                step.x_NE[part] = F.embedding(step.batch.tokens_N[part], self.model.embedding_VE)
+                fence.passed()
+                yield step.tile("embedding")
             for number, layer in enumerate(self.model.layers):
                 if work.id in self._leaving:
                     step = self._without(step, self._leaving.pop(work.id))
@@ -100,22 +107,27 @@ class LanguageStage:
 
     # Beginning, and going on with fewer
 
+    def _lay_out(self, segments: Sequence[Segment]) -> Batch:
+        return make_batch(segments, self._page_lists, self.pool.shape.page_tokens, self.model.device)
+
     def _begin(self, batch: Batch) -> _Pass:
-        return self._cut(batch, F.embedding(batch.tokens_N, self.model.embedding_VE))
+        return self._cut(batch, self.model.embedding_VE.new_empty(batch.num_rows, self.model.config.hidden_size))
 
     def _cut(self, batch: Batch, x_NE: Tensor) -> _Pass:
         """How this step's operators are cut into tiles: fixed from here on."""
         config, tiling, n = self.model.config, self.tiling, batch.num_rows
         layer, size = self.model.layers[0], self.model.dtype.itemsize
-        qkv, o, gate_up = (tiling.linear(n, *linear.size, size) for linear in (layer.qkv, layer.o, layer.gate_up))
+        qkv, o = (tiling.linear(n, *linear.size, size) for linear in (layer.qkv, layer.o))
+        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest=tiling.most_rows(layer.gate_up.size[1]))
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
         down = tiling.linear(highest, *layer.down.size, size)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
-        glances = tiling.attention(batch.segments, config.num_heads, config.num_kv_heads, config.head_size, size)
-        grids = (qkv, o)
-        per_layer = sum(len(grid.rows) * len(grid.columns) for grid in grids) + len(small) + len(glances)
+        heads = (config.num_heads, config.num_kv_heads, config.head_size)
+        attention = {window: tiling.attention(batch.segments, *heads, size, window) for window in set(config.windows)}
+        per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
-        return _Pass(batch, x_NE, qkv, small, glances, o, gate_up, down, of=per_layer * config.num_layers + 2)
+        of = per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows) + 2
+        return _Pass(batch, x_NE, qkv, small, attention, o, gate_up, down, of)
 
     def _without(self, step: _Pass, leaving: set[str]) -> _Pass:
         """The same step after some members have left; their pages are not touched any more."""
@@ -127,8 +139,7 @@ class LanguageStage:
             step.left = left
             return step
         x_NE = torch.cat([step.x_NE[rows.start : rows.end] for _, rows in staying])
-        batch = make_batch([segment for segment, _ in staying], self.pool.shape.page_tokens, self.model.device)
-        rest = self._cut(batch, x_NE)
+        rest = self._cut(self._lay_out([segment for segment, _ in staying]), x_NE)
         rest.number, rest.left = step.number, left
         return rest
 
@@ -151,7 +162,7 @@ class LanguageStage:
         q_NHD = qkv_N[:, : config.q_size].view(n, config.num_heads, config.head_size)
         y_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
         reader = _PageReader(self.pool, step.batch, number, config.windows[number])
-        for glances in step.attention:
+        for glances in step.attention[config.windows[number]]:
             for glance in glances:
                 self._look(reader, glance, q_NHD, y_NHD)
             yield step.tile("attention")
@@ -188,6 +199,9 @@ class LanguageStage:
         self.pool.write(number, batch.pages_N[part], batch.slots_N[part], rotated_k.to(v.dtype), v)
 
     def _look(self, reader: "_PageReader", glance: Glance, q_NHD: Tensor, y_NHD: Tensor) -> None:
+        if glance.rows.start == glance.rows.end:
+            reader.gather(glance)
+            return
         groups = self.model.config.num_heads // self.model.config.num_kv_heads
         heads = slice(glance.heads.start * groups, glance.heads.end * groups)
         rows = slice(glance.rows.start, glance.rows.end)
@@ -232,15 +246,15 @@ class _PageReader:
 
     def up_to(self, glance: Glance, end: int) -> tuple[Tensor, Tensor, int]:
         """Keys and values (K, T, D) that the glance's queries may see, and the position of the first of them."""
-        if self._held != (glance.segment, glance.heads):
-            self._gather(glance)
+        assert self._held == (glance.segment, glance.heads), "looked before it was gathered"
         first = self._start
         if self.window is not None:
             first = max(first, glance.first_query - self.window + 1)
         k, v = self._keys
         return k[:, first - self._start : end - self._start], v[:, first - self._start : end - self._start], first
 
-    def _gather(self, glance: Glance) -> None:
+    def gather(self, glance: Glance) -> None:
+        """Copy what the glances after this one, of the same segment and heads, may see."""
         segment, table = self.batch.segments[glance.segment], self.batch.tables[glance.segment]
         page_tokens = self.pool.shape.page_tokens
         oldest = 0 if self.window is None else max(0, segment.first_position - self.window + 1)
@@ -270,6 +284,10 @@ def _merged(drawn: Iterable[Commit]) -> tuple[Commit, ...]:
         merged[commit.request_id] = (
             commit
             if before is None
-            else Commit(commit.request_id, before.tokens + commit.tokens, before.logprobs + commit.logprobs)
+            else before._replace(
+                tokens=before.tokens + commit.tokens,
+                logprobs=before.logprobs + commit.logprobs,
+                failure=before.failure or commit.failure,
+            )
         )
     return tuple(merged.values())

@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 
 _BLOCK = 1024  # tokens whose mass is summed before looking for the drawn one
 _LEAST_TEMPERATURE = 1e-6  # below it only equal logits share a draw, and float32 soon overflows
+_NOT_FINITE = "The model's logits are not finite: its weights are damaged or overflow in this dtype."
 
 
 class Sampler:
@@ -42,6 +43,7 @@ class Sampler:
     def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:
         """Draw the token that stands at `positions[r]` of request `request_ids[r]` from row r; one row per request.
 
+        A row that is not finite costs nobody but its own request, whose commit then has a failure and no token.
         The first token's position is the prompt's length, and each position follows the last. A position may be drawn
         again, after a step that was given up: what was drawn there and behind is forgotten first.
         """
@@ -110,7 +112,8 @@ class _Session:
         sampling = self.request.sampling
         scores = self._scores(logits_V) if self.changes_scores else logits_V
         best = int(scores.argmax())
-        _check_finite(scores[best])
+        if not (_is_finite(scores[best]) and _is_finite(logits_V.max())):  # a mask may hide what a logprob would show
+            return Commit(self.request.id, (), failure=_NOT_FINITE)
         if sampling.temperature == 0:
             token = best
         else:
@@ -185,15 +188,14 @@ def token_logprobs(logits_V: Floats, token: int, num_top: int) -> TokenLogprobs:
 
 
 def _best(logits_RV: Tensor, rows: Sequence[int]) -> dict[int, int]:
-    """The token of the highest logit in each of these rows, of equal ones the lowest id."""
+    """The token of the highest logit in each of these rows, of equal ones the lowest id; none for a bad row."""
     if not rows:
         return {}
     # on the host NumPy's argmax is ten times as fast as torch's; elsewhere only the answers travel
     find = best_on_host if logits_RV.device.type == "cpu" else best_on_device
     tokens, highest = find(logits_RV[list(rows)] if len(rows) < len(logits_RV) else logits_RV)
-    for logit in highest:
-        _check_finite(logit)
-    return dict(zip(rows, tokens, strict=True))
+    found = zip(rows, tokens, highest, strict=True)
+    return {row: token for row, token, logit in found if _is_finite(logit)}
 
 
 def best_on_host(logits_RV: Tensor) -> tuple[list[int], list[float]]:
@@ -218,10 +220,9 @@ def _floats(row_V: Tensor) -> Floats:
     return values
 
 
-def _check_finite(highest: float | np.float32) -> None:
-    """A NaN anywhere in a row becomes its argmax, so the highest score speaks for all."""
-    if not np.isfinite(highest):
-        raise FloatingPointError("the model's logits are not finite: its weights are damaged or overflow in this dtype")
+def _is_finite(highest: float | np.float32) -> bool:
+    """A NaN anywhere in a row becomes its maximum, so the highest score speaks for all."""
+    return bool(np.isfinite(highest))
 
 
 class _Heaviest(NamedTuple):

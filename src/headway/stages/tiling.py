@@ -12,8 +12,9 @@ from typing import NamedTuple
 from headway.core.work import Segment
 
 AIM = 0.5  # of the bound: what a tile is planned to take, so that a noisy one still keeps it
-MIN_ROWS = 64  # lower linear tiles would read the weights too often to be efficient: cut columns instead
-MIN_QUERIES = 16
+TALL_ROWS = 256  # every tile of rows reads the weights anew: rather cut columns than make tiles lower than this
+MIN_COLUMNS = 64
+MIN_QUERIES = 16  # fewer at a time would read keys too often: look through fewer heads at once instead
 MAX_SCORE_BYTES = 8 << 20  # attention scores of a tile stay in the cache
 
 
@@ -41,7 +42,10 @@ class Grid(NamedTuple):
 
 
 class Glance(NamedTuple):
-    """A block of queries of one segment over some key-value heads: `rows` in the step, `first_query` its position."""
+    """A block of queries of one segment over some key-value heads: `rows` in the step, `first_query` its position.
+
+    One without rows only gathers the keys and values that those after it look at.
+    """
 
     segment: int
     rows: Span
@@ -56,18 +60,23 @@ class Tiling:
         self.rates = rates
         self.aim_s = bound_s * AIM
 
-    def linear(self, num_rows: int, d_in: int, d_out: int, element_bytes: int) -> Grid:
-        """The grid for x (num_rows, d_in) @ (d_in, d_out)."""
-        flops = 2.0 * d_in * self.rates.linear_flops**-1
-        bytes_ = d_in * element_bytes * self.rates.linear_bytes**-1
-        height = max(MIN_ROWS, int(self.aim_s / (flops * d_out)))
-        height = min(height, num_rows)
-        width = int(self.aim_s / max(flops * height, bytes_))
-        return Grid(spans(num_rows, height), spans(d_out, max(64, width - width % 64)))
+    def linear(self, num_rows: int, d_in: int, d_out: int, element_bytes: int, highest: int | None = None) -> Grid:
+        """The grid for x (num_rows, d_in) @ (d_in, d_out), no tile of more than `highest` rows."""
+        cell_s = 2.0 * d_in / self.rates.linear_flops  # one row, one column
+        read_s = d_in * element_bytes / self.rates.linear_bytes  # one column's weights
+        height = min(num_rows, highest or num_rows, max(TALL_ROWS, int(self.aim_s / (cell_s * d_out))))
+        if cell_s * height * MIN_COLUMNS > self.aim_s:
+            height = max(1, int(self.aim_s / (cell_s * MIN_COLUMNS)))
+        width = int(self.aim_s / max(cell_s * height, read_s))
+        return Grid(spans(num_rows, height), spans(d_out, max(MIN_COLUMNS, width - width % MIN_COLUMNS)))
+
+    def most_rows(self, num_elements: int) -> int:
+        """How many rows a tile of an operator that touches `num_elements` per row may have."""
+        return max(1, int(self.aim_s * self.rates.elements / num_elements))
 
     def elementwise(self, num_rows: int, num_elements: int) -> tuple[Span, ...]:
-        """Row spans for an operator that touches `num_elements` per row."""
-        return spans(num_rows, max(1, int(self.aim_s * self.rates.elements / num_elements)))
+        """Row spans for such an operator."""
+        return spans(num_rows, self.most_rows(num_elements))
 
     def attention(
         self,
@@ -76,11 +85,12 @@ class Tiling:
         num_kv_heads: int,
         head_size: int,
         element_bytes: int,
+        window: int | None = None,
     ) -> list[list[Glance]]:
         """Tiles of attention, each a list of glances: long prompts are cut, decoding requests share a tile."""
         tiles: list[list[Glance]] = [[]]
         taken_s = 0.0
-        for glance, cost_s in self._glances(segments, num_heads, num_kv_heads, head_size, element_bytes):
+        for glance, cost_s in self._glances(segments, num_heads, num_kv_heads, head_size, element_bytes, window):
             if tiles[-1] and taken_s + cost_s > self.aim_s:
                 tiles.append([])
                 taken_s = 0.0
@@ -89,29 +99,38 @@ class Tiling:
         return tiles
 
     def _glances(
-        self, segments: list[Segment], num_heads: int, num_kv_heads: int, head_size: int, element_bytes: int
+        self,
+        segments: list[Segment],
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        element_bytes: int,
+        window: int | None,
     ) -> Iterator[tuple[Glance, float]]:
         groups = num_heads // num_kv_heads
-        row = 0
+        start = 0
         for index, segment in enumerate(segments):
-            num_rows = len(segment.tokens)
-            num_keys = segment.first_position + num_rows
-            gather_s = 2.0 * num_keys * head_size * element_bytes / self.rates.copy_bytes  # one key-value head
-            query_s = 4.0 * num_keys * groups * head_size / self.rates.attention_flops  # one row, one such head
-            heads_at_once = min(
-                num_kv_heads,
-                max(1, int(0.5 * self.aim_s / gather_s)),
-                max(1, int(0.5 * self.aim_s / (query_s * min(MIN_QUERIES, num_rows)))),
-            )
+            num_rows, first = len(segment.tokens), segment.first_position
+            num_gathered = first + num_rows - (0 if window is None else max(0, first - window + 1))
+            num_keys = num_gathered if window is None else min(num_gathered, window + MIN_QUERIES)
+            # of one key-value head: copying its keys and values, reading them once for a block, one query's arithmetic
+            gather_s = 2.0 * num_gathered * head_size * element_bytes / self.rates.copy_bytes
+            read_s = 2.0 * num_keys * head_size * element_bytes / self.rates.copy_bytes
+            query_s = 4.0 * num_keys * groups * head_size / self.rates.attention_flops
+            block_s = max(read_s, query_s * min(MIN_QUERIES, num_rows))
+            heads_at_once = min(num_kv_heads, max(1, int(self.aim_s / max(gather_s, block_s))))
             for heads in spans(num_kv_heads, heads_at_once):
                 num_kv = heads.end - heads.start
-                height = int((self.aim_s - gather_s * num_kv) / (query_s * num_kv))
+                yield Glance(index, Span(start, start), first, heads), gather_s * num_kv
+                height = int(self.aim_s / (query_s * num_kv))
                 height = min(height, MAX_SCORE_BYTES // (num_kv * groups * num_keys * element_bytes))
-                for number, block in enumerate(spans(num_rows, max(MIN_QUERIES, height))):
-                    cost_s = query_s * num_kv * (block.end - block.start) + (gather_s * num_kv if number == 0 else 0)
-                    rows = Span(row + block.start, row + block.end)
-                    yield Glance(index, rows, segment.first_position + block.start, heads), cost_s
-            row += num_rows
+                for block in spans(num_rows, max(1, height)):
+                    cost_s = max(read_s, query_s * (block.end - block.start)) * num_kv
+                    yield (
+                        Glance(index, Span(start + block.start, start + block.end), first + block.start, heads),
+                        cost_s,
+                    )
+            start += num_rows
 
 
 def spans(length: int, longest: int) -> tuple[Span, ...]:

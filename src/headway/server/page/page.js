@@ -232,7 +232,7 @@ function verdict(timing) {
 
 async function refresh() {
   try {
-    const state = await (await fetch("state")).json();
+    const state = await (await fetch("state", { signal: AbortSignal.timeout(5000) })).json();
     $("model").textContent = state.facts ? `${state.models[0]} · ${state.facts.dtype} · ${state.facts.device}` : state.models[0];
     $("s-state").textContent = state.state;
     if (!state.beat) return;
