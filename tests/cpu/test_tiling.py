@@ -16,6 +16,7 @@ RATES = st.builds(
     attention_flops=st.floats(1e8, 1e14),
     copy_bytes=st.floats(1e8, 1e12),
     elements=st.floats(1e6, 1e11),
+    activations=st.floats(1e6, 1e11),
 )
 
 
@@ -67,7 +68,7 @@ def test_every_query_looks_once_through_every_head(rates, shapes):
 
 def test_a_long_prompt_is_cut_into_small_blocks_of_queries():
     """8192 tokens on a machine that does 200 GFLOP/s in attention: blocks of a few dozen queries at most."""
-    rates = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8)
+    rates = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8)
     segment = Segment("r", tuple(range(8192)), 0, 0, (), ())
     tiles = Tiling(rates, 0.010).attention([segment], 14, 2, 64, 2)
     heights = [glance.rows.end - glance.rows.start for tile in tiles for glance in tile]
@@ -79,7 +80,7 @@ def test_a_long_prompt_is_cut_into_small_blocks_of_queries():
 @pytest.mark.parametrize("length", [1, 64, 8192])
 def test_no_glance_is_planned_longer_than_the_bound(length, context, window):
     """Llama-3.2-1B's heads on a 2-core machine: prompts, chunks and tokens, up to the model's whole context."""
-    rates = Rates(4e11, 1.5e10, 1.7e11, 1e10, 6e8)
+    rates = Rates(4e11, 1.5e10, 1.7e11, 1e10, 6e8, 6e8)
     segment = Segment("r", tuple(range(length)), context, context, (), ())
     tiling = Tiling(rates, 0.010)
     costs = [cost_s for _, cost_s in tiling._glances([segment], 32, 8, 64, 2, window)]
@@ -91,6 +92,6 @@ def test_no_glance_is_planned_longer_than_the_bound(length, context, window):
 
 def test_the_middle_of_the_mlp_is_cut_by_what_the_activation_costs():
     """Fast matrix products and slow small operators: the height of a tile follows the slower of the two."""
-    tiling = Tiling(Rates(1e14, 1e12, 1e12, 1e10, 2e8), 0.010)
-    grid = tiling.linear(4096, 896, 9728, 2, highest=tiling.most_rows(9728))
+    tiling = Tiling(Rates(1e14, 1e12, 1e12, 1e10, 2e8, 2e8), 0.010)
+    grid = tiling.linear(4096, 896, 9728, 2, highest=tiling.most_active_rows(9728))
     assert max(rows.end - rows.start for rows in grid.rows) * 9728 <= 0.010 * AIM * 2e8

@@ -40,8 +40,8 @@ SMALL = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6)  # a device so slow that a small model's operators are cut into many tiles
-USUAL = Rates(3e11, 1.5e10, 2e11, 5e9, 2e8)
+SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6)  # a device so slow that a small model's operators are cut into many tiles
+USUAL = Rates(3e11, 1.5e10, 2e11, 5e9, 2e8, 2e8)
 
 
 class RecordingSampler(Sampler):

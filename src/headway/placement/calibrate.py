@@ -16,6 +16,7 @@ from headway.core.work import Segment, Work
 from headway.kv.pool import KVPool
 from headway.models.attention import attend
 from headway.models.decoder import Decoder, position_qk, split_qkv
+from headway.models.layers import silu_mul
 from headway.stages.language import LanguageStage
 from headway.stages.tiling import Rates
 
@@ -60,6 +61,8 @@ def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rate
     linear_s = _best(lambda: layer.gate_up(x), device)
     stream_s = _best(lambda: [each.gate_up(x[:1]) for each in few_layers], device)
     attention_s = _best(lambda: attend(q[:16], keys, keys, 0, PROBE_KEYS - 16, None), device)
+    wide = layer.gate_up(x)
+    active_s = _best(lambda: silu_mul(wide), device)
     small_s = _best(lambda: position_qk(config, layer, q, k, cos, sin), device)
     return Rates(
         linear_flops=2.0 * PROBE_ROWS * d_in * d_out / linear_s,
@@ -67,6 +70,7 @@ def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rate
         attention_flops=4.0 * 16 * PROBE_KEYS * config.q_size / attention_s,
         copy_bytes=_copy_rate(pool, num_touched_pages, device),
         elements=0.5 * qkv.numel() / small_s,  # the store to pages comes on top of the measured half
+        activations=wide.numel() / active_s,
     )
 
 

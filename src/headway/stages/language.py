@@ -118,7 +118,7 @@ class LanguageStage:
         config, tiling, n = self.model.config, self.tiling, batch.num_rows
         layer, size = self.model.layers[0], self.model.dtype.itemsize
         qkv, o = (tiling.linear(n, *linear.size, size) for linear in (layer.qkv, layer.o))
-        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest=tiling.most_rows(layer.gate_up.size[1]))
+        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest=tiling.most_active_rows(layer.gate_up.size[1]))
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
         down = tiling.linear(highest, *layer.down.size, size)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)

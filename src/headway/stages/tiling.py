@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from headway.core.work import Segment
 
-AIM = 0.5  # of the bound: what a tile is planned to take, so that a noisy one still keeps it
-TALL_ROWS = 256  # every tile of rows reads the weights anew: rather cut columns than make tiles lower than this
+AIM = 0.6  # of the bound: what a tile is planned to take, so that a noisy one still keeps it
+TALL_ROWS = 512  # every tile of rows reads the weights anew: rather cut columns than make tiles lower than this
 MIN_COLUMNS = 64
 MIN_QUERIES = 16  # fewer at a time would read keys too often: look through fewer heads at once instead
 MAX_SCORE_BYTES = 8 << 20  # attention scores of a tile stay in the cache
@@ -26,7 +26,8 @@ class Rates:
     linear_bytes: float  # of weights, when few rows use them
     attention_flops: float
     copy_bytes: float  # gathering pages
-    elements: float  # of small operators
+    elements: float  # of small operators between norm and attention
+    activations: float  # elements of the MLP's middle
 
 
 class Span(NamedTuple):
@@ -70,13 +71,13 @@ class Tiling:
         width = int(self.aim_s / max(cell_s * height, read_s))
         return Grid(spans(num_rows, height), spans(d_out, max(MIN_COLUMNS, width - width % MIN_COLUMNS)))
 
-    def most_rows(self, num_elements: int) -> int:
-        """How many rows a tile of an operator that touches `num_elements` per row may have."""
-        return max(1, int(self.aim_s * self.rates.elements / num_elements))
+    def most_active_rows(self, width: int) -> int:
+        """How many rows of `width` elements the activation of the MLP may take at a time."""
+        return max(1, int(self.aim_s * self.rates.activations / width))
 
     def elementwise(self, num_rows: int, num_elements: int) -> tuple[Span, ...]:
-        """Row spans for such an operator."""
-        return spans(num_rows, self.most_rows(num_elements))
+        """Row spans for a small operator that touches `num_elements` per row."""
+        return spans(num_rows, max(1, int(self.aim_s * self.rates.elements / num_elements)))
 
     def attention(
         self,
