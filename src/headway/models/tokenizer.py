@@ -289,7 +289,7 @@ def _sampling_defaults(path: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, (least, most) in _SAMPLING_DEFAULTS.items():
         value = fields.get(name)
-        if type(value) not in (int, float):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             continue
         if not least <= value <= most:
             raise ModelError(f"{path} says {name} {value}: correct it to {least:g} to {most:g}, or remove the line.")

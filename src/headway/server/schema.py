@@ -190,8 +190,8 @@ def decode(content: bytes, kind: type[B]) -> B:
 
 
 def _refuse_unsupported(fields: dict[str, Any]) -> None:
-    for name, value in _ASK_EVEN_IF_EMPTY.items():
-        if fields.get(name) == value:
+    for name, asking in _ASK_EVEN_IF_EMPTY.items():
+        if fields.get(name) == asking:
             raise _unsupported(name)
     for name, neutral in _UNSUPPORTED.items():
         value = fields.get(name)
