@@ -6,8 +6,6 @@ SERVE_ARGS ?=
 TEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-DATA := $(wildcard ../shared/data)
-export HEADWAY_DATA ?= $(abspath $(DATA))
 
 .PHONY: help install serve test check results clean
 help:
