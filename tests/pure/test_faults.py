@@ -65,7 +65,7 @@ def test_the_price_of_the_prompt_is_compared_with_the_target_between_tokens() ->
     it waited five seconds for pages."""
     record = Record("a", 0.0, SLO(tpot_s=0.1), 100, first_scheduled=0.0, first_token=1.0, last_token=7.0)
     record.num_output_tokens = 10
-    record.predicted_prefill_s = record.busy_prefill_s = 1.0
+    record.predicted_prefill_s = 1.0
     record.starved_s = 5.0
     settle(record, State.FINISHED, "length", 7.0)
     assert record.missed == {"tpot": "starved_of_pages"}

@@ -44,7 +44,6 @@ class Record:
     parked_s: float = 0.0
     starved_s: float = 0.0
     predicted_prefill_s: float = 0.0
-    busy_prefill_s: float = 0.0
     overrun_s: float = 0.0  # what its prefill's steps took beyond their price
     kind: EndKind | None = None
     reason: str = ""  # "stop" or "length" when finished, else a machine-readable code

@@ -131,7 +131,6 @@ class Scheduler:
         for segment, ticket in self._members(step):
             ticket.step = None
             if not step.decoding:
-                ticket.record.busy_prefill_s += done.busy_s
                 ticket.record.overrun_s += max(0.0, done.busy_s - step.predicted_s)
             commit = commits.get(segment.request_id)
             if commit is not None and commit.failure:  # not published: its pages may hold what broke it

@@ -73,9 +73,6 @@ class DecoderConfig:
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return self.num_layers * (attention + mlp + biases + norms) + self.hidden_size + embeddings
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        return self.num_layers * 2 * self.kv_size * element_bytes
-
 
 class _Family(NamedTuple):
     """What an architecture is beyond the fields of its config.json."""

@@ -128,9 +128,6 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(text)
         return found
 
-    def is_special(self, token: int) -> bool:
-        return token in self._special_ids
-
     def _bytes_of(self, token: int) -> bytes:
         spelled = self._backend.id_to_token(token) if 0 <= token < 2**32 else None
         return f"<|{token}|>".encode() if spelled is None else self._how.token_bytes(spelled)

@@ -67,7 +67,7 @@ class Body(msgspec.Struct, kw_only=True):
 
     @property
     def num_logprobs(self) -> int | None:
-        """None: no logprobs. k: of the chosen token and the k best."""
+        """None: no logprobs. k: of the chosen token and the k best. Each body has its own fields for it."""
         raise NotImplementedError
 
     @property
