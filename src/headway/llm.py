@@ -18,7 +18,7 @@ import torch
 
 from headway.config import engine_settings
 from headway.core import event as ev
-from headway.core.admission import Limits, refusal
+from headway.core.admission import Crowd, Limits, refusal
 from headway.core.ledger import Record
 from headway.core.request import SLO, Request, Sampling
 from headway.core.work import TokenLogprobs
@@ -223,7 +223,7 @@ class LLM:
             stop_ids=(*eos_ids, *params.stop_token_ids),
             min_tokens=params.min_tokens,
         )
-        refused = refusal(request, self._limits, num_queued=0, backlog_s=lambda: 0.0, draining=False)
+        refused = refusal(request, self._limits, Crowd(0, 0, 0.0))
         if refused is not None:
             raise ValueError(refused.message)
         return request
@@ -292,7 +292,7 @@ class LLM:
         for request_id in given_up:  # an interrupt may have come before the engine had heard of it
             self._open.pop(request_id, None)
 
-    def _tell(self, effect: ev.Deliver | ev.End) -> None:
+    def _tell(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             commit = effect.commit
             open_ = self._open.get(commit.request_id)
@@ -305,6 +305,8 @@ class LLM:
             if passed.stop is not None:
                 open_.stopped = True
                 self._letters.put(ev.Stopped(commit.request_id))
+            return
+        if isinstance(effect, ev.Admit):
             return
         record = effect.record
         open_ = self._open.pop(record.request_id, None)

@@ -21,7 +21,7 @@ class Story:
     """One scheduler whose device is driven by hand."""
 
     def __init__(self, num_pages: int = 200, max_model_len: int = 400, **settings: int | float | bool) -> None:
-        chosen = SchedulerSettings(max_model_len=max_model_len, tile_s=TILE_S, **settings)  # type: ignore[arg-type]
+        chosen = SchedulerSettings(max_model_len=max_model_len, tile_s=TILE_S, **({"refuse_unattainable": False} | settings))  # type: ignore[arg-type]
         self.now = 0.0
         self.scheduler = Scheduler(chosen, CostModel(CostFit(token_s=TOKEN_S)), PageTable(num_pages, PAGE_TOKENS))
 
@@ -33,7 +33,9 @@ class Story:
     def arrives(self, request_id: str, prompt: int | tuple[int, ...], max_tokens: int = 9, **wishes: object) -> Request:
         """A prompt, or a number of tokens that nobody else has, is sent and let in."""
         request = self.request(request_id, prompt, max_tokens, **wishes)
-        assert self.tell(ev.Arrived(request)) == [ev.Admit(request)]
+        (admit,) = self.tell(ev.Arrived(request))
+        assert isinstance(admit, ev.Admit)
+        assert admit.request is request
         return request
 
     def request(self, request_id: str, prompt: int | tuple[int, ...], max_tokens: int = 9, **wishes: object) -> Request:

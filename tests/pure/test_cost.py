@@ -1,36 +1,46 @@
 """What a step costs: a formula that can be done by hand, and what the model learns from steps that took longer."""
 
+import random
+
 import pytest
 
 from headway.core.cost import CostFit, CostModel, Share, shares_of
 from headway.core.work import Segment
 
-FIT = CostFit(step_s=1.0, stream_s=10.0, token_s=0.5, segment_s=0.25, pair_s=0.01)
-SHORT = [Share(4, 0)]  # 4 tokens cost 2 s of arithmetic: the 10 s of reading weights count
-LONG = [Share(40, 0)]  # 40 tokens cost 20 s: arithmetic counts
+FIT = CostFit(step_s=10.0, token_s=0.5, segment_s=0.25, pair_s=0.01)
+SHORT = [Share(4, 0)]  # 2 s of arithmetic: the 10 s that any step costs count more
+LONG = [Share(40, 0)]  # 20 s of arithmetic
 
 
-def test_a_short_step_pays_for_the_weights() -> None:
-    """Four tokens without context: 1 + max(10, 4 · 0.5) + 0.25 + 0.01 · 4 · (0 + 2)."""
-    assert CostModel(FIT).predict(SHORT) == pytest.approx(11.33)
+def test_a_short_step_pays_for_being_one() -> None:
+    """Four tokens without context: 10 + 4 · 0.5 + 0.25 + 0.01 · 4 · (0 + 2)."""
+    assert CostModel(FIT).predict(SHORT) == pytest.approx(12.33)
 
 
-def test_a_long_step_pays_for_its_tokens() -> None:
-    """Forty tokens after 100 others: 1 + max(10, 40 · 0.5) + 0.25 + 0.01 · 40 · (100 + 20)."""
-    assert CostModel(FIT).prefill(40, 100) == pytest.approx(69.25)
+def test_a_chunk_pays_for_its_context() -> None:
+    """Forty tokens after 100 others: 10 + 40 · 0.5 + 0.25 + 0.01 · 40 · (100 + 20)."""
+    assert CostModel(FIT).prefill(40, 100) == pytest.approx(78.25)
 
 
 def test_a_mixture_is_one_pass() -> None:
-    """A prompt of 30 beside two who decode reads the weights once: 1 + 16 + 3 · 0.25 + 0.01 · (450 + 7.5 + 9.5)."""
-    assert CostModel(FIT).predict([Share(30, 0), Share(1, 7), Share(1, 9)]) == pytest.approx(22.42)
+    """A prompt of 30 beside two who decode is one step: 10 + 32 · 0.5 + 3 · 0.25 + 0.01 · (450 + 7.5 + 9.5)."""
+    assert CostModel(FIT).predict([Share(30, 0), Share(1, 7), Share(1, 9)]) == pytest.approx(31.42)
 
 
-def test_packing_pays_where_memory_is_the_bound() -> None:
-    """Five prompts of four tokens together cost little more than one of them, far less than five steps."""
+def test_a_prompt_in_chunks_reads_the_same_pairs() -> None:
+    """Cut in two, a prompt pays once more for a step and a segment, and for nothing else."""
     cost = CostModel(FIT)
-    together = cost.predict(SHORT * 5)
-    assert together < 1.2 * cost.predict(SHORT)
-    assert together < 0.3 * 5 * cost.predict(SHORT)
+    assert cost.prefill(30) + cost.prefill(50, 30) == pytest.approx(cost.prefill(80) + 10 + 0.25)
+
+
+def test_packing_saves_whole_steps() -> None:
+    """Five prompts of four tokens together: 10 + 20 · 0.5 + 5 · (0.25 + 0.08) = 21.65, not five times 12.33."""
+    assert CostModel(FIT).predict(SHORT * 5) == pytest.approx(21.65)
+
+
+def test_an_empty_step_costs_what_any_step_does() -> None:
+    assert FIT.parts([]) == (10.0, False)
+    assert FIT.parts(LONG) == (pytest.approx(38.25), True)
 
 
 def test_shares_of_a_work() -> None:
@@ -39,16 +49,18 @@ def test_shares_of_a_work() -> None:
     assert shares_of(segments) == (Share(3, 8), Share(1, 5))
 
 
-@pytest.mark.parametrize("factor", [0.5, 3.0])
-def test_the_correction_converges(factor: float) -> None:
-    """The device is half, or three times, as slow as fitted: after some steps the prediction says so."""
+@pytest.mark.parametrize("shares", [SHORT, LONG], ids=["bound by memory", "bound by arithmetic"])
+@pytest.mark.parametrize("factor", [0.5, 2.0, 3.0])
+def test_the_correction_converges(factor: float, shares: list[Share]) -> None:
+    """The device is twice as fast as fitted, or two or three times as slow: after some steps the prediction says so."""
     cost = CostModel(FIT)
-    fitted = cost.predict(LONG)
+    fitted = cost.predict(shares)
     errors = []
     for _ in range(30):
-        cost.observe(LONG, factor * fitted)
-        errors.append(abs(cost.predict(LONG) / (factor * fitted) - 1))
+        cost.observe(shares, factor * fitted)
+        errors.append(abs(cost.predict(shares) / (factor * fitted) - 1))
     assert errors == sorted(errors, reverse=True)
+    assert errors[7] < 0.25
     assert errors[-1] < 0.01
 
 
@@ -58,19 +70,68 @@ def test_one_odd_step_does_not_turn_the_prediction_over() -> None:
     fitted = cost.predict(LONG)
     cost.observe(LONG, 10 * fitted)
     assert cost.predict(LONG) == pytest.approx(fitted * (1 + 0.2 * 9))
+    assert cost.correction == pytest.approx(2.8)
 
 
 def test_the_two_sides_learn_apart() -> None:
     """A busy neighbour slows long prompts down; single tokens, bound by memory, are still priced as before."""
     cost = CostModel(FIT)
-    before = cost.predict(SHORT)
+    short, long = cost.predict(SHORT), cost.predict(LONG)
     for _ in range(10):
-        cost.observe(LONG, 5 * 29.25)
-    assert cost.predict(SHORT) == before
+        cost.observe(LONG, 5 * long)
+    assert cost.predict(SHORT) == short
+    assert cost.predict(LONG) > 4 * long
     for _ in range(10):
-        cost.observe(SHORT, 0.5 * before)
-    assert cost.predict(SHORT) < 0.6 * before
-    assert cost.predict(LONG) > 4 * 29.25
+        cost.observe(SHORT, 0.5 * short)
+    assert cost.predict(SHORT) < 0.6 * short
+    assert cost.predict(LONG) > 4 * long
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("noise", [0.05, 0.2, 0.5])
+def test_the_upper_estimate_holds_nine_times_in_ten(seed: int, noise: float) -> None:
+    """Steps vary around a mean that is 1.3 × the fitted one; of the last 1500 about nine in ten stay below `upper`."""
+    rng = random.Random(seed)
+    cost = CostModel(FIT)
+    fitted = FIT.seconds(LONG)
+    within = []
+    for _ in range(2000):
+        taken_s = 1.3 * fitted * rng.uniform(1 - noise, 1 + noise)
+        within.append(taken_s <= cost.upper(cost.predict(LONG)))
+        cost.observe(LONG, taken_s)
+    assert 0.85 < sum(within[500:]) / 1500 < 0.97
+
+
+def test_a_promise_is_never_tighter_than_the_mean_nor_absurdly_loose() -> None:
+    """Steps like clockwork still leave two per cent; steps that vary a hundredfold triple the mean at most."""
+    steady, wild = CostModel(FIT), CostModel(FIT)
+    for number in range(300):
+        steady.observe(LONG, FIT.seconds(LONG))
+        wild.observe(LONG, FIT.seconds(LONG) * (0.2 if number % 3 else 20.0))
+    assert steady.upper(1.0) == 1.02
+    assert 1.02 < wild.upper(1.0) <= 3.0
+
+
+def test_the_model_knows_how_wrong_it_is() -> None:
+    """No error while steps take what was predicted; about a quarter when they are a quarter off, up and down in turn."""
+    cost = CostModel(FIT)
+    for _ in range(10):
+        cost.observe(LONG, FIT.seconds(LONG))
+    assert cost.mean_error == 0.0
+    for number in range(400):
+        cost.observe(LONG, FIT.seconds(LONG) * (1.25 if number % 2 else 0.75))
+    assert cost.mean_error == pytest.approx(0.25, abs=0.04)
+
+
+def test_an_error_that_is_corrected_is_forgotten() -> None:
+    """The machine became twice as slow: the error jumps, and falls again as the correction follows."""
+    cost = CostModel(FIT)
+    errors = []
+    for _ in range(200):
+        cost.observe(LONG, 2 * FIT.seconds(LONG))
+        errors.append(cost.mean_error)
+    assert max(errors) > 0.1
+    assert errors[-1] < 0.001
 
 
 def test_a_suspended_machine_teaches_nothing_absurd() -> None:

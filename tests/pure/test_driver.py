@@ -69,12 +69,16 @@ class House:
     ) -> None:
         self.clock = VirtualClock()
         self.mailbox = Schedule(self.clock, letters)
-        settings = SchedulerSettings(max_model_len=200, tile_s=TILE_S, pack_tokens=pack_tokens)
-        cost = CostModel(CostFit(stream_s=12 * TILE_S, token_s=1e-6))
+        settings = SchedulerSettings(
+            max_model_len=200, tile_s=TILE_S, pack_tokens=pack_tokens, refuse_unattainable=False
+        )
+        cost = CostModel(CostFit(step_s=12 * TILE_S, token_s=1e-6))
         self.scheduler = Scheduler(settings, cost, PageTable(100, 4))
         self.stage = TellingStage(self.clock, fails)
-        self.told: list[ev.Deliver | ev.End] = []
-        self.driver = Driver(self.scheduler, {"language": self.stage}, self.clock, self.mailbox, self.told.append)
+        self.told: list[ev.Admit | ev.Deliver | ev.End] = []
+        self.driver = Driver(
+            self.scheduler, {"language": self.stage}, self.clock, self.mailbox, self.told.append, gather_s=0.0
+        )
 
     def run(self) -> None:
         while self.scheduler.num_open or not self.mailbox.is_empty:
@@ -100,7 +104,7 @@ def test_a_request_is_driven_to_its_end() -> None:
     house.run()
     first = FakeStage.next_token((0, 1, 2, 3, 4))
     second = FakeStage.next_token((0, 1, 2, 3, 4, first))
-    assert [type(effect) for effect in house.told] == [ev.Deliver, ev.Deliver, ev.End]
+    assert [type(effect) for effect in house.told] == [ev.Admit, ev.Deliver, ev.Deliver, ev.End]
     assert [effect.commit.tokens for effect in house.told if isinstance(effect, ev.Deliver)] == [(first,), (second,)]
     assert house.stage.closed == [(1, True), (2, True)]
     assert house.driver.num_open_steps == 0

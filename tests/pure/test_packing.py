@@ -10,8 +10,7 @@ from headway.core.packing import pack
 
 FITS = st.builds(
     CostFit,
-    step_s=st.sampled_from([0.0, 1.0]),
-    stream_s=st.sampled_from([0.0, 10.0, 50.0]),
+    step_s=st.sampled_from([0.0, 1.0, 10.0, 50.0]),
     token_s=st.sampled_from([0.0, 0.5, 1.0]),
     segment_s=st.sampled_from([0.0, 0.25]),
     pair_s=st.sampled_from([0.0, 0.001]),

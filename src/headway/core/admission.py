@@ -1,9 +1,11 @@
 """Who is let in. Refusing early is kinder than failing late: a refusal has a reason, and a hint when to come back."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+from headway.core.policy import RESCUE_SHARE
 from headway.core.request import Request
+
+TENANT_SHARE = 0.5  # of as many requests as may wait: what a tenant with a name may have open
 
 
 class Refusal(NamedTuple):
@@ -23,10 +25,25 @@ class Limits(NamedTuple):
     page_tokens: int
 
 
-def refusal(
-    request: Request, limits: Limits, num_queued: int, backlog_s: Callable[[], float], draining: bool
-) -> Refusal | None:
-    """None if the request may enter. `backlog_s` gives the predicted seconds of work that are queued."""
+class Crowd(NamedTuple):
+    """What a newcomer finds: requests in the queue, its tenant's open requests, seconds of work in the queue."""
+
+    num_queued: int
+    num_of_tenant: int
+    backlog_s: float
+    draining: bool = False
+
+
+class Forecast(NamedTuple):
+    """Seconds from arrival to first token: the mean, what nine in ten stay below, and what it would take alone."""
+
+    mean_s: float
+    upper_s: float
+    alone_s: float
+
+
+def refusal(request: Request, limits: Limits, crowd: Crowd) -> Refusal | None:
+    """None if the request may enter, as far as room goes."""
     num_tokens = len(request.prompt)
     if num_tokens == 0:
         return Refusal("empty_prompt", "The prompt is empty: give at least one token.")
@@ -38,9 +55,35 @@ def refusal(
         )
     if num_tokens + 1 > limits.num_pages * limits.page_tokens:
         return Refusal("out_of_pages", f"A prompt of {num_tokens} tokens does not fit the key-value memory.")
-    if draining:
+    if crowd.draining:
         return Refusal("draining", "The server is shutting down: send the request to another one.", 1.0)
-    if num_queued >= limits.max_num_queued:
-        wait = max(1.0, backlog_s())
-        return Refusal("queue_full", f"{num_queued} requests are waiting already: try again in {wait:.0f} s.", wait)
+    wait_s = max(1.0, crowd.backlog_s)
+    if crowd.num_queued >= limits.max_num_queued:
+        return Refusal("queue_full", f"{crowd.num_queued} requests wait already: try again in {wait_s:.0f} s.", wait_s)
+    if request.tenant and crowd.num_of_tenant >= max(1, TENANT_SHARE * limits.max_num_queued):
+        return Refusal(
+            "tenant_over_share",
+            f"{crowd.num_of_tenant} requests of this tenant are open already: try again in {wait_s:.0f} s.",
+            wait_s,
+        )
     return None
+
+
+def unattainable(request: Request, forecast: Forecast) -> Refusal | None:
+    """None if the first token can be expected in time, or nobody asked for that."""
+    targets = [target for target in (request.slo.ttft_s, request.slo.total_s) if target is not None]
+    if not targets or forecast.upper_s <= min(targets) * (1 + RESCUE_SHARE):
+        return None
+    target_s = min(targets)
+    asked = f"The first token was asked for within {target_s * 1000:.0f} ms"
+    if forecast.alone_s > target_s:
+        return Refusal(
+            "slo_unattainable",
+            f"{asked}, and this prompt takes {forecast.alone_s * 1000:.0f} ms by itself: give it more time.",
+        )
+    wait_s = max(0.05, forecast.upper_s - target_s)
+    return Refusal(
+        "slo_unattainable",
+        f"{asked}, and is expected after {forecast.mean_s * 1000:.0f} ms: try again in {wait_s:.1f} s.",
+        wait_s,
+    )

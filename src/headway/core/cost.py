@@ -2,11 +2,14 @@
 
 One formula for prefill, decode and mixtures, since they are one pass:
 
-    T = step_s + max(stream_s, token_s · n) + segment_s · k + pair_s · Σ nᵢ · (contextᵢ + nᵢ / 2)
+    T = step_s + token_s · n + segment_s · k + pair_s · Σ nᵢ · (contextᵢ + nᵢ / 2)
 
-with n tokens in k segments. `stream_s` is the time to read all weights once: below about stream_s / token_s tokens
-a step is bound by memory, above it by arithmetic. The two sides drift apart under load (a busy neighbour costs
-arithmetic more than it costs memory), so each keeps its own correction.
+with n tokens in k segments: for one prompt the a + b·n + c·n·(context + n/2) of its causal attention. `step_s` is what
+a step costs however few tokens it has, mostly reading the weights. Below about step_s / token_s tokens that is the
+larger part, and a step is bound by memory; above it by arithmetic. The two drift apart under load (a busy neighbour
+costs arithmetic more than memory), so each keeps its own correction.
+
+The mean prediction orders and cuts; `upper` adds what is needed to be right nine times in ten, for promises.
 """
 
 from collections.abc import Iterable
@@ -28,51 +31,79 @@ class CostFit:
     """The coefficients of the formula, seconds each."""
 
     step_s: float = 0.0
-    stream_s: float = 0.0
     token_s: float = 1e-4
     segment_s: float = 0.0
     pair_s: float = 0.0
 
+    def seconds(self, shares: Iterable[Share]) -> float:
+        """The formula, uncorrected."""
+        return self.parts(shares)[0]
 
-class CostModel:
-    """A fit and two running corrections (exponentially weighted ratios of taken to fitted seconds)."""
-
-    WEIGHT = 0.2  # of the newest step
-    BOUNDS = (0.2, 20.0)  # a correction outside of these is a broken clock or a suspended machine
-
-    def __init__(self, fit: CostFit) -> None:
-        self.fit = fit
-        self._correction = {"memory": 1.0, "arithmetic": 1.0}
-
-    def predict(self, shares: Iterable[Share]) -> float:
-        """Seconds for one step of these segments."""
-        fitted, side = self._fitted(shares)
-        return fitted * self._correction[side]
-
-    def prefill(self, num_tokens: int, context_tokens: int = 0) -> float:
-        """Seconds for one segment alone."""
-        return self.predict((Share(num_tokens, context_tokens),))
-
-    def observe(self, shares: Iterable[Share], taken_s: float) -> None:
-        """Learn from a step that took `taken_s` seconds of the device."""
-        fitted, side = self._fitted(shares)
-        if fitted <= 0:
-            return
-        low, high = self.BOUNDS
-        ratio = min(max(taken_s / fitted, low), high)
-        self._correction[side] += self.WEIGHT * (ratio - self._correction[side])
-
-    def _fitted(self, shares: Iterable[Share]) -> tuple[float, str]:
+    def parts(self, shares: Iterable[Share]) -> tuple[float, bool]:
+        """The formula's seconds, and whether arithmetic is the larger part of them."""
         tokens = segments = 0
         pairs = 0.0
         for num_tokens, context_tokens in shares:
             tokens += num_tokens
             segments += 1
             pairs += num_tokens * (context_tokens + num_tokens / 2)
-        fit = self.fit
-        arithmetic = fit.token_s * tokens
-        seconds = fit.step_s + max(fit.stream_s, arithmetic) + fit.segment_s * segments + fit.pair_s * pairs
-        return seconds, "arithmetic" if arithmetic > fit.stream_s else "memory"
+        arithmetic_s = self.token_s * tokens
+        seconds = self.step_s + arithmetic_s + self.segment_s * segments + self.pair_s * pairs
+        return seconds, arithmetic_s > self.step_s
+
+
+class CostModel:
+    """A fit, two running corrections (exponentially weighted ratios of taken to fitted seconds), and its own error."""
+
+    WEIGHT = 0.2  # of the newest step
+    BOUNDS = (0.2, 20.0)  # a correction outside of these is a broken clock or a suspended machine
+    UPPER_SHARE = 0.9  # of the steps take no longer than `upper` says
+    UPPER_BOUNDS = (1.02, 3.0)
+    UPPER_STEP = 0.02  # how far one step moves the estimate of that quantile
+    DRIFT = 0.15  # of a correction: then prices that were made before are stale
+
+    def __init__(self, fit: CostFit) -> None:
+        self.fit = fit
+        self.mean_error = 0.0  # running mean of |taken / predicted - 1|
+        self.version = 0  # grows when prices have changed by much
+        self._correction = {False: 1.0, True: 1.0}
+        self._priced_at = {False: 1.0, True: 1.0}
+        self._upper = 1.1
+
+    def predict(self, shares: Iterable[Share]) -> float:
+        """Seconds for one step of these segments, the mean."""
+        fitted, is_arithmetic = self.fit.parts(shares)
+        return fitted * self._correction[is_arithmetic]
+
+    def prefill(self, num_tokens: int, context_tokens: int = 0) -> float:
+        """Seconds for one segment alone, the mean."""
+        return self.predict((Share(num_tokens, context_tokens),))
+
+    def upper(self, seconds: float) -> float:
+        """So long will it take at most in nine cases of ten, if `seconds` is the mean."""
+        return seconds * self._upper
+
+    @property
+    def correction(self) -> float:
+        """How much slower than fitted long steps are at present."""
+        return self._correction[True]
+
+    def observe(self, shares: Iterable[Share], taken_s: float) -> None:
+        """Learn from a step that took `taken_s` seconds of the device."""
+        fitted, is_arithmetic = self.fit.parts(shares)
+        if fitted <= 0:
+            return
+        low, high = self.BOUNDS
+        ratio = min(max(taken_s / fitted, low), high)
+        surprise = ratio / self._correction[is_arithmetic]
+        self.mean_error += self.WEIGHT / 4 * (abs(surprise - 1) - self.mean_error)
+        step = self.UPPER_STEP * (self.UPPER_SHARE if surprise > self._upper else self.UPPER_SHARE - 1)
+        self._upper = min(max(self._upper + step, self.UPPER_BOUNDS[0]), self.UPPER_BOUNDS[1])
+        correction = self._correction[is_arithmetic] + self.WEIGHT * (ratio - self._correction[is_arithmetic])
+        self._correction[is_arithmetic] = correction
+        if abs(correction / self._priced_at[is_arithmetic] - 1) > self.DRIFT:
+            self._priced_at[is_arithmetic] = correction
+            self.version += 1
 
 
 def shares_of(segments: Iterable[Segment]) -> tuple[Share, ...]:

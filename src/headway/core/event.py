@@ -67,9 +67,10 @@ Event = Arrived | StepDone | StepFailed | Left | Cancelled | Stopped | Due | Eng
 
 
 class Admit(NamedTuple):
-    """The request is in: open its sampling session at the stage."""
+    """The request is in: open its sampling session at the stage, and tell the caller when to expect a token."""
 
     request: Request
+    predicted_ttft_s: float
 
 
 class Deliver(NamedTuple):

@@ -4,10 +4,10 @@ Owns the accounts, decides nothing. All instants are absolute seconds on the clo
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 from headway.core.lifecycle import State
-from headway.core.request import SLO
+from headway.core.request import SLO, Request
 
 EndKind = Literal["finished", "refused", "cancelled", "failed"]
 
@@ -22,6 +22,17 @@ Cause = Literal[
     "refused",
     "cancelled",
 ]
+
+
+MAX_MOMENTS = 64  # of one request: what comes later is not noted, but for its ending
+
+
+class Moment(NamedTuple):
+    """Something in the life of a request: an instant, a word for a program, and what else there is to say."""
+
+    at: float
+    what: str
+    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -44,6 +55,7 @@ class Record:
     parked_s: float = 0.0
     starved_s: float = 0.0
     predicted_prefill_s: float = 0.0
+    predicted_ttft_s: float | None = None  # at its arrival, with everything that was to go before it
     overrun_s: float = 0.0  # what its prefill's steps took beyond their price
     kind: EndKind | None = None
     reason: str = ""  # "stop" or "length" when finished, else a machine-readable code
@@ -51,6 +63,22 @@ class Record:
     stop_id: int | None = None
     retry_after_s: float | None = None
     missed: dict[str, Cause] = field(default_factory=dict)  # target name -> cause
+    slo_class: str = ""
+    tenant: str = ""
+    timeline: list[Moment] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, request: Request) -> Self:
+        """The account of a request that has just arrived."""
+        record = cls(request.id, request.arrival, request.slo, len(request.prompt))
+        record.slo_class, record.tenant = request.slo_class, request.tenant
+        record.timeline.append(Moment(request.arrival, "arrived", f"{len(request.prompt)} tokens"))
+        return record
+
+    def note(self, at: float, what: str, detail: str = "") -> None:
+        """Another moment of its life."""
+        if len(self.timeline) < MAX_MOMENTS:
+            self.timeline.append(Moment(at, what, detail))
 
     @property
     def ttft_s(self) -> float | None:
@@ -69,6 +97,7 @@ def settle(record: Record, ending: State, reason: str, now: float) -> None:
     record.ended = now
     record.kind = _KINDS[ending]
     record.reason = reason
+    record.timeline.append(Moment(now, record.kind, reason))
     for name, target_s, taken_s in (
         ("ttft", record.slo.ttft_s, record.ttft_s),
         ("tpot", record.slo.tpot_s, record.tpot_s),

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from headway.core.cost import Share
 
+MAX_MEMBERS = 16  # of one pack: beyond that nothing is gained, and a decision must be quick
+
 
 def pack(
     shares: Sequence[Share],

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 
-def root_key(tenant: str = "", adapter: str | None = None, media: Sequence[bytes] = ()) -> bytes:
-    """The key before the first page: equal tokens under another tenant, adapter or image share nothing."""
+def root_key(tenant: str = "", adapter: str | None = None, media: Sequence[bytes] = (), *, salt: str = "") -> bytes:
+    """The key before the first page: equal tokens under another tenant, salt, adapter or image share nothing."""
     digest = blake2b(digest_size=16)
-    for part in (tenant.encode(), (adapter or "").encode(), *media):
+    for part in (tenant.encode(), salt.encode(), (adapter or "").encode(), *media):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()

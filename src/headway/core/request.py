@@ -45,7 +45,9 @@ class Request:
     """One prompt and what is wanted for it.
 
     `priority` has vLLM's sign: lower is earlier. `tenant` salts the prefix cache: equal prompts of two tenants share
-    no page. `stop_ids` end the answer (the id itself is delivered, not shown); they count from `min_tokens` on.
+    no page, and each has its share of the device. `cache_salt` salts it once more, within the tenant. `slo_class` is
+    the name under which the ledger counts the request.
+    `stop_ids` end the answer (the id itself is delivered, not shown); they count from `min_tokens` on.
     """
 
     id: str
@@ -59,3 +61,5 @@ class Request:
     priority: int = 0
     tenant: str = ""
     adapter: str | None = None
+    slo_class: str = ""
+    cache_salt: str = ""

@@ -36,9 +36,9 @@ class Ticket:
     @classmethod
     def open(cls, number: int, request: Request, longest: int) -> "Ticket":
         """`longest` is how many tokens, prompt and answer, the engine has room for."""
-        record = Record(request.id, request.arrival, request.slo, len(request.prompt))
+        record = Record.open(request)
         room = longest - len(request.prompt)
-        root = root_key(request.tenant, request.adapter)
+        root = root_key(request.tenant, request.adapter, salt=request.cache_salt)
         return cls(number, request, min(request.max_tokens, room), record, list(request.prompt), root)
 
     @property
@@ -48,6 +48,14 @@ class Ticket:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def expiry(self) -> float:
+        """When it is too late to be worth starting: the whole answer was due, and not a token of it is there."""
+        total_s = self.request.slo.total_s
+        if total_s is None or self.record.first_token is not None:
+            return float("inf")
+        return self.request.arrival + total_s
 
     def move(self, to: State) -> None:
         check_move(self.request.id, self.state, to)
@@ -59,15 +67,22 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """A Work on the device or parked. `progress` is the share of it that was done when last seen, 0 … 1."""
+    """A Work on the device or parked. `progress` is the share of it that was done when last seen, 0 … 1: what remains
+    is counted by operators done, so that one which is slower than predicted does not look finished."""
 
     work: Work
     tickets: list[Ticket]
     predicted_s: float
     decoding: bool
     progress: float = 0.0
+    seen_at: float = 0.0
     parked_since: float | None = None
 
     @property
     def remaining_s(self) -> float:
         return self.predicted_s * (1.0 - self.progress)
+
+    def remaining_at(self, now: float) -> float:
+        """What remains at `now`, if it has had the device since it was last seen."""
+        since_s = 0.0 if self.parked_since is not None else now - self.seen_at
+        return max(0.0, self.remaining_s - since_s)

@@ -5,6 +5,7 @@ A *tile* is what runs between two yields. A *step* is one forward pass of a Work
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 
@@ -37,6 +38,13 @@ class Work:
         return sum(len(segment.tokens) for segment in self.segments)
 
 
+class Boundary(IntEnum):
+    """What ends with a tile."""
+
+    OPERATOR = 0  # or a part of one
+    LAYER = 1
+
+
 class Tile(NamedTuple):
     """Yielded by a stage when a tile is done: `number` of about `of` in this step.
 
@@ -48,6 +56,7 @@ class Tile(NamedTuple):
     of: int
     operator: str
     left: tuple[str, ...] = ()
+    boundary: Boundary = Boundary.OPERATOR
 
 
 class TokenLogprobs(NamedTuple):

@@ -1,29 +1,64 @@
-"""What this device does with this model, measured once at the engine's start in well under two seconds.
+"""What this device does with this model, measured once at the engine's start in about two seconds.
 
-Two results: the rates by which operators are cut into tiles, and the coefficients of the cost model.
+Two results: the rates by which operators are cut into tiles, and the coefficients of the cost model. Owns how an
+operator and a step are timed; which steps, and what follows from them, is `fitting`'s.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import astuple
+from typing import NamedTuple
 
 import torch
 
-from headway.core.cost import CostFit
+from headway.core.cost import Share
 from headway.core.request import Request, Sampling
 from headway.core.work import Segment, Work
 from headway.kv.pool import KVPool
 from headway.models.attention import attend
 from headway.models.decoder import Decoder, position_qk, split_qkv
 from headway.models.layers import silu_mul
+from headway.placement.fitting import Shape, fit_cost
+from headway.placement.prices import Prices
 from headway.stages.language import LanguageStage
-from headway.stages.tiling import Rates
+from headway.stages.sample import Sampler
+from headway.stages.tiling import Rates, Tiling
 
 PROBE_ROWS = 128
 PROBE_KEYS = 1024
-LONGEST_PROBE_S = 0.6
 PROBE_S = 0.03
+CHECK_TOKENS = 32  # of the step that says whether kept prices still hold: weights and arithmetic both count in it
+
+
+class Calibration(NamedTuple):
+    """What is measured: a model on its device, its pool (of which nobody uses a page yet), and the bound on tiles.
+
+    Only the first `num_touched_pages` pages are read when rates are measured: reading others brings them into memory.
+    """
+
+    model: Decoder
+    pool: KVPool
+    num_touched_pages: int
+    bound_s: float
+    max_model_len: int
+
+    def measure(self) -> Prices:
+        rates = measure_rates(self.model, self.pool, self.num_touched_pages)
+        config, stage = self.model.config, self._stage(rates)
+        pair_s = 4.0 * config.num_layers * config.q_size / rates.attention_flops
+        fitted = fit_cost(lambda shape: step_s(stage, shape), self.max_model_len, pair_s)
+        return Prices(rates, fitted.fit, fitted.error)
+
+    def check(self, prices: Prices) -> float:
+        """How many times as long as these prices say a short prompt takes."""
+        stage = self._stage(prices.rates)
+        shape = (Share(min(CHECK_TOKENS, self.max_model_len), 0),)
+        step_s(stage, (Share(1, 0),))  # a warm-up
+        return min(step_s(stage, shape) for _ in range(2)) / prices.fit.seconds(shape)
+
+    def _stage(self, rates: Rates) -> LanguageStage:
+        return LanguageStage(self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size))
 
 
 def measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
@@ -45,10 +80,7 @@ def measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates
 
 
 def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
-    """Seconds per unit of each kind of operator: what an undisturbed device does.
-
-    Only the first `num_touched_pages` pages are read: reading the others would bring them into memory.
-    """
+    """Seconds per unit of each kind of operator: what an undisturbed device does."""
     config, layer, device = model.config, model.layers[0], model.device
     x = torch.randn(PROBE_ROWS, config.hidden_size, device=device).to(model.dtype)
     qkv = torch.randn(PROBE_ROWS, config.q_size + 2 * config.kv_size, device=device).to(model.dtype)
@@ -84,66 +116,53 @@ def _copy_rate(pool: KVPool, num_touched_pages: int, device: torch.device) -> fl
         table = torch.randint(0, max(1, num_touched_pages), (num_pages,), generator=generator).to(device)
         begun = time.perf_counter()
         pool.read(number % shape.num_layers, table)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait_for(device)
         seconds.append(time.perf_counter() - begun)
     return num_pages * shape.page_bytes / shape.num_layers / statistics.median(seconds)
 
 
-def fit_cost(stage: LanguageStage, rates: Rates, max_model_len: int) -> CostFit:
-    """Run a few steps on pages that nobody uses yet, and solve for the coefficients of `core.cost`."""
-    config = stage.model.config
-    pair_s = 4.0 * config.num_layers * config.q_size / rates.attention_flops
-    one_s = _step_s(stage, (1,))
-    eight_s = _step_s(stage, (1,) * 8)
-    num_tokens, long_s = 16, one_s
-    while 2 * num_tokens < min(max_model_len, 1024) and long_s < LONGEST_PROBE_S / 4:
-        num_tokens *= 2
-        long_s = _step_s(stage, (num_tokens,), repeats=1)
-    segment_s = max(0.0, (eight_s - one_s) / 7)
-    token_s = max(1e-7, long_s - pair_s * num_tokens**2 / 2 - segment_s) / num_tokens
-    return CostFit(
-        step_s=0.0, stream_s=max(0.0, one_s - segment_s), token_s=token_s, segment_s=segment_s, pair_s=pair_s
-    )
-
-
-def _step_s(stage: LanguageStage, lengths: tuple[int, ...], repeats: int = 2) -> float:
-    """Seconds of one step of prompts of these lengths, the better of `repeats` after a warm-up."""
-    page_tokens = stage.pool.shape.page_tokens
+def step_s(stage: LanguageStage, shape: Shape) -> float:
+    """Seconds of one step of this shape, on the first pages of the pool: only while nobody else uses them."""
+    pool, vocab_size, device = stage.pool.shape, stage.model.config.vocab_size, stage.model.device
     segments, first_page = [], 0
-    for index, length in enumerate(lengths):
-        num_pages = -(-length // page_tokens)
-        pages = tuple(page % stage.pool.shape.num_pages for page in range(first_page, first_page + num_pages))
-        tokens = tuple(token % stage.model.config.vocab_size for token in range(1, length + 1))
-        segments.append(Segment(f"probe{index}", tokens, 0, 0, pages, (length - 1,)))
+    for index, (num_tokens, context) in enumerate(shape):
+        num_pages = -(-(context + num_tokens) // pool.page_tokens)
+        pages = tuple(page % pool.num_pages for page in range(first_page, first_page + num_pages))
+        tokens = tuple(token % vocab_size for token in range(1, num_tokens + 1))
+        segments.append(Segment(f"probe{index}", tokens, context, context, pages, (num_tokens - 1,)))
         first_page += num_pages
-    for segment in segments:
-        stage.open(Request(segment.request_id, segment.tokens, 1, 0.0, sampling=Sampling(temperature=0.0)))
-
-    def step() -> None:
-        for _ in stage.run(Work(0, "language", tuple(segments))):
-            pass
-
-    seconds = _best(step, stage.model.device, repeats)
+    for segment, (num_tokens, context) in zip(segments, shape, strict=True):
+        prompt = (0,) * (context + num_tokens)
+        stage.open(Request(segment.request_id, prompt, 1, 0.0, sampling=Sampling(temperature=0.0)))
+    _wait_for(device)
+    begun = time.perf_counter()
+    for _ in stage.run(Work(0, "language", tuple(segments))):
+        pass
+    _wait_for(device)
+    seconds = time.perf_counter() - begun
     for segment in segments:
         stage.close(segment.request_id)
     return seconds
 
 
-def _best(operation: Callable[[], object], device: torch.device, repeats: int = 12) -> float:
+def _best(operation: Callable[[], object], device: torch.device) -> float:
     """Seconds of the least disturbed of a few runs: after a warm-up, until `PROBE_S` are spent, at least twice."""
     best, spent = float("inf"), 0.0
-    for number in range(repeats + 1):
+    for number in range(13):
         begun = time.perf_counter()
         operation()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _wait_for(device)
         seconds = time.perf_counter() - begun
         spent += seconds
         best = min(best, seconds)
         if number >= 2 and spent > PROBE_S:
             break
     return best
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _repeated(model: Decoder) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,13 +8,21 @@ Driven by a virtual clock and a fake stage it is the simulator; by the real ones
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from headway.core import event as ev
 from headway.core.clock import Clock
-from headway.core.scheduler import Lane, Scheduler
-from headway.core.work import Outcome, Tile, Work
+from headway.core.scheduler import Lane, Preempt, Scheduler
+from headway.core.work import Boundary, Outcome, Tile, Work
 from headway.stages.stage import Running, Stage
+
+GATHER_S = 0.001  # arrivals on an idle device within so long of the first are decided about together
+_LOOKS_AT: Final[dict[Preempt, float]] = {  # after which tiles the driver looks whether something has happened
+    "operator": Boundary.OPERATOR,
+    "layer": Boundary.LAYER,
+    "chunk": float("inf"),
+    "none": float("inf"),
+}
 
 
 class Mailbox(Protocol):
@@ -28,6 +36,9 @@ class Mailbox(Protocol):
 
     def wait(self, until: float | None) -> None:
         """Sleep until there is mail or the clock shows `until`."""
+
+    def pause(self, seconds: float) -> None:
+        """Sleep for so long, whatever comes."""
 
 
 @dataclass(slots=True)
@@ -45,7 +56,7 @@ class _Open:
 
 
 class Driver:
-    """Runs one lane of one engine. `tell` gets every Deliver and End, in order."""
+    """Runs one lane of one engine. `tell` gets every Admit, Deliver and End, in order."""
 
     def __init__(
         self,
@@ -53,31 +64,39 @@ class Driver:
         stages: Mapping[str, Stage],
         clock: Clock,
         mailbox: Mailbox,
-        tell: Callable[[ev.Deliver | ev.End], None],
+        tell: Callable[[ev.Admit | ev.Deliver | ev.End], None],
+        gather_s: float = GATHER_S,
     ) -> None:
         self.scheduler = scheduler
         self.stages = stages
         self.clock = clock
         self.mailbox = mailbox
         self.tell = tell
+        self.gather_s = gather_s
         self.num_tiles = 0
+        self.decisions_s = 0.0  # spent in the scheduler, all decisions together
+        self._looks_at = _LOOKS_AT[scheduler.settings.preempt]
         self._open: dict[int, _Open] = {}
         self._happened: deque[ev.Event] = deque()  # on the device, since the last plan
         self._current: Work | None = None
 
     def turn(self) -> bool:
         """Handle what happened, plan once, run until something happens. False if there is nothing to run."""
+        begun = self.clock.now()
         if self._account():
             progress = self._open[self._current.id].progress if self._current else 0.0
             self._current = self.scheduler.plan(self.clock.now(), Lane(progress=progress))
+            self.decisions_s += self.clock.now() - begun
         if self._current is None:
             return False
         self._run(self._current)
         return True
 
     def wait(self) -> None:
-        """Sleep until something may have changed."""
+        """Sleep until something may have changed; then a moment longer, since what comes together is decided together."""
         self.mailbox.wait(self.scheduler.next_due())
+        if self.gather_s and self.mailbox.has_mail():
+            self.mailbox.pause(self.gather_s)
 
     @property
     def num_open_steps(self) -> int:
@@ -109,6 +128,7 @@ class Driver:
             case ev.Admit(request):
                 for stage in self.stages.values():
                     stage.open(request)
+                self.tell(effect)
             case ev.Deliver():
                 self.tell(effect)
             case ev.Drop(work_id, request_id):
@@ -127,13 +147,13 @@ class Driver:
             stage = self.stages[work.stage]
             step = self._open[work.id] = _Open(stage.run(work), stage)
         due = self.scheduler.next_due()
-        now, has_mail, running = self.clock.now, self.mailbox.has_mail, step.running
+        now, has_mail, running, looks_at = self.clock.now, self.mailbox.has_mail, step.running, self._looks_at
         begun = now()
         try:
             while True:
                 tile = next(running)
                 self.num_tiles += 1
-                if tile.left or has_mail() or (due is not None and now() >= due):
+                if tile.boundary >= looks_at and (has_mail() or (due is not None and now() >= due)) or tile.left:
                     break
             step.tile = tile
             step.busy_s += now() - begun

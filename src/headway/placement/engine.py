@@ -20,15 +20,16 @@ from headway.models import presets, weights
 from headway.models.config import DecoderConfig, read_config
 from headway.models.decoder import Decoder
 from headway.models.locate import locate
-from headway.placement.calibrate import fit_cost, measure_rates
+from headway.placement.calibrate import Calibration
 from headway.placement.driver import Driver, Mailbox
+from headway.placement.fitting import LONGEST_PROBE, saturation
 from headway.placement.memory import free_bytes, num_cores
+from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
 from headway.stages.language import LanguageStage
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Tiling
 
-SATURATION = 1.25  # a pack may grow until the weights are read this many times over in arithmetic
 FIRST_FAULTED_BYTES = 256 << 20
 
 
@@ -42,7 +43,7 @@ class Engine:
     stage: LanguageStage
     pool: KVPool
 
-    def driver(self, clock: Clock, mailbox: Mailbox, tell: Callable[[ev.Deliver | ev.End], None]) -> Driver:
+    def driver(self, clock: Clock, mailbox: Mailbox, tell: Callable[[ev.Admit | ev.Deliver | ev.End], None]) -> Driver:
         return Driver(self.scheduler, {"language": self.stage}, clock, mailbox, tell)
 
 
@@ -66,23 +67,23 @@ def build_engine(settings: EngineSettings) -> Engine:
         pool = KVPool(shape, device)
         pool.fault_in(FIRST_FAULTED_BYTES)
     with _within_memory(), torch.inference_mode():
-        rates = measure_rates(model, pool, min(shape.num_pages, FIRST_FAULTED_BYTES // shape.page_bytes))
+        prices, cost_source = _prices(settings, model, pool, num_threads, max_model_len)
         sampler = Sampler(model.config.vocab_size)
-        stage = LanguageStage(model, pool, Tiling(rates, settings.max_tile_ms / 1e3), sampler)
-        fit = fit_cost(stage, rates, max_model_len)
+        stage = LanguageStage(model, pool, Tiling(prices.rates, settings.max_tile_ms / 1e3), sampler)
+    pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
         SchedulerSettings(
             max_model_len=max_model_len,
             max_num_seqs=settings.max_num_seqs,
             max_num_queued=settings.max_num_queued_reqs,
-            pack_tokens=max(16, int(SATURATION * fit.stream_s / fit.token_s)),
+            pack_tokens=pack_tokens,
             tile_s=settings.max_tile_ms / 1e3,
             max_num_parked=settings.max_num_parked,
             max_parked_tokens=shape.pool_bytes // 4 // stage.bytes_per_token,
             max_parked_s=settings.max_parked_s,
             prefix_caching=settings.enable_prefix_caching,
         ),
-        CostModel(fit),
+        CostModel(prices.fit),
         PageTable(pool.shape.num_pages, pool.shape.page_tokens),
     )
     facts = EngineFacts(
@@ -99,8 +100,31 @@ def build_engine(settings: EngineSettings) -> Engine:
         num_threads=num_threads,
         max_tile_ms=settings.max_tile_ms,
         load_s=time.monotonic() - begun,
+        cost_fit=prices.fit,
+        cost_error=prices.error,
+        cost_source=cost_source,
+        pack_tokens=pack_tokens,
     )
     return Engine(settings, facts, scheduler, stage, pool)
+
+
+def _prices(
+    settings: EngineSettings, model: Decoder, pool: KVPool, num_threads: int, max_model_len: int
+) -> tuple[Prices, str]:
+    """By which operators are cut and steps are predicted, and where that is from."""
+    shape = pool.shape
+    num_touched_pages = min(shape.num_pages, FIRST_FAULTED_BYTES // shape.page_bytes)
+    calibration = Calibration(model, pool, num_touched_pages, settings.max_tile_ms / 1e3, max_model_len)
+    subject = Subject(
+        config=model.config,
+        dtype=str(model.dtype),
+        device=_device_name(model.device),
+        num_threads=num_threads,
+        page_tokens=shape.page_tokens,
+        max_tile_ms=settings.max_tile_ms,
+        longest_probe=min(max_model_len, LONGEST_PROBE),
+    )
+    return settle(subject.path if settings.cost_cache else None, calibration.measure, calibration.check)
 
 
 @contextmanager

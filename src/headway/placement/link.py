@@ -14,10 +14,10 @@ from headway.core.ledger import EndKind, Record, settle
 from headway.core.lifecycle import State
 from headway.core.request import Request
 from headway.core.work import Commit, TokenLogprobs
-from headway.placement.wire import Beat, Delivered, Ended, EngineFacts
+from headway.placement.wire import Admitted, Beat, Delivered, Ended, EngineFacts
 
 LinkState = Literal["starting", "ready", "draining", "down"]
-Reply = Delivered | Ended
+Reply = Admitted | Delivered | Ended
 
 
 class EngineLink(Protocol):
@@ -43,7 +43,7 @@ class EngineLink(Protocol):
         """Return when the engine is ready; raise with one sentence if it never will be."""
 
     def submit(self, request: Request) -> AsyncIterator[Reply]:
-        """Tokens as they come, then exactly one Ended, which is always the last."""
+        """An Admitted if the engine took it in, tokens as they come, then exactly one Ended, always the last."""
 
     def cancel(self, request_id: str) -> None:
         """Nobody waits for the answer any more."""
@@ -98,6 +98,7 @@ class FakeLink:
         self.state: LinkState = "starting"
         self.num_restarts = 0
         self.fate: Fate | None = None
+        self.predicted_ttft_s = 0.05
         self.flowing = True
         self.requests: list[Request] = []  # everything that was ever submitted
         self.cancelled: set[str] = set()
@@ -145,7 +146,7 @@ class FakeLink:
 
     async def submit(self, request: Request) -> AsyncIterator[Reply]:
         self.requests.append(request)
-        record = Record(request.id, request.arrival, request.slo, len(request.prompt))
+        record = Record.open(request)
         call = self._open[request.id] = _Call(request, record)
         try:
             while self.state == "starting":
@@ -163,8 +164,12 @@ class FakeLink:
     async def _answer(self, call: _Call) -> AsyncIterator[Reply]:
         request, record = call.request, call.record
         script = self.script(request)
-        record.first_scheduled = time.monotonic()
+        record.predicted_ttft_s = self.predicted_ttft_s
         self._note()
+        if not self._refuses():
+            record.first_scheduled = time.monotonic()
+            record.note(record.first_scheduled, "admitted")
+            yield Admitted(request.id, self.predicted_ttft_s)
         while call.ending is None:
             k = record.num_output_tokens
             if self.fate is not None and k >= self.fate.num_tokens:
@@ -173,7 +178,9 @@ class FakeLink:
             token = script[k] if k < len(script) else (sum(request.prompt) + k) % self.vocab_size
             yield Delivered(self._commit(request, token))
             record.last_token = time.monotonic()
-            record.first_token = record.first_token or record.last_token
+            if record.first_token is None:
+                record.first_token = record.last_token
+                record.note(record.first_token, "first_token")
             record.num_output_tokens = k + 1
             if token in request.stop_ids and k + 1 > request.min_tokens:
                 record.stop_id = token
@@ -187,6 +194,11 @@ class FakeLink:
         record.message, record.retry_after_s = fate.message, fate.retry_after_s
         settle(record, State(fate.kind), fate.reason, time.monotonic())
         yield Ended(record)
+
+    def _refuses(self) -> bool:
+        """At the gate: what expires in the queue was let in."""
+        fate = self.fate
+        return fate is not None and fate.kind == "refused" and fate.reason != "deadline_expired"
 
     def _commit(self, request: Request, token: int) -> Commit:
         num_top = request.sampling.num_logprobs

@@ -31,3 +31,6 @@ class Letters:
     def wait(self, until: float | None) -> None:
         if not self._letters:
             self._arrived.wait(None if until is None else max(0.0, until - time.monotonic()))
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)

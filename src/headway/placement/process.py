@@ -56,11 +56,14 @@ class Mouth:
     def say(self, message: wire.FromEngine) -> None:
         self._queue.put(message)
 
-    def tell(self, effect: ev.Deliver | ev.End) -> None:
-        if isinstance(effect, ev.Deliver):
-            self.say(wire.Delivered(effect.commit))
-        else:
-            self.say(wire.Ended(effect.record))
+    def tell(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
+        match effect:
+            case ev.Admit(request, predicted_ttft_s):
+                self.say(wire.Admitted(request.id, predicted_ttft_s))
+            case ev.Deliver(commit):
+                self.say(wire.Delivered(commit))
+            case ev.End(record):
+                self.say(wire.Ended(record))
 
     def close(self) -> None:
         """After everything said so far is written."""

@@ -40,6 +40,9 @@ class Schedule:
         if instants:
             self.clock.advance_to(min(instants))
 
+    def pause(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
     @property
     def is_empty(self) -> bool:
         return not self._letters
@@ -63,7 +66,7 @@ class Simulation:
         self.clock = VirtualClock()
         self.mailbox = Schedule(self.clock, letters)
         num_tiles = num_layers * tiles_per_layer
-        fit = CostFit(stream_s=tile_s * num_tiles, token_s=token_s)
+        fit = CostFit(step_s=tile_s * num_tiles, token_s=token_s)
         self.scheduler = Scheduler(settings, CostModel(fit), PageTable(num_pages, page_tokens))
         self.stage = FakeStage(
             page_tokens,
@@ -92,8 +95,8 @@ class Simulation:
         assert moved, f"nothing can happen any more, yet {self.scheduler.num_open} requests are open"
         return True
 
-    def _tell(self, effect: ev.Deliver | ev.End) -> None:
+    def _tell(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             self.delivered.setdefault(effect.commit.request_id, []).extend(effect.commit.tokens)
-        else:
+        elif isinstance(effect, ev.End):
             self.ended.setdefault(effect.record.request_id, []).append(effect.record)

@@ -32,6 +32,7 @@ SILENCE_S = 10.0  # and for so long afterwards: it beats every second
 DEATH_S = 5.0  # from hanging up to being gone
 
 State = Literal["starting", "ready", "draining", "down"]
+Reply = wire.Admitted | wire.Delivered | wire.Ended
 
 _CAUSES: dict[EndKind, Cause] = {"refused": "refused", "cancelled": "cancelled", "failed": "engine_lost"}
 
@@ -45,7 +46,7 @@ class _Call:
     """A request on its way."""
 
     request: Request
-    replies: asyncio.Queue[wire.Delivered | wire.Ended] = field(default_factory=asyncio.Queue)
+    replies: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
     num_tries: int = 0
     delivered: bool = False
     cancelled: bool = False  # by its caller: not worth another try
@@ -106,8 +107,8 @@ class Supervisor:
 
     # Requests
 
-    async def submit(self, request: Request) -> AsyncIterator[wire.Delivered | wire.Ended]:
-        """Tokens as they come, then exactly one Ended. Closing the iterator early cancels the request."""
+    async def submit(self, request: Request) -> AsyncIterator[Reply]:
+        """Admitted, tokens as they come, then exactly one Ended. Closing the iterator early cancels the request."""
         call = _Call(request)
         self._calls[request.id] = call
         ended = False
@@ -235,6 +236,9 @@ class Supervisor:
                     self._send(call)
             case wire.StartFailed(sentence):
                 raise EngineStartError(sentence)
+            case wire.Admitted(request_id):
+                if (admitted := self._calls.get(request_id)) is not None:
+                    admitted.replies.put_nowait(message)
             case wire.Delivered(commit):
                 self._num_deaths = 0
                 if (waiting := self._calls.get(commit.request_id)) is not None:
@@ -271,7 +275,8 @@ class Supervisor:
     ) -> None:
         """An ending that the engine cannot write any more."""
         request = call.request
-        record = Record(request.id, request.arrival, request.slo, len(request.prompt), ended=time.monotonic())
+        record = Record.open(request)
+        record.ended = time.monotonic()
         record.kind, record.reason, record.message, record.retry_after_s = kind, reason, message, retry_after_s
         for name in ("ttft", "tpot", "total"):
             if getattr(request.slo, f"{name}_s") is not None:

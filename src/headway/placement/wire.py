@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from headway.core.cost import CostFit
 from headway.core.ledger import Record
 from headway.core.request import Request
 from headway.core.work import Commit
@@ -56,6 +57,10 @@ class EngineFacts(msgspec.Struct, frozen=True):
     num_threads: int
     max_tile_ms: float
     load_s: float
+    cost_fit: CostFit = CostFit()  # what steps are predicted by at the start
+    cost_error: float = 0.0  # its mean absolute relative error on steps that it was not fitted to
+    cost_source: str = ""  # "measured in 1.4 s", "cached" …
+    pack_tokens: int = 16  # so many at most are read together by prompts that share a step
 
 
 class Ready(msgspec.Struct, tag=True):
@@ -66,6 +71,13 @@ class StartFailed(msgspec.Struct, tag=True):
     """The engine cannot start; `message` is one sentence that says what to do."""
 
     message: str
+
+
+class Admitted(msgspec.Struct, tag=True):
+    """The request is in the queue; its first token is expected so many seconds after its arrival."""
+
+    request_id: str
+    predicted_ttft_s: float
 
 
 class Delivered(msgspec.Struct, tag=True):
@@ -91,7 +103,7 @@ class Beat(msgspec.Struct, tag=True):
     counters: dict[str, float]  # running totals: events, plans, tiles, preemptions, prefix_queries, prefix_hits …
 
 
-FromEngine = Ready | StartFailed | Delivered | Ended | Beat
+FromEngine = Ready | StartFailed | Admitted | Delivered | Ended | Beat
 
 _encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headway.core.request import Request
-from headway.core.work import Commit, Outcome, Segment, Tile, Work
+from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
 from headway.models.attention import attend
 from headway.models.decoder import Decoder, Layer, Linear, position_qk, split_qkv
@@ -44,8 +44,8 @@ class _Pass:
     number: int = 0
     left: tuple[str, ...] = field(default=())
 
-    def tile(self, operator: str) -> Tile:
-        tile = Tile(self.number, self.of, operator, self.left)
+    def tile(self, operator: str, boundary: Boundary = Boundary.OPERATOR) -> Tile:
+        tile = Tile(self.number, self.of, operator, self.left, boundary)
         self.number += 1
         self.left = ()
         return tile
@@ -187,7 +187,8 @@ class LanguageStage:
             yield step.tile("activation")
             for columns in step.down.columns:
                 x[:, columns.start : columns.end] += _linear(layer.down, middle, columns)
-                yield step.tile("down")
+                is_last = rows.end == n and columns.end == config.hidden_size
+                yield step.tile("down", Boundary.LAYER if is_last else Boundary.OPERATOR)
 
     def _position_and_store(self, batch: Batch, number: int, layer: Layer, qkv_N: Tensor, rows: Span) -> None:
         """Rotate queries (scaled, in place) and keys; keys and values go to their pages."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from headway.core.request import Request
-from headway.core.work import Commit, Outcome, Segment, Tile, Work
+from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 
 Running = Generator[Tile, None, Outcome]
 
@@ -82,9 +82,10 @@ class FakeStage:
                 left = tuple(sorted(leaving))
                 for segment in segments:
                     self._write(segment)
-                for _ in range(self.tiles_per_layer):
+                for place in range(self.tiles_per_layer):
                     self.spend(sum(len(segment.tokens) for segment in segments))
-                    yield Tile(number, of, "fake", left)
+                    ends = Boundary.LAYER if place == self.tiles_per_layer - 1 else Boundary.OPERATOR
+                    yield Tile(number, of, "fake", left, ends)
                     number, left = number + 1, ()
             return Outcome(tuple(self._commit(segment) for segment in segments if segment.logits_at))
         finally:

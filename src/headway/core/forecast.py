@@ -1,0 +1,60 @@
+"""When a newcomer can expect its first token: what goes before it, what it takes itself, what tokens take meanwhile.
+
+Looks at the queue and the open steps, changes nothing, and cannot know who comes next.
+"""
+
+from dataclasses import dataclass
+
+from headway.core.admission import Forecast
+from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
+from headway.core.cost import CostModel
+from headway.core.policy import Order, standing
+from headway.core.queue import Queue
+from headway.core.steps import Steps
+from headway.core.ticket import Step, Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Forecaster:
+    """Reads the scheduler's state. `suspends`: whether a step gives way before its end."""
+
+    queue: Queue
+    steps: Steps
+    decoding: dict[int, Ticket]
+    cost: CostModel
+    order: Order
+    tile_s: float
+    suspends: bool
+
+    def forecast(self, ticket: Ticket, now: float) -> Forecast:
+        """For a ticket that is not in the queue yet."""
+        alone_s = prefill_s(ticket, self.cost)
+        busy_s = alone_s + self.queue.seconds_before(ticket, now) + self._open_s(ticket, now)
+        busy_s /= 1.0 - self._decode_share()
+        waited_s = now - ticket.request.arrival
+        return Forecast(waited_s + busy_s, waited_s + self.cost.upper(busy_s), alone_s)
+
+    def _open_s(self, ticket: Ticket, now: float) -> float:
+        """Seconds of the steps that have begun and would not give way to it."""
+        if not self.steps.all():
+            return 0.0
+        candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
+        order = standing(candidate, now, self.order).order
+        return sum(self._before_s(step, order, now) for step in self.steps.all() if not step.decoding)
+
+    def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
+        left_s = step.remaining_at(now)
+        on_device = step is self.steps.on_device
+        if on_device and not self.suspends:
+            return left_s
+        own = step_candidate(step, self.cost, self.tile_s, float("inf"))
+        if standing(own, now, self.order).order < order:
+            return left_s
+        return min(left_s, self.tile_s) if on_device else 0.0
+
+    def _decode_share(self) -> float:
+        """The share of the device that tokens take if each comes just when it is due: half of it at most."""
+        if not self.decoding:
+            return 0.0
+        token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s)
+        return min(0.5, token.remaining_s / token.rescue_s)

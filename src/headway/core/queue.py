@@ -1,0 +1,240 @@
+"""The tickets that wait, in the order in which the policy would start them, without looking at all of them each time.
+
+A thousand may wait, and a decision has a few hundred microseconds. So nothing is sorted when asked: a ticket is priced
+once, when it comes, and put into the sorted row of its tenant and tier; heaps know when the next one changes its tier,
+needs its start or expires. Prices are made anew when the cost model has learnt that they are wrong by much.
+
+Knows prices, deadlines and tenants. What a start needs besides (pages, places) is the scheduler's business.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush, merge
+from typing import NamedTuple
+
+from headway.core.candidates import ticket_candidate
+from headway.core.cost import CostModel
+from headway.core.policy import Candidate, Order, Tier, late_at, standing, starves_at
+from headway.core.tenants import Tenants
+from headway.core.ticket import Ticket
+
+NEVER = float("inf")
+_Key = tuple[float, float, int]  # priority, due, ticket number: the place within one row
+
+
+class _Place(NamedTuple):
+    """Where a ticket stands in the queue. `amortized_s` is its price when short prompts are read together."""
+
+    ticket: Ticket
+    candidate: Candidate
+    tier: Tier
+    key: _Key
+    amortized_s: float
+
+    @property
+    def start(self) -> float:
+        """By when it must start to meet its target."""
+        deadline = self.candidate.deadline
+        return NEVER if deadline is None or self.tier is not Tier.ON_TIME else deadline - self.candidate.remaining_s
+
+
+class _Row:
+    """One tenant's tickets of one tier, in order, with their prices beside them."""
+
+    def __init__(self) -> None:
+        self.keys: list[_Key] = []
+        self.amortized_s: list[float] = []
+
+    def add(self, place: _Place) -> None:
+        index = bisect_left(self.keys, place.key)
+        self.keys.insert(index, place.key)
+        self.amortized_s.insert(index, place.amortized_s)
+
+    def remove(self, place: _Place) -> None:
+        index = bisect_left(self.keys, place.key)
+        assert self.keys[index] == place.key
+        del self.keys[index], self.amortized_s[index]
+
+
+class Queue:
+    """Everybody who waits for a first, or another, step of prefill."""
+
+    def __init__(self, cost: CostModel, tenants: Tenants, order: Order = "slack", pack_tokens: int = 0) -> None:
+        """`pack_tokens`: prompts are read together up to so many tokens; 0: one by one."""
+        self.cost = cost
+        self.tenants = tenants
+        self.order = order
+        self.pack_tokens = pack_tokens
+        self._places: dict[int, _Place] = {}  # by ticket number
+        self._rows: dict[Tier, dict[str, _Row]] = {tier: {} for tier in Tier}
+        # instant and ticket number; an entry may speak of who has left, or moved
+        self._turns: list[tuple[float, int]] = []  # when somebody's tier changes
+        self._starts: list[tuple[float, int]] = []  # by when somebody on time must start
+        self._expiries: list[tuple[float, int]] = []
+        self._prices_of = cost.version
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._places
+
+    def ticket(self, number: int) -> Ticket:
+        return self._places[number].ticket
+
+    def add(self, ticket: Ticket, now: float) -> None:
+        assert ticket.number not in self._places
+        self._put(ticket, now)
+        if ticket.expiry < NEVER:
+            heappush(self._expiries, (ticket.expiry, ticket.number))
+
+    def discard(self, ticket: Ticket) -> None:
+        """Take it out if it is in."""
+        place = self._places.pop(ticket.number, None)
+        if place is not None:
+            self._take_out(place)
+        if not self._places:
+            for heap in (self._turns, self._starts, self._expiries):
+                heap.clear()
+
+    def in_order(self, now: float) -> Iterator[Candidate]:
+        """Candidates, the first to start first. The queue must not change meanwhile."""
+        self._bring_up_to_date(now)
+        debts = self._debts_s()
+        for tier, rows in self._rows.items():
+            if tier is Tier.STARVED or not debts or len(rows) == 1:
+                keys = merge(*(row.keys for row in rows.values())) if len(rows) > 1 else _only(rows)
+                for *_, number in keys:
+                    place = self._places[number]
+                    debt_s = debts.get(place.ticket.request.tenant, 0.0)
+                    yield place.candidate._replace(debt_s=debt_s) if debt_s else place.candidate
+            else:
+                rows_by_debt = (self._shifted(row, debts.get(tenant, 0.0)) for tenant, row in rows.items())
+                for *_, candidate in merge(*rows_by_debt):
+                    yield candidate
+
+    def seconds_before(self, ticket: Ticket, now: float) -> float:
+        """Predicted seconds of what would start before this ticket, were it in the queue."""
+        self._bring_up_to_date(now)
+        debts = self._debts_s()
+        place = self._place(ticket, now)
+        priority, due, number = place.key
+        seconds = 0.0
+        for tier, rows in self._rows.items():
+            if tier < place.tier:
+                seconds += sum(sum(row.amortized_s) for row in rows.values())
+            elif tier == place.tier:
+                for tenant, row in rows.items():
+                    shift_s = debts.get(ticket.request.tenant, 0.0) - debts.get(tenant, 0.0)
+                    seconds += sum(row.amortized_s[: bisect_left(row.keys, (priority, due + shift_s, number))])
+        return seconds
+
+    @property
+    def backlog_s(self) -> float:
+        """Predicted seconds of everything that waits."""
+        return sum(sum(row.amortized_s) for rows in self._rows.values() for row in rows.values())
+
+    # Instants
+
+    def expired(self, now: float) -> list[Ticket]:
+        """Who has waited past the instant at which the whole answer was due."""
+        late: list[Ticket] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            place = self._places.get(heappop(self._expiries)[1])
+            if place is not None and place.ticket.expiry <= now:
+                late.append(place.ticket)
+        return late
+
+    def next_expiry(self) -> float:
+        return self._first(self._expiries, lambda place, instant: place.ticket.expiry == instant)
+
+    def next_start(self, now: float) -> float:
+        """The next instant after `now` by which one of them must start to meet its target."""
+        return self._first(self._starts, lambda place, instant: place.start == instant > now)
+
+    def _first(self, heap: list[tuple[float, int]], counts: Callable[[_Place, float], bool]) -> float:
+        while heap:
+            instant, number = heap[0]
+            place = self._places.get(number)
+            if place is not None and counts(place, instant):
+                return instant
+            heappop(heap)
+        return NEVER
+
+    def check_integrity(self) -> None:
+        """Assert that every ticket is in exactly one row, at its place."""
+        rows = [row for by_tenant in self._rows.values() for row in by_tenant.values()]
+        assert sorted(key[2] for row in rows for key in row.keys) == sorted(self._places)
+        for row in rows:
+            assert row.keys == sorted(row.keys)
+            assert row.amortized_s == [self._places[number].amortized_s for *_, number in row.keys]
+
+    # Inside
+
+    def _shifted(self, row: _Row, debt_s: float) -> Iterator[tuple[float, float, int, Candidate]]:
+        for priority, due, number in row.keys:
+            yield priority, due + debt_s, number, self._places[number].candidate._replace(debt_s=debt_s)
+
+    def debt_s(self, tenant: str) -> float:
+        """What this tenant has had beyond its share, in seconds of the device."""
+        return self._debts_s().get(tenant, 0.0)
+
+    def _debts_s(self) -> dict[str, float]:
+        return {tenant: tokens * self.cost.fit.token_s for tenant, tokens in self.tenants.debts().items()}
+
+    def _put(self, ticket: Ticket, now: float) -> None:
+        place = self._place(ticket, now)
+        self._places[ticket.number] = place
+        self._rows[place.tier].setdefault(ticket.request.tenant, _Row()).add(place)
+        if (turn := self._turn(place)) < NEVER:
+            heappush(self._turns, (turn, ticket.number))
+        if place.start < NEVER:
+            heappush(self._starts, (place.start, ticket.number))
+
+    def _place(self, ticket: Ticket, now: float) -> _Place:
+        candidate = ticket_candidate(ticket, self.cost)
+        tier, _, _ = at = standing(candidate, now, self.order)
+        priority, due = at.order[1:] if len(at.order) == 3 else (0.0, at.order[1])
+        return _Place(ticket, candidate, tier, (priority, due, ticket.number), self._amortized_s(ticket, candidate))
+
+    def _amortized_s(self, ticket: Ticket, candidate: Candidate) -> float:
+        """The fixed part of a step is paid once for `pack_tokens` tokens."""
+        if not self.pack_tokens:
+            return candidate.remaining_s
+        share = min(1.0, ticket.num_to_compute / self.pack_tokens)
+        return max(0.0, candidate.remaining_s - (1 - share) * self.cost.prefill(0))
+
+    def _turn(self, place: _Place) -> float:
+        """When it leaves its tier: a start becomes too late for its target, or it starves."""
+        if self.order != "slack" or place.tier is Tier.STARVED:
+            return NEVER
+        starved = starves_at(place.candidate)
+        return min(late_at(place.candidate), starved) if place.tier is Tier.ON_TIME else starved
+
+    def _take_out(self, place: _Place) -> None:
+        rows, tenant = self._rows[place.tier], place.ticket.request.tenant
+        rows[tenant].remove(place)
+        if not rows[tenant].keys:
+            del rows[tenant]
+
+    def _bring_up_to_date(self, now: float) -> None:
+        """Whoever's tier has changed by now goes to its new row; all of them if prices have changed."""
+        if self._prices_of != self.cost.version:
+            self._prices_of = self.cost.version
+            self._rows = {tier: {} for tier in Tier}
+            self._turns.clear()
+            self._starts.clear()
+            for place in list(self._places.values()):
+                self._put(place.ticket, now)
+        while self._turns and self._turns[0][0] <= now:
+            instant, number = heappop(self._turns)
+            moved = self._places.get(number)
+            if moved is not None and self._turn(moved) == instant:
+                self._take_out(moved)
+                self._put(moved.ticket, now)
+
+
+def _only(rows: dict[str, _Row]) -> list[_Key]:
+    for row in rows.values():
+        return row.keys
+    return []

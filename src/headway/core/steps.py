@@ -1,0 +1,121 @@
+"""The steps that have begun and not ended: the one on the device, and those that are suspended.
+
+Owns starting, suspending, resuming and removing them, and what each of that means for their tickets and pages. Which
+step it should be is not decided here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from headway.core.cost import CostModel, shares_of
+from headway.core.holdings import Holdings
+from headway.core.lifecycle import State
+from headway.core.ticket import Step, Ticket
+from headway.core.work import Segment, Work
+
+
+class Steps:
+    """All open steps of one engine, by the id of their Work."""
+
+    def __init__(self, stage: str, cost: CostModel, holdings: Holdings, counters: Counter[str]) -> None:
+        self.on_device: Step | None = None
+        self._stage = stage
+        self._cost = cost
+        self._holdings = holdings
+        self._counters = counters
+        self._open: dict[int, Step] = {}
+        self._num_works = 0
+
+    def __getitem__(self, work_id: int) -> Step:
+        return self._open[work_id]
+
+    def __contains__(self, work_id: int) -> bool:
+        return work_id in self._open
+
+    def all(self) -> list[Step]:
+        return list(self._open.values())
+
+    def parked(self) -> list[Step]:
+        return [step for step in self._open.values() if step.parked_since is not None]
+
+    def begin(self, shares: Iterable[tuple[Ticket, int | None]], now: float, *, decoding: bool) -> Step:
+        """A new step of these tickets, each with all its tokens that are not computed yet or the first so many."""
+        members = list(shares)
+        self._num_works += 1
+        work = Work(self._num_works, self._stage, tuple(_segment(ticket, most) for ticket, most in members))
+        tickets = [ticket for ticket, _ in members]
+        step = Step(work, tickets, self._cost.predict(shares_of(work.segments)), decoding, seen_at=now)
+        self._open[work.id] = step
+        for ticket in tickets:
+            ticket.step = step
+            if ticket.state is State.QUEUED:
+                ticket.move(State.RUNNING)
+                if ticket.record.first_scheduled is None:
+                    ticket.record.first_scheduled = now
+                ticket.record.note(now, "scheduled", f"{work.num_tokens} tokens of {len(tickets)} requests in the step")
+        return step
+
+    def put_on_device(self, step: Step, now: float) -> Work:
+        if step.parked_since is not None:
+            self._resume(step, now)
+        self.on_device = step
+        step.seen_at = now
+        return step.work
+
+    def see(self, progress: float, now: float) -> None:
+        """How far the step on the device has come."""
+        if self.on_device is not None:
+            self.on_device.progress = progress
+            self.on_device.seen_at = now
+
+    def may_park(self, running: Step, most: int, most_tokens: int) -> bool:
+        """Suspended work is bounded in count and in bytes. A step of single tokens keeps next to nothing."""
+        if running.decoding:
+            return True
+        parked = self.parked()
+        num_tokens = running.work.num_tokens + sum(step.work.num_tokens for step in parked)
+        return len(parked) < most and num_tokens <= most_tokens
+
+    def park(self, step: Step, now: float) -> None:
+        self._counters["preemptions"] += 1
+        step.parked_since = now
+        self._holdings.park(step.tickets)
+        for ticket in step.tickets:
+            ticket.record.num_preemptions += 1
+            if ticket.state is State.RUNNING:
+                ticket.move(State.PARKED)
+                ticket.record.note(now, "parked", f"{step.progress:.0%} of the step done")
+        num_tokens = sum(other.work.num_tokens for other in self.parked())
+        self._counters["most_parked_tokens"] = max(self._counters["most_parked_tokens"], num_tokens)
+
+    def _resume(self, step: Step, now: float) -> None:
+        assert step.parked_since is not None
+        self._holdings.unpark(step.tickets)
+        for ticket in step.tickets:
+            ticket.record.parked_s += now - step.parked_since
+            if ticket.state is State.PARKED:
+                ticket.move(State.RUNNING)
+                ticket.record.note(now, "resumed")
+        step.parked_since = None
+
+    def remove(self, work_id: int) -> Step:
+        step = self._open.pop(work_id)
+        if step.parked_since is not None:
+            self._holdings.unpark(step.tickets)
+        if self.on_device is step:
+            self.on_device = None
+        return step
+
+    @staticmethod
+    def members(step: Step) -> list[tuple[Segment, Ticket]]:
+        """Its segments with their tickets, without those that have left."""
+        by_id = {ticket.request.id: ticket for ticket in step.tickets}
+        return [(s, by_id[s.request_id]) for s in step.work.segments if s.request_id in by_id]
+
+
+def _segment(ticket: Ticket, most: int | None) -> Segment:
+    start, request = ticket.num_computed, ticket.request
+    end = len(ticket.tokens) if most is None else min(len(ticket.tokens), start + most)
+    tokens = tuple(ticket.tokens[start:end])
+    logits_at = (len(tokens) - 1,) if end == len(ticket.tokens) else ()
+    return Segment(request.id, tokens, start, start, tuple(ticket.pages), logits_at, request.adapter)
