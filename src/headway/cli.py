@@ -115,13 +115,20 @@ def _generate(prompt: str, options: dict[str, Any], drawn: dict[str, Any]) -> in
     return 0
 
 
+def bench(words: Sequence[str]) -> int:
+    """`headway bench`"""
+    from headway.bench import command
+
+    return _or_one_sentence(lambda: command.main(words))
+
+
 SAMPLING: tuple[tuple[str, type, str], ...] = (
     ("max_tokens", int, "length of the answer at most; default: 128"),
     ("temperature", float, "0 is greedy; default: what the model asks for"),
     ("top_p", float, "draw from the likeliest tokens that hold this share; default: what the model asks for"),
     ("top_k", int, "draw from so many likeliest tokens; default: what the model asks for"),
 )
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "generate": generate}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "generate": generate, "bench": bench}
 
 
 def _overview(words: Sequence[str]) -> int:
@@ -134,6 +141,7 @@ def _overview(words: Sequence[str]) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     commands.add_parser("serve", help="serve a model over HTTP, with OpenAI's API", add_help=False)
     commands.add_parser("generate", help="continue a prompt, on stdout", add_help=False)
+    commands.add_parser("bench", help="measure a server by its deadlines", add_help=False)
     if not words:
         parser.print_help(sys.stderr)
         return 2
@@ -222,9 +230,18 @@ def _what_was_resolved(facts: Any) -> str:
         "context": f"{facts.max_model_len} tokens, up to {facts.max_num_seqs} requests at once",
         "pages": f"{facts.num_pages} of {facts.page_tokens} tokens, {facts.pool_bytes / 2**20:.0f} MiB",
         "tile": f"{facts.max_tile_ms:g} ms at most",
+        "prices": _prices(facts),
         "loaded in": f"{facts.load_s:.1f} s",
     }
     return "".join(f"  {name:<10} {line}\n" for name, line in lines.items())
+
+
+def _prices(facts: Any) -> str:
+    fit = facts.cost_fit
+    return (
+        f"{fit.step_s * 1e3:.3g} ms a step and {fit.token_s * 1e3:.3g} ms a token, {facts.cost_error:.0%} off on steps "
+        f"held out; {facts.cost_source}"
+    )
 
 
 def _what_to_try(where: str, model: str, *, needs_key: bool) -> str:

@@ -4,10 +4,15 @@ The same names are the flags of `headway serve` (dashes for underscores), the ke
 keyword arguments of `headway.LLM`. Imports no torch, so that the door and the command stay light.
 """
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+MAX_CLASSES = 32  # each is a label of many series
+UNNAMED_CLASSES = ("none", "custom")  # under which /metrics counts requests that name no class
+_CLASS_NAME = re.compile(r"[\w.-]{1,32}", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -42,12 +47,30 @@ class EngineSettings:
     num_threads: int | None = setting(
         None, "scheduling", "compute threads; default: the cores that this process may use"
     )
+    cost_cache: bool = setting(
+        True, "scheduling", "keep what steps cost for later starts, in HEADWAY_CACHE_DIR or ~/.cache/headway"
+    )
+    order: Literal["slack", "deadline", "fcfs", "shortest"] = setting(
+        "slack", "scheduling", "who goes first; all but slack are there to compare with"
+    )
+    preempt: Literal["operator", "layer", "chunk", "none"] = setting(
+        "operator", "scheduling", "where running work may be suspended; all but operator are there to compare with"
+    )
+    chunk_tokens: int = setting(512, "scheduling", "tokens of a step with --preempt chunk, decoding included")
+    pack: bool = setting(True, "scheduling", "read several short prompts in one step")
+    refuse_unattainable: bool = setting(
+        True, "scheduling", "refuse at once (429) what is predicted to miss its TTFT target; else serve it late"
+    )
     max_num_queued_reqs: int = setting(1024, "scheduling", "requests that may wait; more are refused")
     max_num_parked: int = setting(8, "scheduling", "prefills that may be suspended at once")
     max_parked_s: float = setting(30.0, "scheduling", "a suspended prefill is resumed after this, come what may")
 
     def __post_init__(self) -> None:
-        _at_least(self, max_num_seqs=1, block_size=1, max_num_queued_reqs=1, max_num_parked=0)
+        _at_least(self, max_num_seqs=1, block_size=1, max_num_queued_reqs=1, max_num_parked=0, chunk_tokens=1)
+        for name in ("order", "preempt"):
+            choices = get_args(value_type(EngineSettings, name))
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"--{name} {getattr(self, name)} is unknown: choose {', '.join(choices)}.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"--dtype {self.dtype} is not served: choose auto, float32 or bfloat16.")
         if self.device != "cpu" and self.device.split(":")[0] != "cuda":
@@ -58,6 +81,40 @@ class EngineSettings:
             raise ConfigError(f"--num-threads {self.num_threads} is too few: give at least 1.")
         if not 0.1 <= self.max_tile_ms <= 10_000:
             raise ConfigError(f"--max-tile-ms {self.max_tile_ms} is out of range: give 0.1 to 10000.")
+
+
+@dataclass(frozen=True, slots=True)
+class SloClass:
+    """A name under which requests ask for targets, in milliseconds; without any target it is best effort."""
+
+    name: str
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    total_ms: float | None = None
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        if not _CLASS_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"--slo-classes has the name {self.name[:40]!r}: give 1 to 32 letters, digits, dots, dashes or "
+                "underscores."
+            )
+        if self.name in UNNAMED_CLASSES:
+            raise ConfigError(f"--slo-classes may not name {self.name}, which counts requests without a class.")
+        for target in ("ttft", "tpot", "total"):
+            value = getattr(self, f"{target}_ms")
+            if value is not None and not 0 < value <= 1e9:
+                raise ConfigError(
+                    f"--slo-classes gives {self.name} the {target} {value:g}: give a positive number of milliseconds."
+                )
+        if not -(2**63) <= self.priority < 2**63:
+            raise ConfigError(f"--slo-classes gives {self.name} a priority of more than 64 bits: give a smaller one.")
+
+    def __str__(self) -> str:
+        """As the flag has it."""
+        said = {"ttft": self.ttft_ms, "tpot": self.tpot_ms, "total": self.total_ms, "priority": self.priority}
+        terms = [f"{key}:{value:.15g}" for key, value in said.items() if value]
+        return f"{self.name}={','.join(terms)}" if terms else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +128,9 @@ class DoorSettings:
         (), "server", "keys of which a caller must show one; also from HEADWAY_API_KEY", secret=True
     )
     chat_template: str | None = setting(None, "server", "a file, or the template itself; default: the model's own")
+    slo_classes: tuple[SloClass, ...] = setting(
+        (), "server", "names that requests may ask for, such as chat=ttft:250,tpot:100,priority:-1 batch; in ms"
+    )
     shutdown_timeout: float = setting(30.0, "server", "seconds that open requests get after Ctrl-C")
     sse_keep_alive_interval: float = setting(15.0, "server", "seconds of silence before a stream says so; 0: never")
     max_body_bytes: int = setting(8 * 1024 * 1024, "server", "of one request")
@@ -86,6 +146,12 @@ class DoorSettings:
             raise ConfigError("--served-model-name is empty: give a name, or leave the flag out.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"--log-level {self.log_level} is unknown: choose debug, info, warning or error.")
+        names = [one.name for one in self.slo_classes]
+        if len(names) > MAX_CLASSES:
+            raise ConfigError(f"--slo-classes has {len(names)} names: give at most {MAX_CLASSES}.")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"--slo-classes has {twice} twice: give each name once.")
 
 
 Settings = TypeVar("Settings", EngineSettings, DoorSettings)
@@ -102,7 +168,10 @@ def engine_settings(**options: Any) -> EngineSettings:
 
 def take(kind: type[Settings], options: Mapping[str, Any]) -> Settings:
     """A `kind` from those of the options that it knows."""
-    return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options})
+    known = {f.name: options[f.name] for f in fields(kind) if f.name in options}
+    if "slo_classes" in known:
+        known["slo_classes"] = tuple(_class_from_text(o) if isinstance(o, str) else o for o in known["slo_classes"])
+    return kind(**known)
 
 
 def flag(name: str) -> str:
@@ -149,6 +218,8 @@ def read_config_file(path: str, *kinds: type) -> dict[str, Any]:
 
 def _fit(value: Any, wanted: Any, where: str) -> Any:
     """A YAML value as the type that a setting wants."""
+    if wanted == tuple[SloClass, ...] and isinstance(value, dict):
+        return tuple(_class_from_mapping(str(name), terms, where) for name, terms in value.items())
     if get_origin(wanted) is tuple:
         values = value if isinstance(value, list) else [value]
         return tuple(_fit(one, str, where) for one in values)
@@ -167,6 +238,45 @@ def _fit(value: Any, wanted: Any, where: str) -> Any:
 
 
 _NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+
+# Classes, in the two forms that they may be written in
+
+_TERMS: dict[str, type] = {"ttft": float, "tpot": float, "total": float, "priority": int}  # of a class, on the command
+
+
+def _class_from_text(text: str) -> SloClass:
+    """`chat=ttft:250,tpot:100`, or a name alone."""
+    name, _, rest = text.partition("=")
+    terms: dict[str, Any] = {}
+    for term in rest.split(",") if rest else ():
+        key, _, value = term.partition(":")
+        if key not in _TERMS or key in terms:
+            raise ConfigError(
+                f"--slo-classes has {term[:40]!r} in {text[:80]!r}: give each of {', '.join(_TERMS)} at most once, "
+                "as in chat=ttft:250,tpot:100."
+            )
+        try:
+            terms[key] = _TERMS[key](value)
+        except ValueError as error:
+            kind = _NAMES[_TERMS[key]]
+            raise ConfigError(f"--slo-classes has {term[:40]!r} in {text[:80]!r}: give a {kind}.") from error
+    return SloClass(name, **{key if key == "priority" else f"{key}_ms": value for key, value in terms.items()})
+
+
+def _class_from_mapping(name: str, terms: Any, where: str) -> SloClass:
+    """`{ttft-ms: 250, tpot-ms: 100}`, or nothing."""
+    if terms is not None and not isinstance(terms, dict):
+        raise ConfigError(f"{where}: {name} is {terms!r}: give targets such as {{ttft-ms: 250}}, or {{}} for none.")
+    known = {f.name: f for f in fields(SloClass) if f.name != "name"}
+    fitted = {}
+    for key, value in (terms or {}).items():
+        field_name = str(key).replace("-", "_")
+        if field_name not in known:
+            choices = ", ".join(one.replace("_", "-") for one in known)
+            raise ConfigError(f"{where}: {name} has the key {str(key)!r}: choose from {choices}.")
+        fitted[field_name] = _fit(value, value_type(SloClass, field_name), f"{key} of {name} of {where}")
+    return SloClass(name, **fitted)
 
 
 def _at_least(settings: object, **bounds: int) -> None:

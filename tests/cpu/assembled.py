@@ -66,7 +66,7 @@ class Assembled:
         settings = SchedulerSettings(
             max_model_len=c.max_positions, pack_tokens=pack_tokens, tile_s=0.01, prefix_caching=prefix_caching
         )
-        cost = CostModel(CostFit(stream_s=1.0, token_s=1.0))
+        cost = CostModel(CostFit(step_s=1.0, token_s=1.0))
         self.scheduler = Scheduler(settings, cost, PageTable(num_pages, page_tokens))
         self.answers: dict[str, list[int]] = {}
         self.records: dict[str, Record] = {}

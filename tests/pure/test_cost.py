@@ -113,7 +113,7 @@ def test_a_promise_is_never_tighter_than_the_mean_nor_absurdly_loose() -> None:
 
 
 def test_the_model_knows_how_wrong_it_is() -> None:
-    """No error while steps take what was predicted; about a quarter when they are a quarter off, up and down in turn."""
+    """No error while steps take what was predicted; about a quarter when they are off by one, up and down in turn."""
     cost = CostModel(FIT)
     for _ in range(10):
         cost.observe(LONG, FIT.seconds(LONG))

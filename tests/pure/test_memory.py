@@ -10,7 +10,7 @@ from headway.core import event as ev
 from headway.core.request import SLO, Request
 from headway.core.scheduler import SchedulerSettings
 from headway.core.work import Segment, Work
-from headway.placement.simulate import Simulation
+from headway.placement.simulate import FakeSimulation
 from headway.stages.stage import FakeStage
 
 PREAMBLE = tuple(range(500, 508))  # two full pages
@@ -208,7 +208,7 @@ def test_many_answers_in_little_memory_are_all_right() -> None:
         for number in range(8)
     ]
     settings = SchedulerSettings(max_model_len=60, pack_tokens=40, tile_s=0.002)
-    simulation = Simulation(letters, settings, num_pages=30, page_tokens=4)
+    simulation = FakeSimulation(letters, settings, num_pages=30, page_tokens=4)
     simulation.run()
     assert simulation.scheduler.counters["recomputes"] > 0
     for name, (record,) in simulation.ended.items():

@@ -10,7 +10,7 @@ from headway.core import event as ev
 from headway.core.request import SLO, Request
 from headway.core.scheduler import SchedulerSettings
 from headway.core.work import Commit, Segment, Work
-from headway.placement.simulate import Simulation
+from headway.placement.simulate import FakeSimulation
 
 # A prompt in a hurry
 
@@ -239,7 +239,7 @@ def test_no_token_is_late_because_a_long_prompt_is_read(num_long: int) -> None:
     letters = [arrival(0.0, f"chat{number}", 4, 40, slo) for number in range(3)]
     letters += [arrival(0.05 + 0.3 * number, f"the long one {number}", 1000, 2) for number in range(num_long)]
     settings = SchedulerSettings(max_model_len=1100, pack_tokens=1100, tile_s=0.005)
-    simulation = Simulation(letters, settings, num_pages=2000, num_layers=50, tiles_per_layer=5, tile_s=1e-6)
+    simulation = FakeSimulation(letters, settings, num_pages=2000, num_layers=50, tiles_per_layer=5, tile_s=1e-6)
     simulation.run()
     for name, (record,) in simulation.ended.items():
         assert record.kind == "finished"
@@ -255,7 +255,7 @@ def test_an_urgent_prompt_waits_for_one_tile_at_most() -> None:
     for instant in (0.101, 0.777, 1.9, 3.5):
         letters = [arrival(0.0, "long", 4000, 1), arrival(instant, "urgent", 10, 1, SLO(ttft_s=0.05))]
         settings = SchedulerSettings(max_model_len=4100, tile_s=0.016)
-        simulation = Simulation(letters, settings, num_pages=2000, num_layers=50, tiles_per_layer=5, tile_s=1e-6)
+        simulation = FakeSimulation(letters, settings, num_pages=2000, num_layers=50, tiles_per_layer=5, tile_s=1e-6)
         simulation.run()
         (record,) = simulation.ended["urgent"]
         assert record.first_scheduled is not None
@@ -270,7 +270,7 @@ def test_the_suspended_get_on_although_urgent_ones_never_stop_coming() -> None:
     letters = [arrival(0.0, "long", 400, 1)]
     letters += [arrival(0.01 + 0.09 * number, f"urgent{number:03}", 90, 1, slo) for number in range(350)]
     settings = SchedulerSettings(max_model_len=500, tile_s=0.005, max_parked_s=0.5, prefix_caching=False)
-    simulation = Simulation(letters, settings, num_pages=1000, num_layers=50, tiles_per_layer=2)
+    simulation = FakeSimulation(letters, settings, num_pages=1000, num_layers=50, tiles_per_layer=2)
     simulation.run()
     (record,) = simulation.ended["long"]
     assert record.first_token is not None
@@ -284,8 +284,8 @@ def test_what_was_suspended_often_answers_as_if_it_never_was() -> None:
     long = arrival(0.0, "long", 500, 20)
     crowd = [arrival(0.01 + 0.02 * number, f"urgent{number}", 5, 3, SLO(0.02, 0.01)) for number in range(12)]
     settings = SchedulerSettings(max_model_len=600, tile_s=0.002)
-    alone = Simulation([long], settings, num_pages=400, num_layers=50, tile_s=1e-6)
-    crowded = Simulation([long, *crowd], settings, num_pages=400, num_layers=50, tile_s=1e-6)
+    alone = FakeSimulation([long], settings, num_pages=400, num_layers=50, tile_s=1e-6)
+    crowded = FakeSimulation([long, *crowd], settings, num_pages=400, num_layers=50, tile_s=1e-6)
     alone.run()
     crowded.run()
     assert crowded.ended["long"][0].num_preemptions >= 5

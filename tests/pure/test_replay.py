@@ -12,7 +12,7 @@ from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.scheduler import Lane, Scheduler, SchedulerSettings
 from headway.core.work import Work
-from headway.placement.simulate import Simulation
+from headway.placement.simulate import FakeSimulation
 
 SETTINGS = SchedulerSettings(max_model_len=120, max_num_seqs=12, max_num_queued=60, pack_tokens=40, tile_s=0.002)
 
@@ -21,7 +21,7 @@ SETTINGS = SchedulerSettings(max_model_len=120, max_num_seqs=12, max_num_queued=
 def test_the_same_events_at_the_same_instants_are_decided_alike(seed: int) -> None:
     """A storm is driven once, every call of the scheduler and its answer written down. A second scheduler is told the
     same, call by call: same effects, same Works, same timers."""
-    simulation = Simulation(storm(seed, 300)[0], SETTINGS, num_pages=48, page_tokens=4)
+    simulation = FakeSimulation(storm(seed, 300)[0], SETTINGS, num_pages=48, page_tokens=4)
     scheduler = simulation.scheduler
     second = Scheduler(SETTINGS, CostModel(scheduler.cost.fit), PageTable(48, 4))
     handle, plan = scheduler.handle, scheduler.plan

@@ -5,7 +5,7 @@ import pytest
 from headway.bench.storm import storm, survive
 from headway.core import event as ev
 from headway.core.scheduler import SchedulerSettings
-from headway.placement.simulate import Simulation
+from headway.placement.simulate import FakeSimulation
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -21,7 +21,7 @@ def test_one_plan_for_each_drained_batch_of_events() -> None:
     """However many tiles run, the scheduler is asked only when something has happened."""
     letters, _ = storm(seed=3, num_requests=300)
     settings = SchedulerSettings(max_model_len=120, max_num_seqs=12, pack_tokens=40, tile_s=0.002)
-    simulation = Simulation(letters, settings, num_pages=48, num_layers=24, tiles_per_layer=40, tile_s=1e-6)
+    simulation = FakeSimulation(letters, settings, num_pages=48, num_layers=24, tiles_per_layer=40, tile_s=1e-6)
     batches = 0
     handle, plan = simulation.scheduler.handle, simulation.scheduler.plan
     seen: list[ev.Event] = []

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from headway import __version__, cli
-from headway.config import ConfigError, DoorSettings, EngineSettings, all_settings, flag, read_config_file
+from headway.config import (
+    ConfigError,
+    DoorSettings,
+    EngineSettings,
+    SloClass,
+    all_settings,
+    flag,
+    read_config_file,
+    take,
+)
 from headway.server.run import listen
 
 
@@ -181,3 +190,78 @@ def test_neither_the_command_nor_the_door_imports_torch() -> None:
     program += "print([name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout == "[]\n"
+
+
+# Classes
+
+
+CLASSES = (SloClass("chat", ttft_ms=250, tpot_ms=99.5, priority=-1), SloClass("file", total_ms=6e4), SloClass("batch"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "slo-classes: {chat: {ttft-ms: 250, tpot-ms: 99.5, priority: -1}, file: {total_ms: 60000}, batch: {}}",
+        "slo_classes:\n  chat: {ttft_ms: 250, tpot_ms: 99.5, priority: -1}\n  file: {total-ms: 6.0e+4}\n  batch:\n",
+        "slo-classes: ['chat=ttft:250,tpot:99.5,priority:-1', 'file=total:60000', batch]",
+    ],
+)
+def test_classes_are_the_same_in_a_file_and_as_a_flag(served: list[Any], tmp_path: Path, content: str) -> None:
+    path = tmp_path / "headway.yaml"
+    path.write_text(content)
+    assert cli.main(["serve", "--config", str(path)]) == 0
+    texts = ["chat=ttft:250,tpot:99.5,priority:-1", "file=total:60000", "batch"]
+    assert cli.main(["serve", "--slo-classes", *texts]) == 0
+    assert [door.slo_classes for _, door in served] == [CLASSES, CLASSES]
+    assert [str(one) for one in CLASSES] == texts, "printed as the flag that would make it"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("slo-classes: [{chat: 250}]", "give a text"),
+        ("slo-classes: {chat: 250}", "chat is 250: give targets such as"),
+        ("slo-classes: {chat: {speed: 9}}", "has the key 'speed': choose from ttft-ms, tpot-ms, total-ms, priority"),
+        ("slo-classes: {chat: {name: x}}", "has the key 'name'"),
+        ("slo-classes: {chat: {ttft-ms: soon}}", "ttft-ms of chat of .* is 'soon': give a number"),
+        ("slo-classes: {chat: {ttft-ms: true}}", "give a number"),
+        ("slo-classes: {chat: {priority: 1.5}}", "give a whole number"),
+        ("slo-classes: {'a b': {}}", "has the name 'a b': give 1 to 32 letters"),
+    ],
+)
+def test_a_class_that_is_wrong_in_a_file_says_where(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "headway.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        take(DoorSettings, read_config_file(str(path), EngineSettings, DoorSettings))
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["chat=ttft:-5"], "gives chat the ttft -5: give a positive number of milliseconds"),
+        (["chat=ttft:nan"], "gives chat the ttft nan"),
+        (["chat=tpot:inf"], "gives chat the tpot inf"),
+        (["chat=total:0"], "gives chat the total 0"),
+        (["chat=ttft:soon"], "has 'ttft:soon' in 'chat=ttft:soon': give a number"),
+        (["chat=priority:1.5"], "give a whole number"),
+        (["chat=priority:99999999999999999999"], "more than 64 bits"),
+        (["chat=speed:9"], "give each of ttft, tpot, total, priority at most once"),
+        (["chat=ttft:1,ttft:2"], "at most once"),
+        (["=ttft:1"], "has the name ''"),
+        (["x" * 33], "give 1 to 32 letters"),
+        (["none"], "may not name none"),
+        (["custom"], "may not name custom"),
+        (["chat", "chat=ttft:1"], "has chat twice"),
+        ([f"c{number}" for number in range(33)], "has 33 names: give at most 32"),
+    ],
+)
+def test_a_class_that_is_wrong_on_the_command_is_one_sentence(
+    texts: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", "--slo-classes", *texts])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1

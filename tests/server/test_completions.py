@@ -133,7 +133,7 @@ def test_everything_that_can_be_said_reaches_the_engine() -> None:
             stop_token_ids=[9],
             min_tokens=2,
             priority=-4,
-            cache_salt="tenant",
+            cache_salt="pepper",
             user="somebody",
             logprobs=3,
         )
@@ -146,7 +146,8 @@ def test_everything_that_can_be_said_reaches_the_engine() -> None:
         assert sampling.seed == 2**63 - 1
         assert sampling.num_logprobs == 3
         assert request.stop_ids == (*TEXT.tokenizer.eos_ids, 9)
-        assert (request.min_tokens, request.priority, request.tenant) == (2, -4, "tenant")
+        assert (request.min_tokens, request.priority, request.cache_salt) == (2, -4, "pepper")
+        assert request.tenant == "", "`user` tells persons apart, not accounts"
 
     run(story)
 

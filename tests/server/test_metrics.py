@@ -3,9 +3,12 @@
 from desk import Desk, run
 from prometheus_client.parser import text_string_to_metric_families
 
+from headway.config import SloClass
 from headway.placement.link import Fate
 from headway.placement.wire import Beat
 
+NO_CLASS = ("slo_class", "none")
+CUSTOM = ("slo_class", "custom")
 LABELS = {"model_name": "embedded", "engine": "0"}
 
 
@@ -74,7 +77,7 @@ def test_requests_add_up() -> None:
         assert found["vllm:inter_token_latency_seconds_count", ()] == 1 + num_all - 1
         assert found["vllm:time_to_first_token_seconds_count", ()] == 3
         assert found["vllm:e2e_request_latency_seconds_count", ()] == 2
-        assert found["headway:requests_ended_total", (("kind", "failed"), ("reason", "engine_lost"))] == 1
+        assert found["headway:requests_ended_total", (("kind", "failed"), ("reason", "engine_lost"), NO_CLASS)] == 1
         completions = (("handler", "/v1/completions"), ("method", "POST"))
         assert found["http_requests_total", (*completions, ("status", "2xx"))] == 2
         assert found["http_requests_total", (*completions, ("status", "5xx"))] == 1
@@ -90,8 +93,8 @@ def test_a_request_that_nobody_waits_for_is_counted_once() -> None:
         desk.link.fate = Fate("failed", "engine_lost", num_tokens=2)
         await desk.post("/v1/completions", {"prompt": ["x", "y"]})
         found = await samples(desk)
-        assert found["headway:requests_ended_total", (("kind", "failed"), ("reason", "engine_lost"))] == 1
-        assert found["headway:requests_ended_total", (("kind", "cancelled"), ("reason", "abandoned"))] == 1
+        assert found["headway:requests_ended_total", (("kind", "failed"), ("reason", "engine_lost"), NO_CLASS)] == 1
+        assert found["headway:requests_ended_total", (("kind", "cancelled"), ("reason", "abandoned"), NO_CLASS)] == 1
         assert found["vllm:generation_tokens_total", ()] == 2 + 2
 
     run(story)
@@ -105,9 +108,9 @@ def test_targets_are_counted_with_the_causes_of_their_misses() -> None:
         desk.link.fate = Fate("refused", "queue_full")
         await desk.post("/v1/completions", {"prompt": "x", "slo": {"ttft_ms": 100}})
         found = await samples(desk)
-        assert found["headway:slo_attained_total", (("target", "ttft"),)] == 2
-        assert found["headway:slo_attained_total", (("target", "tpot"),)] == 1
-        assert found["headway:slo_missed_total", (("cause", "refused"), ("target", "ttft"))] == 1
+        assert found["headway:slo_attained_total", (CUSTOM, ("target", "ttft"))] == 2
+        assert found["headway:slo_attained_total", (CUSTOM, ("target", "tpot"))] == 1
+        assert found["headway:slo_missed_total", (("cause", "refused"), CUSTOM, ("target", "ttft"))] == 1
 
     run(story)
 
@@ -175,5 +178,87 @@ def test_the_models_that_are_served() -> None:
         assert list(version) == ["version"]
         assert (state["state"], state["models"], state["restarts"]) == ("ready", ["ours", "org/alias"], 0)
         assert sum(state["beat"]["pages"].values()) == state["facts"]["num_pages"]
+
+    run(story)
+
+
+def test_a_class_is_counted_under_its_name_and_the_others_by_their_targets() -> None:
+    """Two in a class, of which one misses; one with targets of its own; one that is best effort; one refused."""
+
+    async def story() -> None:
+        desk = await Desk("one two three", slo_classes=(SloClass("chat", ttft_ms=3_600_000),)).start()
+        num_all = len(desk.ids) + 1
+        await desk.complete(slo={"class": "chat"})
+        await desk.complete(slo={"class": "chat", "ttft_ms": 0.001})
+        await desk.complete(slo={"tpot_ms": 3_600_000})
+        await desk.complete(max_tokens=2)
+        desk.link.fate = Fate("refused", "slo_unattainable", "Not in time.", 1.0)
+        await desk.post("/v1/completions", {"prompt": "x", "slo": {"class": "chat"}})
+        found = await samples(desk)
+        chat = ("slo_class", "chat")
+        assert found["headway:slo_attained_total", (chat, ("target", "ttft"))] == 1
+        missed = {k: v for (name, k), v in found.items() if name == "headway:slo_missed_total" and chat in k}
+        assert sum(missed.values()) == 2
+        assert missed[("cause", "refused"), chat, ("target", "ttft")] == 1
+        assert found["headway:requests_ended_total", (("kind", "finished"), ("reason", "stop"), chat)] == 2
+        assert found["headway:requests_ended_total", (("kind", "refused"), ("reason", "slo_unattainable"), chat)] == 1
+        good = {k: v for (name, k), v in found.items() if name == "headway:goodput_requests_total"}
+        assert good == {(chat,): 1, (CUSTOM,): 1, (NO_CLASS,): 1}
+        tokens = {k: v for (name, k), v in found.items() if name == "headway:goodput_tokens_total"}
+        assert tokens == {(chat,): num_all, (CUSTOM,): num_all, (NO_CLASS,): 2}
+        async with desk.client() as client:
+            judged = (await client.get("/state")).json()["classes"]
+        assert judged == {"chat": {"met": 1, "missed": 2}, "custom": {"met": 1, "missed": 0}}, "what the page shows"
+
+    run(story)
+
+
+def test_predictions_are_held_against_what_came() -> None:
+    """Two were predicted, of which one got a token, sooner than predicted; what is without bounds is no number."""
+
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        desk.link.predicted_ttft_s = 3600.0
+        await desk.complete()
+        desk.link.fate = Fate("refused", "slo_unattainable", "Not in time.", 1.0)
+        await desk.post("/v1/completions", {"prompt": "x"})
+        desk.link.predicted_ttft_s = float("inf")
+        await desk.post("/v1/completions", {"prompt": "x"})
+        found = await samples(desk)
+        assert found["headway:request_predicted_ttft_seconds_count", ()] == 2
+        assert found["headway:request_predicted_ttft_seconds_sum", ()] == 7200
+        assert found["headway:ttft_prediction_error_ratio_count", ()] == 1
+        assert found["headway:ttft_prediction_error_ratio_sum", ()] > 1
+
+    run(story)
+
+
+def test_a_full_queue_is_counted_as_vllm_counts_it_and_other_refusals_are_not() -> None:
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        for reason in ("queue_full", "queue_full", "slo_unattainable"):
+            desk.link.fate = Fate("refused", reason)
+            await desk.post("/v1/completions", {"prompt": "x"})
+        found = await samples(desk)
+        rejected = {k: v for (name, k), v in found.items() if name == "vllm:admission_rejections_total"}
+        assert rejected == {(("reason", "max_num_queued_reqs"),): 2}
+
+    run(story)
+
+
+def test_what_an_engine_counts_goes_through_as_a_total_or_as_a_gauge_by_its_name() -> None:
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        pages = {"free": 1, "held": 0, "parked": 0, "cached": 0}
+        counters = {"switches": 3.0, "busy_seconds": 4.0, "num_tenants": 2.0, "most_parked_tokens": 6.0}
+        counters |= {"backlog_s": 0.5, "price_ratio": 1.5}
+        desk.link.beat = Beat(1.0, 0, 0, 0, pages, counters)
+        found = await samples(desk)
+        assert found["headway:switches_total", ()] == 3
+        assert found["headway:busy_seconds_total", ()] == 4
+        assert found["headway:num_tenants", ()] == 2
+        assert found["headway:most_parked_tokens", ()] == 6
+        assert found["headway:backlog_s", ()] == 0.5
+        assert found["headway:price_ratio", ()] == 1.5
 
     run(story)

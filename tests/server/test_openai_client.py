@@ -6,6 +6,7 @@ import openai
 import pytest
 from desk import Desk, Network
 
+from headway.config import SloClass
 from headway.placement.link import Fate
 
 Connect = Callable[..., tuple[Desk, openai.OpenAI]]
@@ -61,6 +62,41 @@ def test_targets_go_in_by_extra_body_and_come_back_in_usage(connect: Connect) ->
         )
         assert answer.usage.model_extra["headway"]["slo_met"] is True
         assert desk.link.requests[0].slo.tpot_s == 9.0
+
+
+def test_a_class_goes_in_and_the_headers_come_back(connect: Connect) -> None:
+    desk, client = connect("ok", slo_classes=(SloClass("chat", ttft_ms=3_600_000),))
+    with client:
+        raw = client.completions.with_raw_response.create(
+            model="embedded", prompt="x", extra_body={"slo": {"class": "chat"}}, extra_headers={"x-tenant-id": "acme"}
+        )
+        assert raw.headers["x-headway-slo-class"] == "chat"
+        assert raw.headers["x-headway-slo-met"] == "true"
+        assert raw.parse().usage.model_extra["headway"]["tenant"] == "acme"
+        assert desk.link.requests[0].tenant == "acme"
+        with pytest.raises(openai.BadRequestError, match="choose from chat") as unknown:
+            client.completions.create(model="embedded", prompt="x", extra_headers={"x-slo-class": "chatt"})
+        assert unknown.value.code == "unknown_slo_class"
+
+
+def test_a_client_that_is_refused_for_its_target_knows_why_and_when_to_come_back(connect: Connect) -> None:
+    desk, client = connect("ok")
+    desk.link.fate = Fate("refused", "slo_unattainable", "Not in time.", 2.5)
+    with client, pytest.raises(openai.RateLimitError, match="Not in time") as refused:
+        client.completions.create(model="embedded", prompt="x", extra_body={"slo": {"ttft_ms": 40}})
+    assert (refused.value.code, refused.value.type) == ("slo_unattainable", "rate_limit_error")
+    headers = refused.value.response.headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("3", "2500")
+    assert (headers["x-slo-ttft-ms"], headers["x-headway-predicted-ttft-ms"]) == ("40", "50")
+
+
+def test_a_client_that_can_never_be_served_in_time_does_not_come_back(connect: Connect) -> None:
+    """A 429 is tried again by OpenAI's clients, unless they are told that it is no use."""
+    desk, client = connect("ok")
+    desk.link.fate = Fate("refused", "slo_unattainable", "Never in time.")
+    with client, pytest.raises(openai.RateLimitError):
+        client.with_options(max_retries=3).completions.create(model="embedded", prompt="x")
+    assert len(desk.link.requests) == 1
 
 
 def test_models(connect: Connect) -> None:

@@ -31,7 +31,8 @@ async def answer(link: Supervisor, asked: Request, tokens: list[int] | None = No
     async for reply in link.submit(asked):
         if isinstance(reply, wire.Ended):
             return tokens, reply.record
-        tokens += reply.commit.tokens
+        if isinstance(reply, wire.Delivered):
+            tokens += reply.commit.tokens
     raise AssertionError("a stream that ended without an Ended")
 
 

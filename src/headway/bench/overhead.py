@@ -26,7 +26,7 @@ from headway.models.decoder import Layer
 from headway.placement.driver import Driver
 from headway.placement.engine import MonotonicClock
 from headway.placement.mailbox import Letters
-from headway.placement.simulate import Simulation
+from headway.placement.simulate import FakeSimulation
 from headway.stages.language import LanguageStage, _Pass
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Tiling
@@ -68,7 +68,7 @@ def yield_cost_s() -> float:
 def main() -> None:
     letters, _ = storm(seed=3, num_requests=1000)
     settings = SchedulerSettings(max_model_len=120, max_num_seqs=12, pack_tokens=40, tile_s=0.002)
-    simulation = Simulation(letters, settings, num_pages=48, num_layers=24, tiles_per_layer=40, tile_s=1e-6)
+    simulation = FakeSimulation(letters, settings, num_pages=48, num_layers=24, tiles_per_layer=40, tile_s=1e-6)
     num_fed = num_batches = 0
     handle, account = simulation.scheduler.handle, simulation.driver._account
 

@@ -15,7 +15,7 @@ from headway.bench import report
 from headway.core import event as ev
 from headway.core.request import SLO, Request
 from headway.core.scheduler import SchedulerSettings
-from headway.placement.simulate import Simulation
+from headway.placement.simulate import FakeSimulation
 from headway.stages.stage import FakeStage
 
 NUM_PAGES = 48
@@ -86,7 +86,7 @@ def survive(seed: int, num_requests: int) -> Survived:
     settings = SchedulerSettings(
         max_model_len=MAX_MODEL_LEN, max_num_seqs=12, max_num_queued=60, pack_tokens=40, tile_s=0.002, max_num_parked=3
     )
-    simulation = Simulation(letters, settings, num_pages=NUM_PAGES, page_tokens=4)
+    simulation = FakeSimulation(letters, settings, num_pages=NUM_PAGES, page_tokens=4)
     turns = 0
     while simulation.step():
         turns += 1

@@ -35,7 +35,8 @@ class Crowd(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Seconds from arrival to first token: the mean, what nine in ten stay below, and what it would take alone."""
+    """Seconds from arrival to first token: the mean; the same with what goes before it priced so that nine in ten stay
+    below (refusing where nobody waits would help nobody); and what it would take alone."""
 
     mean_s: float
     upper_s: float
@@ -75,15 +76,15 @@ def unattainable(request: Request, forecast: Forecast) -> Refusal | None:
     if not targets or forecast.upper_s <= min(targets) * (1 + RESCUE_SHARE):
         return None
     target_s = min(targets)
-    asked = f"The first token was asked for within {target_s * 1000:.0f} ms"
+    asked = f"The first token was asked for within {target_s * 1000:.3g} ms"
     if forecast.alone_s > target_s:
         return Refusal(
             "slo_unattainable",
-            f"{asked}, and this prompt takes {forecast.alone_s * 1000:.0f} ms by itself: give it more time.",
+            f"{asked}, and this prompt takes {forecast.alone_s * 1000:.3g} ms by itself: give it more time.",
         )
     wait_s = max(0.05, forecast.upper_s - target_s)
     return Refusal(
         "slo_unattainable",
-        f"{asked}, and is expected after {forecast.mean_s * 1000:.0f} ms: try again in {wait_s:.1f} s.",
+        f"{asked}, and is expected after {forecast.mean_s * 1000:.3g} ms: try again in {wait_s:.1f} s.",
         wait_s,
     )

@@ -48,7 +48,7 @@ class Composer:
                 if num_tokens > self.pack_tokens:
                     break
         shares = [Share(t.num_to_compute - t.num_cached_hint, t.num_cached_hint) for t in tickets]
-        slacks_s = [standing(candidate, now, self.order).slack_s for candidate in candidates]
+        slacks_s = [self._spare_s(candidate, now) for candidate in candidates]
         num_members = pack(shares, slacks_s, self.cost.predict, self.pack_tokens)
         members: list[tuple[Ticket, int | None]] = []
         for ticket in tickets[:num_members]:
@@ -58,6 +58,11 @@ class Composer:
         for ticket, _ in members:
             self.queue.discard(ticket)
         return self.steps.begin(members, now, decoding=False) if members else None
+
+    def _spare_s(self, candidate: Candidate, now: float) -> float:
+        """What it can give to others in its step: its slack but for a margin, since prices are not exact."""
+        slack_s = standing(candidate, now, self.order).slack_s
+        return slack_s if slack_s < 0 else max(0.0, slack_s - candidate.rescue_s)
 
     def tokens(self, now: float) -> Step | None:
         """One more token for everybody between two steps."""

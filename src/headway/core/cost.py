@@ -57,6 +57,7 @@ class CostModel:
 
     WEIGHT = 0.2  # of the newest step
     BOUNDS = (0.2, 20.0)  # a correction outside of these is a broken clock or a suspended machine
+    BELIEVED = 2.0  # times the prediction: more than this, up or down, one step alone is not believed
     UPPER_SHARE = 0.9  # of the steps take no longer than `upper` says
     UPPER_BOUNDS = (1.02, 3.0)
     UPPER_STEP = 0.02  # how far one step moves the estimate of that quantile
@@ -93,13 +94,14 @@ class CostModel:
         fitted, is_arithmetic = self.fit.parts(shares)
         if fitted <= 0:
             return
-        low, high = self.BOUNDS
+        before = self._correction[is_arithmetic]
+        low, high = max(self.BOUNDS[0], before / self.BELIEVED), min(self.BOUNDS[1], before * self.BELIEVED)
         ratio = min(max(taken_s / fitted, low), high)
-        surprise = ratio / self._correction[is_arithmetic]
+        surprise = ratio / before
         self.mean_error += self.WEIGHT / 4 * (abs(surprise - 1) - self.mean_error)
         step = self.UPPER_STEP * (self.UPPER_SHARE if surprise > self._upper else self.UPPER_SHARE - 1)
         self._upper = min(max(self._upper + step, self.UPPER_BOUNDS[0]), self.UPPER_BOUNDS[1])
-        correction = self._correction[is_arithmetic] + self.WEIGHT * (ratio - self._correction[is_arithmetic])
+        correction = before + self.WEIGHT * (ratio - before)
         self._correction[is_arithmetic] = correction
         if abs(correction / self._priced_at[is_arithmetic] - 1) > self.DRIFT:
             self._priced_at[is_arithmetic] = correction

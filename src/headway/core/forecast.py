@@ -29,10 +29,11 @@ class Forecaster:
     def forecast(self, ticket: Ticket, now: float) -> Forecast:
         """For a ticket that is not in the queue yet."""
         alone_s = prefill_s(ticket, self.cost)
-        busy_s = alone_s + self.queue.seconds_before(ticket, now) + self._open_s(ticket, now)
-        busy_s /= 1.0 - self._decode_share()
+        spare = 1.0 - self._decode_share()
+        ahead_s = (self.queue.seconds_before(ticket, now) + self._open_s(ticket, now)) / spare
         waited_s = now - ticket.request.arrival
-        return Forecast(waited_s + busy_s, waited_s + self.cost.upper(busy_s), alone_s)
+        own_s = waited_s + alone_s / spare
+        return Forecast(own_s + ahead_s, own_s + self.cost.upper(ahead_s), alone_s)
 
     def _open_s(self, ticket: Ticket, now: float) -> float:
         """Seconds of the steps that have begun and would not give way to it."""

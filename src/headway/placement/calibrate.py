@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from headway.core.cost import Share
+from headway.core.cost import CostFit, Share
 from headway.core.request import Request, Sampling
 from headway.core.work import Segment, Work
 from headway.kv.pool import KVPool
@@ -28,6 +28,8 @@ from headway.stages.tiling import Rates, Tiling
 PROBE_ROWS = 128
 PROBE_KEYS = 1024
 PROBE_S = 0.03
+CALLS_S = 5e-4  # of a layer, for calling its operators
+SEGMENT_CALLS_S = 1e-4  # of a layer and segment
 CHECK_TOKENS = 32  # of the step that says whether kept prices still hold: weights and arithmetic both count in it
 
 
@@ -45,9 +47,8 @@ class Calibration(NamedTuple):
 
     def measure(self) -> Prices:
         rates = measure_rates(self.model, self.pool, self.num_touched_pages)
-        config, stage = self.model.config, self._stage(rates)
-        pair_s = 4.0 * config.num_layers * config.q_size / rates.attention_flops
-        fitted = fit_cost(lambda shape: step_s(stage, shape), self.max_model_len, pair_s)
+        stage = self._stage(rates)
+        fitted = fit_cost(lambda shape: step_s(stage, shape), self.max_model_len, self._expected(rates))
         return Prices(rates, fitted.fit, fitted.error)
 
     def check(self, prices: Prices) -> float:
@@ -56,6 +57,19 @@ class Calibration(NamedTuple):
         shape = (Share(min(CHECK_TOKENS, self.max_model_len), 0),)
         step_s(stage, (Share(1, 0),))  # a warm-up
         return min(step_s(stage, shape) for _ in range(2)) / prices.fit.seconds(shape)
+
+    def _expected(self, rates: Rates) -> CostFit:
+        """What a step should take by the rates of its operators and a generous guess at what calling them costs.
+
+        Rates are the best of many short runs, so a neighbour hardly shows in them.
+        """
+        config = self.model.config
+        return CostFit(
+            step_s=config.num_parameters * self.model.dtype.itemsize / rates.linear_bytes + CALLS_S * config.num_layers,
+            token_s=2.0 * config.num_parameters / rates.linear_flops,
+            segment_s=SEGMENT_CALLS_S * config.num_layers,
+            pair_s=4.0 * config.num_layers * config.q_size / rates.attention_flops,
+        )
 
     def _stage(self, rates: Rates) -> LanguageStage:
         return LanguageStage(self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size))

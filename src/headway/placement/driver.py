@@ -56,7 +56,8 @@ class _Open:
 
 
 class Driver:
-    """Runs one lane of one engine. `tell` gets every Admit, Deliver and End, in order."""
+    """Runs one lane of one engine. `tell` gets every Admit, Deliver and End, in order; `decided` how
+    many seconds each drained batch of events took to be handled and planned for."""
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class Driver:
         mailbox: Mailbox,
         tell: Callable[[ev.Admit | ev.Deliver | ev.End], None],
         gather_s: float = GATHER_S,
+        decided: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self.scheduler = scheduler
         self.stages = stages
@@ -74,7 +76,8 @@ class Driver:
         self.tell = tell
         self.gather_s = gather_s
         self.num_tiles = 0
-        self.decisions_s = 0.0  # spent in the scheduler, all decisions together
+        self.decided = decided
+        self.decisions_s = 0.0  # all of them together
         self._looks_at = _LOOKS_AT[scheduler.settings.preempt]
         self._open: dict[int, _Open] = {}
         self._happened: deque[ev.Event] = deque()  # on the device, since the last plan
@@ -86,14 +89,16 @@ class Driver:
         if self._account():
             progress = self._open[self._current.id].progress if self._current else 0.0
             self._current = self.scheduler.plan(self.clock.now(), Lane(progress=progress))
-            self.decisions_s += self.clock.now() - begun
+            taken_s = self.clock.now() - begun
+            self.decisions_s += taken_s
+            self.decided(taken_s)
         if self._current is None:
             return False
         self._run(self._current)
         return True
 
     def wait(self) -> None:
-        """Sleep until something may have changed; then a moment longer, since what comes together is decided together."""
+        """Sleep until something may have changed; then a moment longer: what comes together is decided together."""
         self.mailbox.wait(self.scheduler.next_due())
         if self.gather_s and self.mailbox.has_mail():
             self.mailbox.pause(self.gather_s)
@@ -153,7 +158,7 @@ class Driver:
             while True:
                 tile = next(running)
                 self.num_tiles += 1
-                if tile.boundary >= looks_at and (has_mail() or (due is not None and now() >= due)) or tile.left:
+                if (tile.boundary >= looks_at and (has_mail() or (due is not None and now() >= due))) or tile.left:
                     break
             step.tile = tile
             step.busy_s += now() - begun

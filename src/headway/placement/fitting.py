@@ -6,6 +6,7 @@ so that a test can be the machine.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from itertools import combinations
 from typing import NamedTuple
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from headway.core.cost import CostFit, Share
 
-BUDGET_S = 1.5  # of the device, for all steps together
+BUDGET_S = 1.5  # of the device, for all steps together; disturbed ones may take as much again
+CREDIBLE = 2.0  # times what was expected beforehand: a step that took longer says nothing about this machine
 REPEAT_S = 0.05  # a shorter step is run again, until so much is spent or it was run `MOST_REPEATS` times
 MOST_REPEATS = 4
 ODD = 0.2  # a step slower than fitted by this share is taken to have been disturbed, and run again
-AGAIN_S = 0.5  # of the device, as fitted, for running such steps again
-PRIOR_WEIGHT = 0.1  # of what is known of `pair_s` beforehand, in units of one step's relative error
+AGAIN_S = 0.5  # of the device for running such steps again
+PRIOR_WEIGHT = 0.05  # of each coefficient that was expected beforehand, in units of one step's relative error
 NUM_ALWAYS = 4  # shapes that are run whatever the budget: three to fit, one held out
 LONGEST_PROBE = 1056  # tokens and context of the longest shape
 
@@ -49,21 +51,22 @@ def shapes(max_model_len: int) -> tuple[tuple[Shape, bool], ...]:
     def whole(*lengths: int) -> Shape:
         return tuple(Share(length, 0) for length in lengths)
 
-    def chunk(length: int, context: int) -> Shape:
-        return (Share(length, min(context, max_model_len - length)),)
+    def behind(length: int, context: int, count: int = 1) -> Shape:
+        return (Share(length, min(context, max_model_len - length)),) * count
 
     wanted = (
         (whole(1), False),
-        (whole(*[1] * 8), False),
+        (behind(1, 128, 8), False),
         (whole(64), False),
-        (whole(1, 1, 1), True),
-        (chunk(32, 1024), False),
+        (behind(1, 64, 3), True),
+        (behind(32, 1024), False),
         (whole(16), False),
         (whole(24), True),
         (whole(128), False),
-        (chunk(24, 384), True),
+        (behind(24, 384), True),
         (whole(256), False),
         (whole(96), True),
+        (behind(1, 256, 16), False),
         (whole(16, 16, 16, 16), False),
         (whole(512), False),
         (whole(192), True),
@@ -78,25 +81,35 @@ def shapes(max_model_len: int) -> tuple[tuple[Shape, bool], ...]:
     return tuple(fitting.items())
 
 
-def fit_cost(run: Run, max_model_len: int, pair_s: float, budget_s: float = BUDGET_S) -> Fitted:
-    """Run steps until the budget is spent, and solve. `pair_s` is what is known of that coefficient beforehand.
+def fit_cost(run: Run, max_model_len: int, expected: CostFit, budget_s: float = BUDGET_S) -> Fitted:
+    """Run steps until the budget is spent, and solve. `expected` is what single operators let expect beforehand.
 
     A shape that would take the steps over the budget, by the fit so far, is left out; a cheaper one after it may fit.
+    A step that took incredibly long is left out of the solving, and mostly not charged; a held-out one still counts as
+    an error, so that who reads it sees that the machine was busy.
     """
     order = shapes(max_model_len)
     held_out = {shape for shape, is_held_out in order if is_held_out}
     taken: dict[Shape, float] = {}
-    spent_s = 0.0
+    charged_s = spent_s = 0.0
     run(order[0][0])  # a warm-up
 
+    def most_s(shape: Shape) -> float:
+        return CREDIBLE * expected.seconds(shape)
+
     def solved() -> CostFit:
-        return solve({shape: seconds for shape, seconds in taken.items() if shape not in held_out}, pair_s)
+        believed = {shape: seconds for shape, seconds in taken.items() if seconds <= most_s(shape)}
+        return solve({shape: seconds for shape, seconds in believed.items() if shape not in held_out}, expected)
 
     for shape, _ in order:
-        if len(taken) < NUM_ALWAYS or spent_s + solved().seconds(shape) <= budget_s:
-            seconds = _some(run, shape)
-            spent_s += sum(seconds)
-            taken[shape] = min(seconds)
+        if len(taken) >= NUM_ALWAYS:
+            next_s = solved().seconds(shape)
+            if charged_s + next_s > budget_s or spent_s + next_s > 2 * budget_s:
+                continue
+        seconds = _some(run, shape)
+        charged_s += sum(min(each, most_s(shape)) for each in seconds)
+        spent_s += sum(seconds)
+        taken[shape] = min(seconds)
     _run_the_odd_again(run, taken, solved)
     fit = solved()
     judges = tuple(shape for shape in taken if shape in held_out)
@@ -122,22 +135,27 @@ def _run_the_odd_again(run: Run, taken: dict[Shape, float], solved: Callable[[],
         fit = solved()
         oddness = {shape: taken[shape] / max(fit.seconds(shape), 1e-9) for shape in taken if shape not in seen}
         oddest = max(oddness, key=oddness.__getitem__)
-        left_s -= fit.seconds(oddest)
-        if oddness[oddest] <= 1 + ODD or left_s < 0:
+        if oddness[oddest] <= 1 + ODD or fit.seconds(oddest) > left_s:
             return
         seen.add(oddest)
-        taken[oddest] = min(taken[oddest], run(oddest))
+        seconds = run(oddest)
+        left_s -= seconds
+        taken[oddest] = min(taken[oddest], seconds)
 
 
-def solve(taken: Mapping[Shape, float], pair_s: float) -> CostFit:
+def solve(taken: Mapping[Shape, float], expected: CostFit) -> CostFit:
     """The coefficients, none negative, with the least sum of squared relative errors.
 
-    Short prompts say little about `pair_s`: the one known beforehand counts as one more, weak observation.
+    What is expected of each beforehand counts as one more, weak observation: short prompts say little about `pair_s`,
+    and few steps little about anything.
     """
     rows = [[unit.seconds(shape) / max(seconds, 1e-9) for unit in _UNITS] for shape, seconds in taken.items()]
-    rows.append([0.0, 0.0, 0.0, PRIOR_WEIGHT / max(pair_s, 1e-15)])
+    known = astuple(expected)
+    rows += [
+        [PRIOR_WEIGHT / value if index == at else 0.0 for index in range(4)] for at, value in enumerate(known) if value
+    ]
     matrix = np.array(rows)
-    wanted = np.array([1.0] * len(taken) + [PRIOR_WEIGHT])
+    wanted = np.array([1.0] * len(taken) + [PRIOR_WEIGHT] * (len(rows) - len(taken)))
     best, least = np.zeros(4), math.inf
     for columns in _subsets():
         part = matrix[:, columns]

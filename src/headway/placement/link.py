@@ -80,7 +80,8 @@ class FakeLink:
 
     Token k of an answer is `script(request)[k]` as long as the script goes, and (sum of the prompt + k) modulo
     `vocab_size` from there on. Token t has the logprob -t/1000, and the candidates beside it are t, t+1, t+2, … Stop
-    ids, min_tokens and max_tokens count as in a real engine. While `flowing` is False no token comes.
+    ids, min_tokens and max_tokens count as in a real engine. While `serving` is False nobody gets a first token, while
+    `flowing` is False nobody gets another one.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class FakeLink:
         self.num_restarts = 0
         self.fate: Fate | None = None
         self.predicted_ttft_s = 0.05
+        self.serving = True
         self.flowing = True
         self.requests: list[Request] = []  # everything that was ever submitted
         self.cancelled: set[str] = set()
@@ -170,6 +172,8 @@ class FakeLink:
             record.first_scheduled = time.monotonic()
             record.note(record.first_scheduled, "admitted")
             yield Admitted(request.id, self.predicted_ttft_s)
+        while not self.serving and call.ending is None:
+            await asyncio.sleep(0.001)
         while call.ending is None:
             k = record.num_output_tokens
             if self.fate is not None and k >= self.fate.num_tokens:

@@ -6,6 +6,7 @@ The rule, one probe step per start: within TOLERANCE of what they say, kept pric
 they were measured beside a busy neighbour: they are measured again, and the faster ones stay. If it is slower, a
 neighbour is busy now and will go: they are taken nevertheless, since the online correction follows whoever is slow, and
 a loaded start must not spoil later ones. Only a machine that was slow at MAX_SLOW_STARTS starts in a row has changed.
+Prices that do not even predict the steps they were measured beside are used if there are no others, and never kept.
 """
 
 import hashlib
@@ -17,13 +18,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import torch
 
-from headway import __version__
 from headway.core.cost import CostFit, Share
 from headway.models.config import DecoderConfig
 from headway.stages.tiling import Rates
@@ -71,34 +71,38 @@ def settle(path: Path | None, measure: Callable[[], Prices], probe: Callable[[Pr
     """
     kept = None if path is None else read(path)
     if path is None or kept is None:
-        return _anew(path, measure)
+        prices, source = _timed(measure)
+        return prices, source if path is None else source + _keep(path, prices)
     ratio = probe(kept.prices)
-    if ratio < 1 - TOLERANCE:
-        return _anew(path, measure, kept.prices)
-    if ratio <= 1 + TOLERANCE:
+    if abs(ratio - 1) <= TOLERANCE:
         if kept.num_slow_starts:
             write(path, msgspec.structs.replace(kept, num_slow_starts=0))
         return kept.prices, "cached"
-    num_slow_starts = kept.num_slow_starts + 1
-    if num_slow_starts >= MAX_SLOW_STARTS:
-        return _anew(path, measure)
-    write(path, msgspec.structs.replace(kept, num_slow_starts=num_slow_starts))
-    return kept.prices, f"cached; the machine is {ratio:.1f} × as slow at present"
+    is_slow, source = ratio > 1, "cached"
+    if is_slow:
+        source = f"cached; the machine is {ratio:.1f} × as slow at present"
+        if kept.num_slow_starts + 1 < MAX_SLOW_STARTS:
+            write(path, msgspec.structs.replace(kept, num_slow_starts=kept.num_slow_starts + 1))
+            return kept.prices, source
+    prices, measured = _timed(measure)
+    stays_faster = not is_slow and kept.prices.fit.seconds(REFERENCE) < prices.fit.seconds(REFERENCE)
+    if stays_faster or not prices.are_worth_keeping:
+        return kept.prices, source
+    return prices, measured + _keep(path, prices)
 
 
-def _anew(path: Path | None, measure: Callable[[], Prices], before: Prices | None = None) -> tuple[Prices, str]:
-    """Measure, and keep the faster of these prices and those `before`."""
+def _timed(measure: Callable[[], Prices]) -> tuple[Prices, str]:
     begun = time.perf_counter()
     prices = measure()
-    source = f"measured in {time.perf_counter() - begun:.1f} s"
-    if before is not None and before.fit.seconds(REFERENCE) < prices.fit.seconds(REFERENCE):
-        prices, source = before, "cached"
-    if path is None:
-        return prices, source
+    return prices, f"measured in {time.perf_counter() - begun:.1f} s"
+
+
+def _keep(path: Path, prices: Prices) -> str:
+    """What to add to the source: nothing if they are kept, else why not."""
     if not prices.are_worth_keeping:
-        return prices, f"{source}; not kept (the machine was too busy)"
+        return "; not kept (the machine was too busy)"
     problem = write(path, Kept(FORMAT, time.time(), prices))
-    return prices, f"{source}; not kept ({problem})" if problem else source
+    return f"; not kept ({problem})" if problem else ""
 
 
 def read(path: Path) -> Kept | None:
@@ -145,7 +149,7 @@ class Subject(NamedTuple):
         if folder is None:
             return None
         shape = {name: value for name, value in asdict(self.config).items() if name not in _NO_SHAPE}
-        about = (shape, *self[1:], _cpu_name(), torch.__version__, __version__)
+        about = (shape, *self[1:], _cpu_name(), version("torch"), _own_version())
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return folder / f"{digest[:24]}.json"
 
@@ -160,6 +164,14 @@ def _folder() -> Path | None:
         return Path.home() / ".cache" / "headway" / "costs"
     except RuntimeError:
         return None
+
+
+def _own_version() -> str:
+    """Empty when run from a tree that is not installed."""
+    try:
+        return version("headway")
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpu_name() -> str:

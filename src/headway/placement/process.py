@@ -24,6 +24,7 @@ from headway.config import ConfigError, EngineSettings
 from headway.core import event as ev
 from headway.models.config import ModelError
 from headway.placement import wire
+from headway.placement.driver import Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 from headway.placement.memory import keep_freed_memory
@@ -153,7 +154,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
             mouth.working = busy
             now = time.monotonic()
             if not busy or now - snapshot_at >= SNAPSHOT_S:
-                mouth.beat, snapshot_at = _beat(engine, driver.num_tiles, now), now
+                mouth.beat, snapshot_at = _beat(engine, driver, now), now
             if busy:
                 continue
             if engine.scheduler.draining and engine.scheduler.num_open == 0:
@@ -162,14 +163,20 @@ def serve(engine: Engine, connection: socket.socket) -> None:
                 faulting = engine.pool.fault_in(FAULT_BYTES)
             else:
                 driver.wait()
-    mouth.beat = _beat(engine, driver.num_tiles, time.monotonic())
+    mouth.beat = _beat(engine, driver, time.monotonic())
     mouth.close()
 
 
-def _beat(engine: Engine, num_tiles: int, now: float) -> wire.Beat:
+def _beat(engine: Engine, driver: Driver, now: float) -> wire.Beat:
     scheduler = engine.scheduler
     num_running, num_waiting, num_parked = scheduler.loads()
-    counters = {name: float(count) for name, count in scheduler.counters.items()} | {"tiles": float(num_tiles)}
+    counters = {name: float(count) for name, count in scheduler.counters.items()} | {
+        "tiles": float(driver.num_tiles),
+        "decision_seconds": driver.decisions_s,
+        "backlog_s": scheduler.backlog_s,
+        "step_prediction_error_ratio": scheduler.cost.mean_error,
+        "step_slowdown_ratio": scheduler.cost.correction,
+    }
     return wire.Beat(now, num_running, num_waiting, num_parked, scheduler.pages.counts(), counters)
 
 

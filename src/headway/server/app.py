@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from importlib.resources import files
 
 import msgspec
@@ -23,10 +23,14 @@ from headway.server import schema
 from headway.server.errors import ApiError, not_ready
 from headway.server.guard import Guard, Keys, on_http_exception
 from headway.server.intake import Ask, Intake
+from headway.server.life import Call
 from headway.server.metrics import CONTENT_TYPE, Metrics
 from headway.server.shapes import ChatShape, CompletionShape, Shape, Usage, usage_of
 from headway.server.stream import Finish, Update, updates
+from headway.server.terms import tenant_of
+from headway.server.timeline import MAX_CALLS, Timelines, shown
 from headway.server.transport import EventStream, read_body, unless_gone
+from headway.server.verdict import SloReport, class_counted, reports
 
 log = logging.getLogger("headway.door")
 
@@ -44,13 +48,14 @@ PAGE_HEADERS = {
 
 
 class Door:
-    """One model's HTTP face. Everything it needs is passed in; it keeps no state of its own between calls."""
+    """One model's HTTP face. Everything it needs is passed in; between calls it keeps what they were like, no more."""
 
     def __init__(self, text: ModelText, link: EngineLink, settings: DoorSettings) -> None:
         self.names = settings.served_model_name or (text.name,)
         self.metrics = Metrics(link, self.names[0])
         self._tokenizer = text.tokenizer
-        self._intake = Intake(text, self.names)
+        self._intake = Intake(text, self.names, settings.slo_classes)
+        self._timelines = Timelines()
         self._link = link
         self._settings = settings
         self._created = int(time.time())
@@ -60,6 +65,7 @@ class Door:
         routes = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            Route("/v1/requests/{id}/timeline", self.timeline, methods=["GET"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.model, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
@@ -94,40 +100,44 @@ class Door:
         return await self._answer(request, ask, ChatShape(ask, self._tokenizer))
 
     async def _answer(self, request: Request, ask: Ask, shape: Shape) -> Response | EventStream:
+        call = Call(ask, self.metrics)
+        self._timelines.keep(call)
         if ask.stream:
-            return EventStream(self._stream(ask, shape), self._settings.sse_keep_alive_interval)
-        whole = await unless_gone(request.receive, self._collect(ask, shape))
-        return Response(whole, media_type="application/json")
+            return EventStream(self._stream(ask, call, shape), self._settings.sse_keep_alive_interval, call.headers)
+        whole = await unless_gone(request.receive, self._collect(ask, call, shape))
+        return Response(whole, headers=call.headers(), media_type="application/json")
 
-    async def _stream(self, ask: Ask, shape: Shape) -> AsyncGenerator[list[bytes], None]:
+    async def _stream(self, ask: Ask, call: Call, shape: Shape) -> AsyncGenerator[list[bytes], None]:
         """Lists of JSON texts; each list is sent at once."""
         finishes: dict[int, Finish] = {}
-        async with aclosing(updates(self._link, ask, self._tokenizer, self.metrics)) as news:
-            async for update in news:
-                if update.finish is not None:
-                    finishes[update.choice] = update.finish
-                yield shape.chunks(update)
+        with _telling(call):
+            async with aclosing(updates(self._link, ask, self._tokenizer, call)) as news:
+                async for update in news:
+                    if update.finish is not None:
+                        finishes[update.choice] = update.finish
+                    yield shape.chunks(update)
         usage = self._account(ask, finishes)
         if ask.include_usage:
             yield [shape.usage_chunk(usage)]
 
-    async def _collect(self, ask: Ask, shape: Shape) -> bytes:
+    async def _collect(self, ask: Ask, call: Call, shape: Shape) -> bytes:
         finishes: dict[int, Finish] = {}
         answers: list[list[Update]] = [[] for _ in ask.requests]
-        async with aclosing(updates(self._link, ask, self._tokenizer, self.metrics)) as news:
-            async for update in news:
-                answers[update.choice].append(update)
-                if update.finish is not None:
-                    finishes[update.choice] = update.finish
+        with _telling(call):
+            async with aclosing(updates(self._link, ask, self._tokenizer, call)) as news:
+                async for update in news:
+                    answers[update.choice].append(update)
+                    if update.finish is not None:
+                        finishes[update.choice] = update.finish
         return shape.whole(answers, self._account(ask, finishes))
 
     def _account(self, ask: Ask, finishes: dict[int, Finish]) -> Usage:
         usage = usage_of(ask, [finishes[choice] for choice in range(len(ask.requests))])
-        timing = usage.headway
+        timing, asked = usage.headway, ask.requests[0]
         log.info(
-            "%s: %d + %d tokens, first after %s ms, then one per %s ms, slo %s",
+            "%s: %d + %d tokens, first after %s ms, then one per %s ms, class %s, slo %s",
             *(ask.id, usage.prompt_tokens, usage.completion_tokens, timing.ttft_ms, timing.tpot_ms),
-            {None: "none", True: "met", False: "missed"}[timing.slo_met],
+            *(class_counted(asked.slo_class, asked.slo), _verdict_in_words(timing.slo)),
         )
         return usage
 
@@ -141,6 +151,20 @@ class Door:
         if facts is None:
             raise not_ready("starting", "The model is still being loaded: try again in a moment.")
         return facts
+
+    async def timeline(self, request: Request) -> Response:
+        """What became of a call, and when. To a caller of another tenant it is as unknown as one that never was."""
+        name = request.path_params["id"]
+        call = self._timelines.find(name, tenant_of(request.headers))
+        if call is None:
+            raise ApiError(
+                404,
+                "request_not_found",
+                f"No request {name[:200]!r} is remembered for you: give the id of one of the last {MAX_CALLS} answers, "
+                "or its X-Request-Id, and the tenant that it was sent with.",
+                param="id",
+            )
+        return _json(shown(call), headers={"cache-control": "no-store"})
 
     # The model, and how the server does
 
@@ -190,11 +214,29 @@ class Door:
                 "restarts": link.num_restarts,
                 "facts": link.facts,
                 "beat": link.beat,
+                "classes": self.metrics.judged,
             }
         )
 
     async def version(self, request: Request) -> Response:
         return _json({"version": __version__})
+
+
+@contextmanager
+def _telling(call: Call) -> Iterator[None]:
+    """A call that ends with an error tells what is known of it, to its caller and to the log."""
+    try:
+        yield
+    except ApiError as error:
+        error.carry(call.headers())
+        name, slo = class_counted(call.slo_class, call.slo), _verdict_in_words(reports(call.records))
+        log.info("%s: no answer (%s), class %s, slo %s", call.id, error.code, name, slo)
+        raise
+
+
+def _verdict_in_words(slo: dict[str, SloReport]) -> str:
+    missed = ", ".join(f"{target}: {report.cause}" for target, report in slo.items() if not report.met)
+    return f"missed ({missed})" if missed else "met" if slo else "none"
 
 
 def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -17,6 +17,9 @@ _BY_CODE = {  # reasons of refusals and failures -> status
     "context_length_exceeded": 400,
     "empty_prompt": 400,
     "out_of_pages": 400,
+    "slo_unattainable": 429,
+    "tenant_over_share": 429,
+    "deadline_expired": 429,
     "queue_full": 503,
     "draining": 503,
     "engine_down": 503,
@@ -27,6 +30,8 @@ _BY_CODE = {  # reasons of refusals and failures -> status
     "not_finite": 500,
 }
 _DROPPED = {  # what gateways that route by llm-d's conventions call it
+    "slo_unattainable": "rejected-saturated",
+    "tenant_over_share": "rejected-saturated",
     "queue_full": "rejected-saturated",
     "draining": "rejected-saturated",
     "deadline_expired": "rejected-ttl-expired",
@@ -69,9 +74,15 @@ class ApiError(Exception):
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
             headers["retry-after-ms"] = str(max(1, math.ceil(self.retry_after_s * 1000)))
+        elif self.status == 429:
+            headers["x-should-retry"] = "false"  # without it OpenAI's clients try every 429 again
         if self.code in _DROPPED:
             headers["x-llm-d-request-dropped-reason"] = _DROPPED[self.code]
         return headers
+
+    def carry(self, headers: dict[str, str]) -> None:
+        """More to tell the caller, beside what is wrong."""
+        self._headers = self._headers | headers
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

@@ -1,26 +1,25 @@
 """From a checked body and its headers to the requests that an engine understands.
 
-Owns defaults, tokenizing, templates and targets; knows neither the engine nor the shape of answers.
+Owns defaults, tokenizing and templates; knows neither the engine nor the shape of answers.
 """
 
 import asyncio
 import itertools
-import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from headway.core.request import SLO, Request, Sampling
+from headway.config import SloClass
+from headway.core.request import Request, Sampling
 from headway.models.chat_template import RESERVED, ChatTemplateError
 from headway.models.tokenizer import LONG_CHARACTERS, ModelText
 from headway.server.errors import ApiError, bad_request
 from headway.server.schema import MAX_CHOICES, Body, ChatBody, CompletionBody, Message
+from headway.server.terms import terms_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_NUMBER = re.compile(r"\+?[0-9]{1,20}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,3})?")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _serial = itertools.count()
 
 
@@ -48,9 +47,10 @@ def request_id(headers: Mapping[str, str]) -> str:
 class Intake:
     """Turns bodies into asks for one model."""
 
-    def __init__(self, text: ModelText, served_names: tuple[str, ...]) -> None:
+    def __init__(self, text: ModelText, served_names: tuple[str, ...], classes: tuple[SloClass, ...] = ()) -> None:
         self._text = text
         self._names = served_names
+        self._classes = {one.name: one for one in classes}
 
     async def completion(
         self, body: CompletionBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
@@ -159,7 +159,7 @@ class Intake:
         min_tokens = body.min_tokens or 0
         if min_tokens > max_tokens:
             raise bad_request(f"`min_tokens` {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
-        slo, priority = _targets(body, headers), _priority(body, headers)
+        terms = terms_of(body, headers, self._classes)
         eos_ids = () if body.ignore_eos else self._text.tokenizer.eos_ids
         stop_ids = tuple(dict.fromkeys((*eos_ids, *(body.stop_token_ids or ()))))
         # engines know a request by an id of our own: callers may send the same X-Request-Id twice
@@ -170,12 +170,14 @@ class Intake:
                 prompt=prompt,
                 max_tokens=max_tokens,
                 arrival=arrival,
-                slo=slo,
+                slo=terms.slo,
                 sampling=self._sampling(body, seed),
                 stop_ids=stop_ids,
                 min_tokens=min_tokens,
-                priority=priority,
-                tenant=body.cache_salt or "",
+                priority=terms.priority,
+                tenant=terms.tenant,
+                slo_class=terms.slo_class,
+                cache_salt=body.cache_salt or "",
             )
             for index, (prompt, seed) in enumerate(_samples(prompts, body.n or 1, body.seed))
         )
@@ -246,31 +248,3 @@ def _too_long(num_tokens: str, max_model_len: int, param: str) -> ApiError:
         param,
         "context_length_exceeded",
     )
-
-
-def _targets(body: Body, headers: Mapping[str, str]) -> SLO:
-    """Headers go before the body: a gateway in front may set them."""
-    said = body.slo
-
-    def seconds(name: str) -> float | None:
-        header = f"x-slo-{name}-ms"
-        value = headers.get(header)
-        if value is None:
-            milliseconds = getattr(said, f"{name}_ms") if said is not None else None
-            return None if milliseconds is None else milliseconds / 1000
-        milliseconds = float(value) if _NUMBER.fullmatch(value) else math.nan
-        if not 0 < milliseconds <= 1e9:
-            raise bad_request(f"The header {header} must be a positive number of milliseconds.", header)
-        return milliseconds / 1000
-
-    return SLO(ttft_s=seconds("ttft"), tpot_s=seconds("tpot"), total_s=seconds("total"))
-
-
-def _priority(body: Body, headers: Mapping[str, str]) -> int:
-    value = headers.get("x-vllm-priority")
-    if value is None:
-        return body.priority or 0
-    priority = int(value) if _INTEGER.fullmatch(value) else 2**63
-    if not -(2**63) <= priority < 2**63:
-        raise bad_request("The header x-vllm-priority must be a 64-bit integer; lower is earlier.", "x-vllm-priority")
-    return priority

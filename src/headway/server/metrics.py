@@ -3,8 +3,11 @@
 Per-request numbers come from each ended record, the engine's state from its last beat at the time of asking.
 """
 
+import math
+import re
 from collections.abc import Iterable
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -19,7 +22,7 @@ from prometheus_client.registry import Collector
 from headway.core.ledger import Record
 from headway.core.request import Request
 from headway.placement.link import EngineLink
-from headway.server.verdict import verdicts
+from headway.server.verdict import class_counted, verdicts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,18 +35,29 @@ BETWEEN_TOKENS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7
 WHOLE_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
+RATIOS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 4, 10)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series per counter that nobody reads
 
 _KNOWN_AS = {"prefix_queries": "vllm:prefix_cache_queries", "prefix_hits": "vllm:prefix_cache_hits"}
+_GAUGE = re.compile(r"(num|most)_.*|.*_(now|ratio|s)")  # what in a beat is no running total, by its name
 _COUNTED_HERE = frozenset({"finished", "refused", "cancelled", "failed"})  # as headway:requests_ended
+_LIMITS = {"queue_full": "max_num_queued_reqs"}  # a refusal's reason -> the limit, as vLLM calls it
 _LABELS = ("model_name", "engine")
 
 
+class Judged(msgspec.Struct):
+    """Requests of a class that had targets, since the start."""
+
+    met: int = 0
+    missed: int = 0
+
+
 class Metrics:
-    """All series of one door."""
+    """All series of one door. `judged` is the same for the page: by class, who had targets and met all of them."""
 
     def __init__(self, link: EngineLink, model_name: str) -> None:
+        self.judged: dict[str, Judged] = {}
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": "0"}
         ProcessCollector(registry=self.registry)
@@ -54,13 +68,20 @@ class Metrics:
         self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
         self._recomputes = self._counter("vllm:num_preemptions", "Times that a request lost its pages.")
         self._successes = self._family("vllm:request_success", "Requests finished.", "finished_reason")
-        self._ended = self._family("headway:requests_ended", "Requests, by ending.", "kind", "reason")
-        self._attained = self._family("headway:slo_attained", "Targets met.", "target")
-        self._missed = self._family("headway:slo_missed", "Targets missed.", "target", "cause")
+        self._ended = self._family("headway:requests_ended", "Requests, by ending.", "slo_class", "kind", "reason")
+        self._rejections = self._family("vllm:admission_rejections", "Requests refused at a limit.", "reason")
+        self._attained = self._family("headway:slo_attained", "Targets met.", "slo_class", "target")
+        self._missed = self._family("headway:slo_missed", "Targets missed.", "slo_class", "target", "cause")
+        self._good = self._family("headway:goodput_requests", "Requests finished, no target missed.", "slo_class")
+        self._good_tokens = self._family("headway:goodput_tokens", "Tokens of those requests.", "slo_class")
         more = ("method", "handler", "status")
         self._http = Counter("http_requests", "Calls answered.", more, registry=self.registry)
 
         self._ttft = self._histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", FIRST_TOKEN_S)
+        name = "headway:request_predicted_ttft_seconds"
+        self._predicted = self._histogram(name, "Predicted at arrival: arrival to first token.", FIRST_TOKEN_S)
+        name = "headway:ttft_prediction_error_ratio"
+        self._error = self._histogram(name, "Predicted time to first token by the measured one.", RATIOS)
         self._gap = self._histogram("vllm:inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS_S)
         name = "vllm:request_time_per_output_token_seconds"
         self._tpot = self._histogram(name, "Mean between tokens of a request.", BETWEEN_TOKENS_S)
@@ -78,21 +99,16 @@ class Metrics:
     def gap(self, seconds: float) -> None:
         self._gap.observe(seconds)
 
-    def abandoned(self, request: Request, num_tokens: int) -> None:
-        """Its caller left, or another answer of the same call failed: its record was not waited for."""
-        self._ended.labels(**self._labels, kind="cancelled", reason="abandoned").inc()
-        self._generation_tokens.inc(num_tokens)
+    def abandoned(self, request: Request, record: Record) -> None:
+        """Its caller left, or another answer of the same call failed: this is the door's own account."""
+        self._close(record)
 
     def ended(self, request: Request, record: Record) -> None:
         """Close the account of one request, however it ended."""
-        self._ended.labels(**self._labels, kind=record.kind, reason=record.reason).inc()
-        self._generation_tokens.inc(record.num_output_tokens)
+        self._close(record)
         self._recomputes.inc(record.num_recomputes)
-        for verdict in verdicts(record):
-            if verdict.met:
-                self._attained.labels(**self._labels, target=verdict.target).inc()
-            else:
-                self._missed.labels(**self._labels, target=verdict.target, cause=verdict.cause).inc()
+        if record.reason in _LIMITS:
+            self._rejections.labels(**self._labels, reason=_LIMITS[record.reason]).inc()
         if record.ttft_s is not None:
             self._ttft.observe(record.ttft_s)
         if record.kind != "finished":
@@ -108,6 +124,35 @@ class Metrics:
         if record.tpot_s is not None:
             self._tpot.observe(record.tpot_s)
         self._phases(record)
+
+    def _close(self, record: Record) -> None:
+        """What is counted of every request, by its class."""
+        name = class_counted(record.slo_class, record.slo)
+        labels = self._labels | {"slo_class": name}
+        self._ended.labels(**labels, kind=record.kind, reason=record.reason).inc()
+        self._generation_tokens.inc(record.num_output_tokens)
+        found = verdicts(record)
+        if found:
+            judged = self.judged.setdefault(name, Judged())
+            judged.missed += bool(record.missed)
+            judged.met += not record.missed
+        for verdict in found:
+            if verdict.met:
+                self._attained.labels(**labels, target=verdict.target).inc()
+            else:
+                self._missed.labels(**labels, target=verdict.target, cause=verdict.cause).inc()
+        if record.kind == "finished" and not record.missed:
+            self._good.labels(**labels).inc()
+            self._good_tokens.labels(**labels).inc(record.num_output_tokens)
+        self._prediction(record)
+
+    def _prediction(self, record: Record) -> None:
+        predicted_s = record.predicted_ttft_s
+        if predicted_s is None or not math.isfinite(predicted_s):
+            return
+        self._predicted.observe(predicted_s)
+        if record.ttft_s:
+            self._error.observe(predicted_s / record.ttft_s)
 
     def _phases(self, record: Record) -> None:
         if record.first_scheduled is None or record.first_token is None or record.last_token is None:
@@ -164,10 +209,14 @@ class _EngineState(Collector):
         for state, count in beat.pages.items():
             by_state.add_metric([*self._labels.values(), state], count)
         yield by_state
-        for name, running_total in beat.counters.items():
-            if name not in _COUNTED_HERE:
-                series = _KNOWN_AS.get(name, f"headway:{name}")
-                yield self._counter(series, f"Running total of {name} in the engine.", running_total)
+        for name, value in beat.counters.items():
+            if name in _COUNTED_HERE:
+                continue
+            series = _KNOWN_AS.get(name, f"headway:{name}")
+            if _GAUGE.fullmatch(name):
+                yield self._gauge(series, f"{name} in the engine, just now.", value)
+            else:
+                yield self._counter(series, f"Running total of {name} in the engine.", value)
 
     def _gauge(self, name: str, what: str, value: float, **more: str) -> Metric:
         family = GaugeMetricFamily(name, what, labels=[*self._labels, *more])

@@ -76,6 +76,8 @@ async def serve(
         if not leave.is_set():
             assert link.facts is not None
             announce(link.facts, door.names[0])
+            for one in settings.slo_classes:
+                log.info("Class %s", one)
             await _first(_watch(link), leave.wait())
         if not leave.is_set():
             log.error("The engine is gone for good; leaving. The lines above say why.")

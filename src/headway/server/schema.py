@@ -29,11 +29,12 @@ class StreamOptions(msgspec.Struct):
 
 
 class Targets(msgspec.Struct):
-    """Milliseconds: arrival to first token, between two tokens, arrival to last token."""
+    """Milliseconds: arrival to first token, between two tokens, arrival to last token; and a class for the rest."""
 
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
     total_ms: Milliseconds | None = None
+    class_name: str | None = msgspec.field(default=None, name="class")
 
 
 class Body(msgspec.Struct, kw_only=True):

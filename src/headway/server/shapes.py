@@ -10,24 +10,20 @@ from msgspec import UNSET, UnsetType
 from headway.models.tokenizer import Tokenizer
 from headway.server.intake import Ask
 from headway.server.stream import Finish, Piece, ShownToken, Update
-from headway.server.verdict import worst
+from headway.server.verdict import SloReport, milliseconds, reports, targets_met
 
 LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
 _encode = msgspec.json.Encoder().encode
 
 
-class SloReport(msgspec.Struct):
-    """What was asked of one target and what it got."""
-
-    target_ms: float
-    measured_ms: float | None
-    met: bool
-    cause: str | None
-
-
 class Timing(msgspec.Struct):
-    """Our extension of usage: what was understood, measured and met. Of several answers the slowest counts."""
+    """Our extension of usage: what was understood, predicted, measured and met. Of several answers the slowest
+    counts."""
 
+    slo_class: str | None
+    tenant: str | None
+    priority: int
+    predicted_ttft_ms: float | None
     ttft_ms: float | None
     tpot_ms: float | None
     queue_ms: float | None
@@ -145,20 +141,22 @@ def usage_of(ask: Ask, finishes: Sequence[Finish]) -> Usage:
         finish.num_tokens for finish in finishes
     )  # a stop string may leave out some that were drawn
     queue_s = [r.first_scheduled - r.arrival for r in records if r.first_scheduled is not None]
-    reports = {
-        verdict.target: SloReport(_ms(verdict.target_s) or 0.0, _ms(verdict.measured_s), verdict.met, verdict.cause)
-        for verdict in worst(records)
-    }
+    predicted_s = [r.predicted_ttft_s for r in records if r.predicted_ttft_s is not None]
+    asked = ask.requests[0]
     timing = Timing(
-        ttft_ms=_ms(max((r.ttft_s for r in records if r.ttft_s is not None), default=None)),
-        tpot_ms=_ms(max((r.tpot_s for r in records if r.tpot_s is not None), default=None)),
-        queue_ms=_ms(max(queue_s, default=None)),
-        total_ms=_ms(max((r.ended - r.arrival for r in records if r.ended is not None), default=None)),
+        slo_class=asked.slo_class or None,
+        tenant=asked.tenant or None,
+        priority=asked.priority,
+        predicted_ttft_ms=milliseconds(max(predicted_s, default=None)),
+        ttft_ms=milliseconds(max((r.ttft_s for r in records if r.ttft_s is not None), default=None)),
+        tpot_ms=milliseconds(max((r.tpot_s for r in records if r.tpot_s is not None), default=None)),
+        queue_ms=milliseconds(max(queue_s, default=None)),
+        total_ms=milliseconds(max((r.ended - r.arrival for r in records if r.ended is not None), default=None)),
         preemptions=sum(record.num_preemptions for record in records),
         recomputes=sum(record.num_recomputes for record in records),
         cached_tokens=cached_tokens,
-        slo_met=all(report.met for report in reports.values()) if reports else None,
-        slo=reports,
+        slo_met=targets_met(records),
+        slo=reports(records),
     )
     total_tokens = prompt_tokens + completion_tokens
     return Usage(prompt_tokens, total_tokens, completion_tokens, PromptDetails(cached_tokens), timing)
@@ -285,10 +283,6 @@ def _shown(updates: Sequence[Update]) -> list[ShownToken]:
 def _always_has_logprobs(ask: Ask) -> bool:
     """A whole answer that asked for them has the field even if it shows no token; a chunk without tokens has not."""
     return ask.requests[0].sampling.num_logprobs is not None and not ask.stream
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _finite(logprob: float) -> float:

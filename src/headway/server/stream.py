@@ -4,7 +4,6 @@ Owns incremental text, stop strings, logprobs and the account of a call. Knows n
 """
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal, NamedTuple, Protocol
@@ -15,7 +14,7 @@ from headway.core.work import Commit, TokenLogprobs
 from headway.models.stops import StopMatcher
 from headway.models.tokenizer import Tokenizer
 from headway.placement.link import EngineLink, Reply
-from headway.placement.wire import Ended
+from headway.placement.wire import Admitted, Ended
 from headway.server.errors import from_record
 from headway.server.intake import Ask
 
@@ -124,14 +123,17 @@ class Update(NamedTuple):
 class Meter(Protocol):
     """Who wants to know how answers go."""
 
-    def gap(self, seconds: float) -> None:
-        """So long was it from one token to the next."""
+    def admitted(self, request: Request, predicted_ttft_s: float) -> None:
+        """The engine took it in, and expects its first token so long after its arrival."""
+
+    def delivered(self, request: Request, num_tokens: int) -> None:
+        """So many more tokens have come, just now."""
 
     def ended(self, request: Request, record: Record) -> None:
         """The last word about a request, whatever it is."""
 
-    def abandoned(self, request: Request, num_tokens: int) -> None:
-        """Nobody waited for the last word; so many tokens had come."""
+    def abandoned(self, request: Request) -> None:
+        """Nobody waited for the last word."""
 
 
 async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter) -> AsyncGenerator[Update, None]:
@@ -140,28 +142,26 @@ async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter
     However this ends, nothing of the call is left running at the engine.
     """
     answers = [Answer(ask, request, tokenizer) for request in ask.requests]
-    last_at: list[float | None] = [None] * len(answers)
     open_requests = dict(enumerate(ask.requests))
     try:
         async with aclosing(_replies(link, ask.requests)) as replies:
             async for index, reply in replies:
-                answer = answers[index]
+                answer, request = answers[index], ask.requests[index]
                 if isinstance(reply, Ended):
                     meter.ended(open_requests.pop(index), reply.record)
                     yield Update(index, *answer.end(reply.record))
+                elif isinstance(reply, Admitted):
+                    meter.admitted(request, reply.predicted_ttft_s)
                 elif not answer.has_stopped():
-                    now = time.monotonic()
-                    before, last_at[index] = last_at[index], now
-                    if before is not None:
-                        meter.gap((now - before) / max(1, len(reply.commit.tokens)))
+                    meter.delivered(request, len(reply.commit.tokens))
                     piece = answer.take(reply.commit)
                     if answer.has_stopped():
-                        link.stop(ask.requests[index].id)
+                        link.stop(request.id)
                     if piece is not None:
                         yield Update(index, piece)
     finally:
-        for index, request in open_requests.items():
-            meter.abandoned(request, answers[index].num_tokens)
+        for request in open_requests.values():
+            meter.abandoned(request)
 
 
 async def _replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -88,11 +88,18 @@ class EventStream:
     """Answers with server-sent events, each the `data:` of one JSON text.
 
     The status line waits for the first event, so that whoever is refused before it gets a true status. After
-    `keep_alive_s` seconds of silence a comment is sent (0: never), which settles the status.
+    `keep_alive_s` seconds of silence a comment is sent (0: never), which settles the status. `headers` is asked at that
+    moment what else is known by then.
     """
 
-    def __init__(self, events: AsyncGenerator[list[bytes], None], keep_alive_s: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[list[bytes], None],
+        keep_alive_s: float,
+        headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._events = events
+        self._headers = headers
         self._keep_alive_s = keep_alive_s
         self._sent_at = time.monotonic()
         self._begun = False
@@ -127,6 +134,7 @@ class EventStream:
                 (b"content-type", b"text/event-stream; charset=utf-8"),
                 (b"cache-control", b"no-cache"),
                 (b"x-accel-buffering", b"no"),  # a proxy in between must not collect events
+                *((name.encode(), value.encode()) for name, value in self._headers().items()),
             ]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         self._sent_at = time.monotonic()

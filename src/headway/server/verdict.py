@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from headway.config import UNNAMED_CLASSES
 from headway.core.ledger import Cause, Record
+from headway.core.request import SLO
+
+TARGETS = ("ttft", "tpot", "total")
 
 
 class Verdict(NamedTuple):
@@ -19,8 +25,20 @@ class Verdict(NamedTuple):
         return self.cause is None
 
 
+class SloReport(msgspec.Struct):
+    """A verdict as callers read it."""
+
+    target_ms: float
+    measured_ms: float | None
+    met: bool
+    cause: str | None
+
+
 def verdicts(record: Record) -> list[Verdict]:
-    """One per target that was asked for. A target that does not apply (one token has no gaps) is left out."""
+    """One per target that was asked for, of a record that is closed. A target that does not apply (one token has no
+    gaps) is left out."""
+    if record.kind is None:
+        return []
     ended = None if record.ended is None or record.kind != "finished" else record.ended - record.arrival
     measured = (
         ("ttft", record.slo.ttft_s, record.ttft_s),
@@ -47,3 +65,31 @@ def worst(records: Sequence[Record]) -> list[Verdict]:
 
 def _badness(verdict: Verdict) -> tuple[bool, float]:
     return not verdict.met, float("inf") if verdict.measured_s is None else verdict.measured_s
+
+
+def reports(records: Sequence[Record]) -> dict[str, SloReport]:
+    """Target -> the worst verdict over all answers."""
+    return {
+        verdict.target: SloReport(
+            milliseconds(verdict.target_s) or 0.0, milliseconds(verdict.measured_s), verdict.met, verdict.cause
+        )
+        for verdict in worst(records)
+    }
+
+
+def targets_met(records: Sequence[Record]) -> bool | None:
+    """Whether all of them were. None: nothing to judge, or not yet."""
+    found = worst(records)
+    if any(not verdict.met for verdict in found):
+        return False
+    return True if found and all(record.kind is not None for record in records) else None
+
+
+def class_counted(slo_class: str, slo: SLO) -> str:
+    """The name under which a request is counted: its class; without one, whether it brought targets of its own."""
+    none, custom = UNNAMED_CLASSES
+    return slo_class or (none if slo == SLO() else custom)
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

@@ -201,7 +201,8 @@ function remember(usage) {
   if (timing) {
     const target = (name) => (timing.slo[name] ? ` of ${milliseconds(timing.slo[name].target_ms)}` : "");
     const late = (name) => timing.slo[name]?.met === false;
-    cell(measured(timing.ttft_ms) + target("ttft"), late("ttft"));
+    const expected = timing.predicted_ttft_ms === null ? "" : `, ${measured(timing.predicted_ttft_ms)} expected`;
+    cell(measured(timing.ttft_ms) + target("ttft") + expected, late("ttft"));
     cell(measured(timing.tpot_ms) + target("tpot"), late("tpot"));
     cell(measured(timing.queue_ms));
     cell(measured(timing.total_ms));
@@ -235,6 +236,9 @@ async function refresh() {
     const state = await (await fetch("state", { signal: AbortSignal.timeout(5000) })).json();
     $("model").textContent = state.facts ? `${state.models[0]} · ${state.facts.dtype} · ${state.facts.device}` : state.models[0];
     $("s-state").textContent = state.state;
+    const judged = Object.entries(state.classes).map(([name, { met, missed }]) => `${name} ${met} of ${met + missed}`);
+    $("classes").textContent = `In time since the server's start, of all callers, by class: ${judged.join(" · ")}`;
+    $("classes").hidden = judged.length === 0;
     if (!state.beat) return;
     const { num_running, num_waiting, num_parked, pages } = state.beat;
     const total = Object.values(pages).reduce((sum, count) => sum + count, 0);

@@ -1,0 +1,114 @@
+"""Two servers, or one with two configurations, by the same load in turns: A B B A, so that a drift of the machine falls
+on both alike.
+
+Owns the order, the ratios and how sure they are. The interval is a seeded bootstrap of two levels: blocks are drawn
+again with replacement, and within each the requests, the same ones for A and for B. Pure but for its seed.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from headway.bench.score import Outcome, quantile
+from headway.core.request import SLO
+
+ORDER: tuple[Literal["A", "B"], ...] = ("A", "B", "B", "A")
+CONFIDENCE = 0.95
+NUM_DRAWS = 1000
+FEW_BLOCKS = 5  # fewer say little about how the runs of one side differ
+
+
+class Block(NamedTuple):
+    """Runs of one load, request i of each run being the same."""
+
+    a: tuple[Sequence[Outcome], ...]
+    b: tuple[Sequence[Outcome], ...]
+
+
+class Ratio(NamedTuple):
+    """B's figure over A's, with its interval. NaN where A's is 0 or nobody has one."""
+
+    name: str
+    a: float
+    b: float
+    ratio: float
+    low: float
+    high: float
+
+
+Values = np.typing.NDArray[np.float64]
+
+
+class _Statistic(NamedTuple):
+    """A figure: what each request adds to it (NaN: nothing), and what becomes of all that was added."""
+
+    take: Callable[[Outcome], float | None]
+    of: Callable[[Values], float]
+
+
+def _statistics(targets: Mapping[str, SLO]) -> dict[str, _Statistic]:
+    """What is compared."""
+
+    def in_time(outcome: Outcome) -> float:
+        return float(outcome.meets_all(targets.get(outcome.kind, SLO())))
+
+    def at(share: float) -> Callable[[Values], float]:
+        return lambda values: quantile(values[~np.isnan(values)].tolist(), share)
+
+    return {
+        "attained, all targets": _Statistic(in_time, lambda values: float(values.mean())),
+        "TTFT p50 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.5)),
+        "TTFT p90 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.9)),
+        "TTFT p99 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.99)),
+        "TPOT p50 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.5)),
+        "TPOT p99 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.99)),
+        "end p50 (s)": _Statistic(lambda outcome: outcome.end_s, at(0.5)),
+    }
+
+
+def compare(blocks: Sequence[Block], targets: Mapping[str, SLO], seed: int, num_draws: int = NUM_DRAWS) -> list[Ratio]:
+    """Every figure of all runs of B over that of all runs of A."""
+    if not blocks:
+        raise ValueError("There is nothing to compare: measure one block at least.")
+    draws = list(_draws([len(block.a[0]) for block in blocks], seed, num_draws))
+    ratios = []
+    for name, (take, of) in _statistics(targets).items():
+        sides_a = [_table(block.a, take) for block in blocks]
+        sides_b = [_table(block.b, take) for block in blocks]
+        a, b = of(_flat(sides_a)), of(_flat(sides_b))
+        again = [
+            _over(
+                of(_flat([sides_b[n][:, who] for n, who in draw])), of(_flat([sides_a[n][:, who] for n, who in draw]))
+            )
+            for draw in draws
+        ]
+        known = [ratio for ratio in again if not math.isnan(ratio)]
+        low, high = quantile(known, (1 - CONFIDENCE) / 2), quantile(known, (1 + CONFIDENCE) / 2)
+        ratios.append(Ratio(name, a, b, _over(b, a), low, high))
+    return ratios
+
+
+Draw = list[tuple[int, np.typing.NDArray[np.int64]]]  # (block, its requests)
+
+
+def _draws(sizes: Sequence[int], seed: int, num_draws: int) -> Iterator[Draw]:
+    rng = np.random.default_rng([seed, 5])
+    for _ in range(num_draws):
+        numbers = rng.integers(len(sizes), size=len(sizes)).tolist()
+        yield [(number, rng.integers(sizes[number], size=sizes[number])) for number in numbers]
+
+
+def _table(runs: Sequence[Sequence[Outcome]], take: Callable[[Outcome], float | None]) -> Values:
+    """A row per run, a column per request."""
+    taken = [[take(outcome) for outcome in run] for run in runs]
+    return np.array([[math.nan if value is None else value for value in row] for row in taken])
+
+
+def _flat(tables: Sequence[Values]) -> Values:
+    return np.concatenate([table.ravel() for table in tables])
+
+
+def _over(b: float, a: float) -> float:
+    return b / a if a else math.nan

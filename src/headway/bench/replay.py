@@ -1,0 +1,132 @@
+"""Runs a load through a real engine in this process, request by request at the instants at which the load asks for it.
+
+One engine, one set of weights, one pool: what is compared are schedulers, and each run gets a new one. The letters are
+known beforehand and a request counts as arrived when its instant has come, whatever the device is doing then; so there
+is no generator beside the engine to take its time, and nothing arrives late.
+"""
+
+import gc
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from headway.bench.score import Outcome
+from headway.core import event as ev
+from headway.core.cost import CostModel
+from headway.core.ledger import Record
+from headway.core.pages import PageTable
+from headway.core.request import Request
+from headway.core.scheduler import Scheduler, SchedulerSettings
+from headway.placement.driver import Driver
+from headway.placement.engine import Engine, MonotonicClock
+
+
+class Appointments:
+    """A mailbox of requests that arrive at known instants of the real clock."""
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = deque(sorted(requests, key=lambda request: request.arrival))
+        self._next_at = self._requests[0].arrival if self._requests else float("inf")
+
+    def has_mail(self) -> bool:
+        return time.monotonic() >= self._next_at
+
+    def take(self) -> list[ev.Event]:
+        now = time.monotonic()
+        taken: list[ev.Event] = []
+        while self._next_at <= now:
+            taken.append(ev.Arrived(self._requests.popleft()))
+            self._next_at = self._requests[0].arrival if self._requests else float("inf")
+        return taken
+
+    def wait(self, until: float | None) -> None:
+        instant = min(self._next_at, float("inf") if until is None else until)
+        if instant < float("inf"):
+            time.sleep(max(0.0, instant - time.monotonic()))
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._requests
+
+
+@dataclass(slots=True)
+class Replay:
+    """What a run did. `tokens` are the first tokens that were drawn, by request: equal work has equal ones."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    decisions_s: list[float] = field(default_factory=list)
+    begun: float = 0.0
+    ended: float = 0.0
+    num_tiles: int = 0
+    mean_error: float = 0.0  # of the cost model, at the end
+
+    @property
+    def duration_s(self) -> float:
+        return self.ended - self.begun
+
+    def outcomes(self) -> list[Outcome]:
+        """As the score takes them: seconds from the instant at which the load asked."""
+        return [outcome_of(record, self.begun) for record in self.records.values()]
+
+
+def outcome_of(record: Record, begun: float) -> Outcome:
+    """One request's story, as the client would have seen it."""
+    assert record.ended is not None
+    ending = record.kind if record.kind in ("finished", "refused") else "failed"
+    return Outcome(
+        kind=record.slo_class,
+        at_s=record.arrival - begun,
+        num_prompt=record.num_prompt_tokens,
+        num_output=record.num_output_tokens,
+        ending=ending,
+        end_s=record.ended - record.arrival,
+        ttft_s=record.ttft_s,
+        tpot_s=record.tpot_s,
+        reason="" if ending == "finished" else record.reason,
+    )
+
+
+def replay(
+    engine: Engine, requests: Sequence[Request], settings: SchedulerSettings, cost: CostModel | None = None
+) -> Replay:
+    """Run them all; `arrival` of each counts from the start. The engine's pool is used from page 0 on, its content is
+    not kept."""
+    shape = engine.pool.shape
+    cost = cost or CostModel(engine.scheduler.cost.fit)
+    scheduler = Scheduler(settings, cost, PageTable(shape.num_pages, shape.page_tokens))
+    run = Replay(begun=time.monotonic() + 0.005)
+    mailbox = Appointments(replace(request, arrival=run.begun + request.arrival) for request in requests)
+
+    def tell(effect: ev.Admit | ev.Deliver | ev.End) -> None:
+        if isinstance(effect, ev.Deliver):
+            run.tokens.setdefault(effect.commit.request_id, effect.commit.tokens[0])
+        elif isinstance(effect, ev.End):
+            run.records[effect.record.request_id] = effect.record
+
+    driver = Driver(
+        scheduler, {"language": engine.stage}, MonotonicClock(), mailbox, tell, decided=run.decisions_s.append
+    )
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            while scheduler.num_open or not mailbox.is_empty:
+                if not driver.turn():
+                    driver.wait()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        driver.close()
+    run.ended = time.monotonic()
+    run.counters = dict(scheduler.counters)
+    run.num_tiles, run.mean_error = driver.num_tiles, cost.mean_error
+    return run

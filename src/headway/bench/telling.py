@@ -1,0 +1,267 @@
+"""What a measurement says to a person: the lines on the terminal and the page. Measures and judges nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headway.bench.chart import Curve, Panel, cdf
+from headway.bench.compare import CONFIDENCE, FEW_BLOCKS, Ratio
+from headway.bench.load import Load
+from headway.bench.measure import Alone, Run, Turns
+from headway.bench.page import Cell, Page, Table
+from headway.bench.result import panels
+from headway.bench.score import Marks, quantile
+from headway.bench.search import Found, Point
+from headway.core.request import SLO
+
+LATE_MS = 10.0  # a generator later than this at p99 is part of what it measures
+
+
+def shown_point(found: Found[Run]) -> Point[Run]:
+    """The one to look at closely: that of the goodput, or else the lowest of all."""
+    return next((point for point in found.points if point.rate == found.rate), found.points[0])
+
+
+def page_of(
+    found: Found[Run], load: Load, alone: Alone, targets: Mapping[str, SLO], document: Mapping[str, Any]
+) -> Page:
+    """The report of one server."""
+    shown, share = shown_point(found), document["share"]
+    run = shown.runs[0]
+    facts = {
+        f"requests/s with {share:.0%} of every class in time": verdict(found),
+        f"attained at {shown.rate:.3g} requests/s": f"{run.score.overall.joint:.1%}",
+        f"TTFT p99 at {shown.rate:.3g} requests/s": _ms(run.score.overall.ttft_s.p99),
+        "refused or failed": str(run.score.overall.num_refused + run.score.overall.num_failed),
+    }
+    tables = [
+        _by_rate(found, share),
+        _by_class(shown, targets, share),
+        _targets(alone, targets),
+        _scales(shown, share),
+    ]
+    title = f"{document['server']['model'] or 'A server'}: in time, up to which rate"
+    lead = f"{document['server']['url']}, {load.name}, {len(load.requests)} requests in each run"
+    return Page(title, lead, facts, panels(found.points, shown, targets, share), tables, _notes(document))
+
+
+def verdict(found: Found[Run]) -> str:
+    """The goodput in a few words."""
+    if not found.rate:
+        return f"under {found.points[0].rate:.3g}"
+    return f"{found.rate:.3g}" if found.failed_at < math.inf else f"{found.rate:.3g} or more"
+
+
+def lines(found: Found[Run], share: float) -> list[str]:
+    """For the terminal."""
+    told = [f"{'requests/s':>10}  {'attained':>8}  {'worst class':>16}  {'TTFT p50':>9}  {'p99':>9}  {'TPOT p50':>9}"]
+    for point in found.points:
+        run, worst = point.runs[0], min(point.shares, key=lambda kind: point.shares[kind])
+        marks = run.score.overall
+        told.append(
+            f"{point.rate:>10.3g}  {marks.joint:>8.1%}  {worst + f' {point.shares[worst]:.1%}':>16}  "
+            f"{_ms(marks.ttft_s.p50):>9}  {_ms(marks.ttft_s.p99):>9}  {_ms(marks.tpot_s.p50):>9}  "
+            f"{'passed' if point.passed else 'missed'}"
+        )
+    told.append(f"Goodput: {verdict(found)} requests/s with {share:.0%} of every class in time.")
+    return told + warnings([run for point in found.points for run in point.runs])
+
+
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """What makes the numbers worth less, and what the server complained of."""
+    told = []
+    late = max(run.late_ms["p99"] for run in runs)
+    if late > LATE_MS:
+        told.append(f"Careful: the generator itself was up to {late:.0f} ms late (p99), so the machine was too busy.")
+    reasons: dict[str, int] = {}
+    complaints: dict[str, str] = {}
+    for run in runs:
+        complaints = run.complaints | complaints
+        for reason, count in run.score.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    for reason, count in reasons.items():
+        told.append(f"{count} requests ended with {reason}{': ' + complaints[reason] if reason in complaints else ''}")
+    return told
+
+
+def _by_rate(found: Found[Run], share: float) -> Table:
+    rows: list[list[str | Cell]] = []
+    for point in found.points:
+        for run in point.runs:
+            overall = run.score.overall
+            worst = min(run.score.by_kind, key=lambda kind: run.score.by_kind[kind].joint)
+            lowest = run.score.by_kind[worst].joint
+            rows.append(
+                [
+                    f"{point.rate:.3g}",
+                    f"{overall.joint:.1%}",
+                    Cell(f"{worst} {lowest:.1%}", lowest >= share),
+                    f"{overall.ttft_only:.1%}",
+                    f"{run.score.goodput:.3g}",
+                    *_latencies(overall),
+                    str(overall.num_refused),
+                    str(overall.num_failed),
+                    f"{run.late_ms['p99']:.1f} ms",
+                ]
+            )
+    header = [
+        "requests/s",
+        "all targets",
+        "worst class",
+        "TTFT",
+        "good/s",
+        *_LATENCIES,
+        "refused",
+        "failed",
+        "late p99",
+    ]
+    return Table("By rate", header, rows)
+
+
+_LATENCIES = ("TTFT p50", "p90", "p99", "TPOT p50", "p99", "ITL p99")
+
+
+def _latencies(marks: Marks) -> list[str]:
+    ttft, tpot = marks.ttft_s, marks.tpot_s
+    return [_ms(ttft.p50), _ms(ttft.p90), _ms(ttft.p99), _ms(tpot.p50), _ms(tpot.p99), _ms(marks.itl_s.p99)]
+
+
+def _by_class(point: Point[Run], targets: Mapping[str, SLO], share: float) -> Table:
+    rows: list[list[str | Cell]] = []
+    for kind, marks in point.runs[0].score.by_kind.items():
+        slo = targets.get(kind, SLO())
+        rows.append(
+            [
+                kind,
+                str(marks.num),
+                _ms(slo.ttft_s),
+                _ms(slo.tpot_s),
+                Cell(f"{marks.joint:.1%}", marks.joint >= share),
+                f"{marks.ttft_only:.1%}",
+                *_latencies(marks),
+            ]
+        )
+    header = ["class", "requests", "TTFT target", "TPOT target", "all targets", "TTFT", *_LATENCIES]
+    return Table(f"By class, at {point.rate:.3g} requests/s", header, rows)
+
+
+def _targets(alone: Alone, targets: Mapping[str, SLO]) -> Table:
+    rows = [
+        [
+            kind,
+            str(alone.num_prompt[kind]),
+            _ms(alone.ttft_s[kind]),
+            _ms(targets[kind].ttft_s),
+            _ms(targets[kind].tpot_s),
+        ]
+        for kind in alone.ttft_s
+    ]
+    return Table("Alone on the machine", ["class", "p90 prompt", "TTFT alone", "TTFT target", "TPOT target"], rows)
+
+
+def _scales(point: Point[Run], share: float) -> Table:
+    score = point.runs[0].score
+    rows: list[list[str | Cell]] = [
+        [
+            f"{s.scale:.1f}",
+            f"{s.overall:.1%}",
+            *(Cell(f"{s.by_kind[k]:.1%}", s.by_kind[k] >= share) for k in score.by_kind),
+        ]
+        for s in score.scales
+    ]
+    title = f"Had all targets been so many times as long, at {point.rate:.3g} requests/s"
+    return Table(title, ["scale", "all", *score.by_kind], rows)
+
+
+# A comparison
+
+
+def comparison_page(
+    turns: Turns,
+    ratios: Sequence[Ratio],
+    labels: tuple[str, str],
+    targets: Mapping[str, SLO],
+    document: Mapping[str, Any],
+) -> Page:
+    """The report of two servers."""
+    label_a, label_b = labels
+    first = ratios[0]
+    facts = {
+        f"{label_a}: attained all targets": f"{first.a:.1%}",
+        f"{label_b}: attained all targets": f"{first.b:.1%}",
+        **{f"{label_b} over {label_a}: {one.name}": _times(one.ratio) for one in ratios if one.name in _HEADLINES},
+    }
+    rows = [
+        [one.name, f"{one.a:.4g}", f"{one.b:.4g}", _times(one.ratio), f"{one.low:.3f} … {one.high:.3f}"]
+        for one in ratios
+    ]
+    table = Table("Ratios", ["", label_a, label_b, "ratio", f"{CONFIDENCE:.0%} interval"], rows)
+    runs = [
+        [str(n + 1), labels["AB".index(side)], f"{run.score.overall.joint:.1%}", *_latencies(run.score.overall)]
+        for n, (side, run) in enumerate(turns.runs)
+    ]
+    order = Table("Every run, in its order", ["run", "server", "all targets", *_LATENCIES], runs)
+    title = f"{label_b} against {label_a}"
+    lead = f"The same load in turns, A B B A, at {document['rate']:.3g} requests/s"
+    return Page(title, lead, facts, comparison_panels(turns, labels, targets), [table, order], _notes(document))
+
+
+_HEADLINES = ("TTFT p50 (s)", "TTFT p99 (s)")
+
+
+def comparison_panels(turns: Turns, labels: tuple[str, str], targets: Mapping[str, SLO]) -> list[Panel]:
+    """The distributions of TTFT, and what was attained at other scales of the targets."""
+    ttft, sweep = [], []
+    for side, label in zip("AB", labels, strict=True):
+        runs = [run for which, run in turns.runs if which == side]
+        outcomes = [outcome for run in runs for outcome in run.outcomes]
+        ttft.append(
+            Curve(label, *cdf([o.ttft_s * 1000 for o in outcomes if o.ttft_s is not None], len(outcomes)), "steps")
+        )
+        scales = [scaled.scale for scaled in runs[0].score.scales]
+        means = [sum(run.score.scales[n].overall for run in runs) / len(runs) for n in range(len(scales))]
+        sweep.append(Curve(label, scales, means))
+    unit = (-0.02, 1.04)
+    return [
+        Panel("Time to first token, all classes", "ms", "share", ttft, x_log=True, y_range=unit),
+        Panel("Had the targets been longer or shorter", "times the targets", "share", sweep, y_range=unit),
+    ]
+
+
+def comparison_lines(ratios: Sequence[Ratio], labels: tuple[str, str], num_blocks: int) -> list[str]:
+    """For the terminal."""
+    told = [f"{'':<22}  {labels[0]:>10}  {labels[1]:>10}  {'ratio':>7}  {CONFIDENCE:.0%} interval"]
+    told += [
+        f"{one.name:<22}  {one.a:>10.4g}  {one.b:>10.4g}  {one.ratio:>7.3f}  {one.low:.3f} … {one.high:.3f}"
+        for one in ratios
+    ]
+    if num_blocks < FEW_BLOCKS:
+        told.append(f"Careful: few blocks ({num_blocks}); give --blocks {FEW_BLOCKS} or more to trust the intervals.")
+    return told
+
+
+def _notes(document: Mapping[str, Any]) -> dict[str, str]:
+    late = [quantile([run["p99"] for run in document["late_ms"]], share) for share in (0.5, 1.0)]
+    provenance = document["provenance"]
+    return {
+        "command": provenance["command"],
+        "load": document["load"]["source"],
+        "seeds": ", ".join(f"{name} {seed}" for name, seed in document["seeds"].items()),
+        "generator": f"open loop; late by {late[0]:.1f} ms at p99 in the median run, {late[1]:.1f} ms in the worst",
+        "rules": "Latencies count from the instant at which the load asked. Refused, failed and broken answers have "
+        "missed and were not tried again. A quantile is a value that occurred (nearest rank).",
+        "machine of the generator": f"{provenance['machine']}, load average {provenance['load_average'][0]}",
+        "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        "when": provenance["at"],
+    }
+
+
+def _times(ratio: float) -> str:
+    return "none" if math.isnan(ratio) else f"{ratio:.3f} ×"
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None or math.isnan(seconds):
+        return "–"
+    ms = seconds * 1000
+    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms"

@@ -1,0 +1,89 @@
+"""What the door knows of one call while it is open and afterwards: understood, predicted, measured, met.
+
+Keeps an account of its own of each answer, from what it hears; the engine's takes its place when it comes. Holds no
+prompt and no text, so that it may be kept for long. Knows no transport and no JSON shape.
+"""
+
+import math
+import time
+from collections.abc import Iterable
+
+from headway.core.ledger import Moment, Record, settle
+from headway.core.lifecycle import State
+from headway.core.request import Request
+from headway.server.intake import Ask
+from headway.server.metrics import Metrics
+from headway.server.verdict import TARGETS, milliseconds, targets_met
+
+
+class Call:
+    """One call, whose answers share their terms. Tells the metrics what it hears (it is the stream's `Meter`)."""
+
+    def __init__(self, ask: Ask, metrics: Metrics) -> None:
+        first = ask.requests[0]
+        self.id = ask.id
+        self.model = ask.model
+        self.arrival = first.arrival
+        self.slo = first.slo
+        self.slo_class = first.slo_class
+        self.tenant = first.tenant
+        self.priority = first.priority
+        self._records = {request.id: Record.open(request) for request in ask.requests}
+        self._metrics = metrics
+
+    @property
+    def records(self) -> list[Record]:
+        """One per answer, in the order of the choices; one without a `kind` is open."""
+        return list(self._records.values())
+
+    def admitted(self, request: Request, predicted_ttft_s: float) -> None:
+        record = self._records[request.id]
+        record.predicted_ttft_s = predicted_ttft_s
+        record.note(time.monotonic(), "admitted", f"first token expected after {predicted_ttft_s * 1000:.0f} ms")
+
+    def delivered(self, request: Request, num_tokens: int) -> None:
+        record, now = self._records[request.id], time.monotonic()
+        if record.last_token is None:
+            record.first_token = now
+            record.note(now, "first_token")
+        else:
+            self._metrics.gap((now - record.last_token) / max(1, num_tokens))
+        record.last_token = now
+        record.num_output_tokens += num_tokens
+
+    def ended(self, request: Request, record: Record) -> None:
+        own = self._records[request.id]
+        if record.predicted_ttft_s is None:
+            record.predicted_ttft_s = own.predicted_ttft_s
+        if not record.timeline or record.timeline[-1].what != record.kind:  # written when the engine was gone
+            at = time.monotonic() if record.ended is None else record.ended
+            record.timeline = [*own.timeline, Moment(at, str(record.kind), record.reason)]
+        self._records[request.id] = record
+        self._metrics.ended(request, record)
+
+    def abandoned(self, request: Request) -> None:
+        record = self._records[request.id]
+        settle(record, State.CANCELLED, "abandoned", time.monotonic())
+        self._metrics.abandoned(request, record)
+
+    def headers(self) -> dict[str, str]:
+        """What can be said of it by now. Of several answers the slowest counts, once all of them have come to it."""
+        told = {"x-headway-slo-class": self.slo_class} if self.slo_class else {}
+        for target in TARGETS:
+            told[f"x-slo-{target}-ms"] = _text(getattr(self.slo, f"{target}_s"))
+        told["x-headway-predicted-ttft-ms"] = _text(_slowest(record.predicted_ttft_s for record in self.records))
+        told["x-headway-ttft-ms"] = _text(_slowest(record.ttft_s for record in self.records))
+        met = targets_met(self.records)
+        told["x-headway-slo-met"] = "" if met is None else str(met).lower()
+        return {name: value for name, value in told.items() if value}
+
+
+def _slowest(seconds: Iterable[float | None]) -> float | None:
+    known = list(seconds)
+    return None if None in known else max(value for value in known if value is not None)
+
+
+def _text(seconds: float | None) -> str:
+    """In milliseconds; empty if there is nothing to say."""
+    value = milliseconds(seconds)
+    return "" if value is None or not math.isfinite(value) else f"{value:.15g}"

@@ -1,0 +1,377 @@
+"""`headway bench` against the door, and against servers that do what they should not."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from desk import TEXT, Desk, Network
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from headway import cli
+from headway.bench.chart import Curve, Mark, Panel, cdf, svg
+from headway.bench.client import Server, ServerError, meet, replay
+from headway.bench.score import Outcome
+from headway.bench.traces import Asked
+from headway.core.request import SLO
+from headway.placement.link import Fate
+
+Open = Callable[[Desk], Network]
+EASY = ["--slo", *(f"{kind}=5000:5000" for kind in ("text", "image", "search", "file"))]
+FEW = ["--num-requests", "12", "--max-tokens", "4", "--seed", "1", "--token-seed", "5"]
+
+
+def ask(
+    server: Server, *requests: Asked, targets: dict[str, SLO] | None = None
+) -> tuple[list[Outcome], dict[str, str]]:
+    prompts = [tuple(range(300, 300 + asked.num_prompt)) for asked in requests]
+    got = asyncio.run(replay(server, requests, prompts, targets or {}))
+    return list(got.outcomes), got.complaints
+
+
+def bench(*args: object) -> int:
+    return cli.main(["bench", *map(str, args)])
+
+
+class Wellformed(HTMLParser):
+    """Notes what a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href") and not (v or "").startswith("#")]
+
+
+def test_the_whole_command(network: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two rates, a dozen requests each. The fake answers everything at once, four tokens each, so all are in time."""
+    desk = Desk("one two three four five six seven eight", max_model_len=2048)
+    net = network(desk)
+    out = tmp_path / "out"
+    assert bench(net.url + "/v1/", *FEW, *EASY, "--rates", 40, 80, "--out", out) == 0
+
+    result = json.loads((out / "result.json").read_text())
+    assert [(point["rate"], point["passed"]) for point in result["points"]] == [(40, True), (80, True)]
+    assert result["goodput"] == {"rate": 80, "failed_at": None}
+    assert result["server"]["model"] == TEXT.name
+    assert result["server"]["context"] == 2048
+    assert "qwen" in result["load"]["source"]
+    assert "--rates 40 80" in result["provenance"]["command"]
+    assert result["targets"]["text"]["ttft_s"] == 5.0
+    for point in result["points"]:
+        (run,) = point["runs"]
+        assert run["score"]["overall"]["num"] == 12
+        assert run["score"]["overall"]["joint"] == 1.0
+        rows = [dict(zip(run["outcomes"]["columns"], row, strict=True)) for row in run["outcomes"]["rows"]]
+        assert all(row["num_output"] == 4 and row["ending"] == "finished" for row in rows)
+        assert rows[-1]["at_s"] == pytest.approx(11 / point["rate"])
+        assert all(0 < row["ttft_s"] <= row["end_s"] for row in rows)
+    assert (out / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+    text = (out / "report.html").read_text()
+    page = Wellformed()
+    page.feed(text)
+    assert page.fetched == []
+    assert page.tags.count("svg") == 4
+    assert "prefers-color-scheme: dark" in text
+    assert "80 or more" in text
+    assert "Goodput: 80 or more requests/s" in capsys.readouterr().out
+
+    # what the fake got: warm-up and lone requests without targets, then 24 with them; no prompt twice
+    kinds = len(result["alone"]["num_prompt"])
+    asked = desk.link.requests
+    assert len(asked) == 2 + 5 * kinds + 24
+    assert sum(request.slo.ttft_s is not None for request in asked) == 24
+    assert {request.slo for request in asked} == {SLO(), SLO(ttft_s=5.0, tpot_s=5.0)}
+    assert len({request.prompt for request in asked if len(request.prompt) > 3}) == len(
+        [request for request in asked if len(request.prompt) > 3]
+    )
+    lengths = sorted(row[2] for row in result["points"][0]["runs"][0]["outcomes"]["rows"])
+    assert sorted(len(request.prompt) for request in asked[-24:]) == sorted(lengths * 2)
+
+
+def test_a_server_that_refuses_everybody(network: Open, tmp_path: Path) -> None:
+    """Whatever comes with a target is refused: no rate is good, and the server's words are kept."""
+    desk = Desk("one two three four five")
+    net = network(desk)
+    submit_as_ever = desk.link.submit
+
+    def submit(request: Any) -> Any:
+        desk.link.fate = Fate("refused", "queue_full", "Too many wait.", 1.0) if request.slo.ttft_s else None
+        return submit_as_ever(request)
+
+    desk.link.submit = submit  # type: ignore[method-assign]
+    out = tmp_path / "out"
+    assert bench(net.url, *FEW, *EASY, "--rates", 100, "--out", out) == 0
+    result = json.loads((out / "result.json").read_text())
+    (run,) = result["points"][0]["runs"]
+    assert result["goodput"] == {"rate": 0.0, "failed_at": 100}
+    assert run["score"]["overall"]["num_refused"] == 12
+    assert run["score"]["reasons"] == {"503": 12}
+    assert "Too many wait" in run["complaints"]["503"]
+    assert run["score"]["overall"]["ttft_s"]["p50"] is None
+
+
+def test_the_search_finds_where_the_server_begins_to_refuse(network: Open, tmp_path: Path) -> None:
+    """It refuses while the last ten came at more than 72 requests/s: of 25, 50 and 100 the second is the last good."""
+    desk = Desk("one two three four five", max_model_len=2048)
+    net = network(desk)
+    submit_as_ever = desk.link.submit
+    begun: list[float] = []
+
+    def submit(request: Any) -> Any:
+        begun.append(request.arrival)
+        too_many = len(begun) > 10 and begun[-1] - begun[-11] < 10 / 72 and request.slo.ttft_s
+        desk.link.fate = Fate("refused", "queue_full", num_tokens=0) if too_many else None
+        return submit_as_ever(request)
+
+    desk.link.submit = submit  # type: ignore[method-assign]
+    out = tmp_path / "out"
+    few = ["--num-requests", 30, "--max-tokens", 1, "--arrivals", "uniform", "--repeats", 1]
+    assert bench(net.url, *few, *EASY, "--start", 25, "--tolerance", 1, "--out", out) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["goodput"] == {"rate": 50, "failed_at": 100}
+    assert [point["passed"] for point in result["points"]] == [True, True, False]
+
+
+def test_two_servers_in_turns(network: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A B B A; both get the same lengths at the same instants."""
+    says = "one two three four five"
+    one, other = Desk(says, max_model_len=2048), Desk(says, max_model_len=1024)
+    a, b = network(one), network(other)
+    out = tmp_path / "out"
+    code = bench("--compare", f"old={a.url}", f"new={b.url}", *FEW, *EASY, "--rates", 100, "--blocks", 1, "--out", out)
+    assert code == 0
+    result = json.loads((out / "result.json").read_text())
+    assert [run["server"] for run in result["runs"]] == ["old", "new", "new", "old"]
+    assert len({run["token_seed"] for run in result["runs"]}) == 4
+    assert all(run["score"]["overall"]["num"] == 12 for run in result["runs"])
+    ratios = {ratio["name"]: ratio for ratio in result["ratios"]}
+    ttft = ratios["TTFT p50 (s)"]
+    assert ttft["ratio"] == pytest.approx(ttft["b"] / ttft["a"])
+    assert ttft["low"] <= ttft["ratio"] <= ttft["high"]
+    lengths = [sorted(len(r.prompt) for r in desk.link.requests if r.slo.ttft_s) for desk in (one, other)]
+    assert lengths[0] == lengths[1]
+    assert len(lengths[0]) == 24
+    told = capsys.readouterr().out
+    assert "few blocks (1)" in told
+    assert "new against old" in (out / "report.html").read_text()
+
+
+def test_targets_go_along_in_headers_unless_they_are_to_be_kept_secret(network: Open) -> None:
+    desk = Desk("one two")
+    server = asyncio.run(meet(Server(network(desk).url)))
+    targets = {"text": SLO(ttft_s=0.25, tpot_s=0.1)}
+    ask(server, Asked(0.0, 5, 2, "text"), Asked(0.01, 5, 2, "file"), targets=targets)
+    ask(server._replace(send_slo=False), Asked(0.0, 5, 2, "text"), targets=targets)
+    assert [request.slo for request in desk.link.requests] == [targets["text"], SLO(), SLO()]
+
+
+def test_words_for_a_server_that_takes_no_ids(network: Open) -> None:
+    """About as many tokens as were asked for."""
+    desk = Desk("one two")
+    server = asyncio.run(meet(Server(network(desk).url, as_text=True)))
+    (outcome,), _ = ask(server, Asked(0.0, 40, 2, "text"))
+    assert outcome.ending == "finished"
+    assert 40 <= len(desk.link.requests[0].prompt) <= 80
+
+
+def test_an_engine_that_fails_midway(network: Open) -> None:
+    """What began and broke off is failed, though it has a time to its first token."""
+    desk = Desk("one two three four five")
+    desk.link.fate = Fate("failed", "engine_lost", "The engine died.", num_tokens=2)
+    (outcome,), _ = ask(Server(network(desk).url), Asked(0.0, 5, 5, "text"))
+    assert (outcome.ending, outcome.reason) == ("failed", "error in stream")
+    assert outcome.ttft_s is not None
+
+
+class Odd:
+    """A server in a few lines, for what the door does not do."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Response]) -> None:
+        async def completions(request: Request) -> Response:
+            return answer(await request.json())
+
+        async def models(request: Request) -> Response:
+            return JSONResponse({"data": [{"id": "odd"}]})
+
+        self.app = Starlette(
+            routes=[Route("/v1/completions", completions, methods=["POST"]), Route("/v1/models", models)]
+        )
+
+
+def odd(network: Open, answer: Callable[[dict[str, Any]], Response]) -> Server:
+    desk = Desk()
+    desk.app = Odd(answer).app
+    return Server(network(desk).url)
+
+
+def stream(*events: str, pause_s: float = 0.0) -> StreamingResponse:
+    async def sent() -> Any:
+        for event in events:
+            yield event.encode()
+            await asyncio.sleep(pause_s)
+
+    return StreamingResponse(sent(), media_type="text/event-stream")
+
+
+def test_times_are_those_of_texts_and_lengths_those_of_usage(network: Open) -> None:
+    """Spaces in the JSON, a comment, an event with three tokens, an empty last one, a usage: as other servers do it."""
+    server = odd(
+        network,
+        lambda body: stream(
+            ": hello\n\n",
+            'data: {"choices": [{"text": "a"}]}\r\n\r\n',
+            'data: {"choices": [{"text": "bcd"}]}\n\n',
+            'data: {"choices": [{"text": "", "finish_reason": "length"}], "usage": null}\n\n',
+            'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 4}}\n\ndata: [DONE]\n\n',
+            pause_s=0.1,
+        ),
+    )
+    (outcome,), _ = ask(server, Asked(0.0, 5, 4, "text"))
+    assert (outcome.ending, outcome.num_output) == ("finished", 4)
+    assert len(outcome.gaps_s) == 1
+    assert outcome.gaps_s[0] >= 0.09
+    assert outcome.tpot_s == pytest.approx(outcome.gaps_s[0] / 3)
+    assert outcome.ttft_s is not None
+    assert 0.09 <= outcome.ttft_s <= outcome.end_s - 0.25
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        (["data: [DONE]\n\n"], "broken stream"),  # an answer of nothing
+        (['data: {"choices":[{"text":"a"}]}\n\n'], "broken stream"),  # it never said that it was done
+        (['data: {"error": {"message": "no"}}\n\n', "data: [DONE]\n\n"], "error in stream"),
+    ],
+)
+def test_a_stream_that_is_no_whole_answer_has_failed(network: Open, events: list[str], reason: str) -> None:
+    (outcome,), _ = ask(odd(network, lambda body: stream(*events)), Asked(0.0, 5, 4, "text"))
+    assert (outcome.ending, outcome.reason) == ("failed", reason)
+
+
+def test_errors_are_counted_by_their_code_and_nothing_is_tried_twice(network: Open) -> None:
+    """429 and 503 refuse; anything else failed. As many calls as requests."""
+    statuses = [429, 503, 500, 418]
+    calls: list[int] = []
+
+    def answer(body: dict[str, Any]) -> Response:
+        calls.append(statuses[len(calls)])
+        return JSONResponse({"error": {"message": f"it is {calls[-1]}"}}, calls[-1], {"retry-after": "0"})
+
+    outcomes, complaints = ask(odd(network, answer), *(Asked(0.1 * n, 5, 4, "text") for n in range(4)))
+    assert [(o.ending, o.reason) for o in outcomes] == [
+        ("refused", "429"),
+        ("refused", "503"),
+        ("failed", "500"),
+        ("failed", "418"),
+    ]
+    assert complaints["429"] == "it is 429"
+    assert len(calls) == 4
+
+
+def test_a_slow_server_does_not_slow_the_generator(network: Open) -> None:
+    """Open loop: the second is sent at its instant although the first is not answered yet."""
+    at: list[float] = []
+
+    def answer(body: dict[str, Any]) -> Response:
+        at.append(asyncio.get_running_loop().time())
+        return stream('data: {"choices":[{"text":"a"}]}\n\n', "data: [DONE]\n\n", pause_s=0.5)
+
+    (first, second), _ = ask(odd(network, answer), Asked(0.0, 5, 1, "text"), Asked(0.1, 5, 1, "text"))
+    assert 0.05 <= at[1] - at[0] <= 0.4
+    assert min(first.end_s, second.end_s) >= 0.5
+
+
+def test_a_server_that_does_not_answer_in_time(network: Open) -> None:
+    server = odd(network, lambda body: stream("data: {}\n\n", "data: {}\n\n", pause_s=2.0))
+    (outcome,), _ = ask(server._replace(timeout_s=0.3), Asked(0.0, 5, 1, "text"))
+    assert (outcome.ending, outcome.reason, outcome.ttft_s) == ("failed", "timeout", None)
+
+
+def test_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench("http://127.0.0.1:9", "--rates", 1) == 1
+    assert "headway: Nobody answers at http://127.0.0.1:9: start the server first" in capsys.readouterr().err
+
+
+def test_a_server_that_refuses_ids_is_told_about_text(network: Open, capsys: pytest.CaptureFixture[str]) -> None:
+    server = odd(network, lambda body: JSONResponse({"error": {"message": "prompt must be a string."}}, 400))
+    assert bench(server.url, "--rates", 1) == 1
+    said = capsys.readouterr().err
+    assert "ended with 400: prompt must be a string; if it takes no token ids, give --text." in said
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "give the URL of a server"),
+        (["localhost:8000"], "a server is given as http://HOST:PORT, not 'localhost:8000'"),
+        (["http://a", "--num-requests", "3"], "at least 10"),
+        (["http://a", "--rates", "0"], "it must be a positive number, not '0'"),
+        (["http://a", "--class-mix", "video=1"], "it must be like text=0.7,search=0.3"),
+        (["http://a", "--slo", "text"], "it must be like text=250 or text=250:100"),
+        (["http://a", "--arrivals", "trace"], "the load qwen has no arrivals"),
+        (["--compare", "http://a", "http://b"], "needs one rate"),
+        (["http://c", "--compare", "http://a", "http://b"], "not both"),
+        (["--compare", "x=http://a", "x=http://b", "--rates", "1"], "different labels"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_sentence(args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        bench(*args)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_without_the_extra_one_sentence_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert bench("http://a", "--rates", 1) == 1
+    assert capsys.readouterr().err == "headway: `headway bench` needs its extra: pip install 'headway[bench]'.\n"
+
+
+def test_a_key_is_not_kept(network: Open, tmp_path: Path) -> None:
+    """It opens the door and is in no file afterwards."""
+    net = network(Desk("one two three four five", max_model_len=2048, api_key=("sesame",)))
+    with pytest.raises(ServerError, match="wants an API key"):
+        asyncio.run(meet(Server(net.url)))
+    out = tmp_path / "out"
+    assert bench(net.url, *FEW, "--rates", 100, "--api-key", "sesame", "--out", out) == 0
+    assert all(b"sesame" not in path.read_bytes() for path in out.iterdir())
+
+
+def test_a_chart_takes_the_colours_of_its_page() -> None:
+    """No ink of its own, nothing fetched, a name for those who cannot see it."""
+    panel = Panel(
+        "A & B", "x", "y", [Curve("one", [1, 2], [3, 4]), Curve("two", [1, 2], [4, 3], "dashed")], [Mark("x", 1.5)]
+    )
+    drawn = svg(panel)
+    assert drawn.startswith("<svg")
+    assert "currentColor" in drawn
+    assert "#010203" not in drawn
+    assert 'aria-label="A &amp; B"' in drawn
+    assert ">two<" in drawn
+    assert svg(panel) == drawn
+    ids = set(re.findall(r'id="([^"]*)"', drawn))
+    references = set(re.findall(r"url\(#([^)]*)\)", drawn))
+    assert references <= ids
+    assert not references & set(re.findall(r'id="([^"]*)"', svg(panel, "another")))
+
+
+def test_those_who_never_got_a_token_keep_the_curve_low() -> None:
+    assert cdf([2.0, 1.0], 4) == ([1.0, 1.0, 2.0], [0.0, 0.25, 0.5])
+    assert cdf([], 4) == ([], [])
