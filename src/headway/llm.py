@@ -133,6 +133,7 @@ class LLM:
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
+        options = {"refuse_unattainable": False} | options  # nobody else waits: late is better than never
         self._engine = build_engine(engine_settings(model=model, **options))
         self._text = open_model_text(model)
         self.tokenizer = self._text.tokenizer

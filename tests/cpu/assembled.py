@@ -64,7 +64,11 @@ class Assembled:
         self.sampler = RecordingSampler(c.vocab_size)
         self.stage = LanguageStage(model, self.pool, Tiling(rates, 0.010), self.sampler)
         settings = SchedulerSettings(
-            max_model_len=c.max_positions, pack_tokens=pack_tokens, tile_s=0.01, prefix_caching=prefix_caching
+            max_model_len=c.max_positions,
+            pack_tokens=pack_tokens,
+            tile_s=0.01,
+            prefix_caching=prefix_caching,
+            refuse_unattainable=False,
         )
         cost = CostModel(CostFit(step_s=1.0, token_s=1.0))
         self.scheduler = Scheduler(settings, cost, PageTable(num_pages, page_tokens))
@@ -75,7 +79,7 @@ class Assembled:
     def run(self, letters: Iterable[tuple[int, ev.Event]]) -> None:
         """Deliver every letter, and go on until every request has ended."""
         self.driver = Driver(
-            self.scheduler, {"language": self.stage}, VirtualClock(), mailbox := AfterTiles(letters), self._tell
+            self.scheduler, {"language": self.stage}, VirtualClock(), mailbox := AfterTiles(letters), self._tell, 0.0
         )
         with torch.inference_mode():
             while self.driver.turn() or mailbox._letters:
@@ -84,9 +88,9 @@ class Assembled:
         assert self.scheduler.num_open == 0
         self.scheduler.check_integrity()
 
-    def _tell(self, effect: ev.Deliver | ev.End) -> None:
+    def _tell(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             self.answers.setdefault(effect.commit.request_id, []).extend(effect.commit.tokens)
-        else:
+        elif isinstance(effect, ev.End):
             assert effect.record.request_id not in self.records, "ended twice"
             self.records[effect.record.request_id] = effect.record

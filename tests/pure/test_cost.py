@@ -65,12 +65,13 @@ def test_the_correction_converges(factor: float, shares: list[Share]) -> None:
 
 
 def test_one_odd_step_does_not_turn_the_prediction_over() -> None:
-    """A single step that took ten times as long moves the prediction by a fifth of the way."""
+    """A single step that took a hundred times as long is believed to have taken twice as long, and moves the
+    prediction by a fifth of that way."""
     cost = CostModel(FIT)
     fitted = cost.predict(LONG)
-    cost.observe(LONG, 10 * fitted)
-    assert cost.predict(LONG) == pytest.approx(fitted * (1 + 0.2 * 9))
-    assert cost.correction == pytest.approx(2.8)
+    cost.observe(LONG, 100 * fitted)
+    assert cost.predict(LONG) == pytest.approx(fitted * (1 + 0.2 * 1))
+    assert cost.correction == pytest.approx(1.2)
 
 
 def test_the_two_sides_learn_apart() -> None:
