@@ -2,12 +2,14 @@
 
 A thousand may wait, and a decision has a few hundred microseconds. So nothing is sorted when asked: a ticket is priced
 once, when it comes, and put into the sorted row of its tenant and tier; heaps know when the next one changes its tier,
-needs its start or expires. Prices are made anew when the cost model has learnt that they are wrong by much.
+needs its start or expires. When the cost model has learnt that its prices are wrong by much, they are made anew, a few
+with every decision.
 
 Knows prices, deadlines and tenants. What a start needs besides (pages, places) is the scheduler's business.
 """
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush, merge
 from typing import NamedTuple
@@ -19,6 +21,7 @@ from headway.core.tenants import Tenants
 from headway.core.ticket import Ticket
 
 NEVER = float("inf")
+REPRICED_AT_ONCE = 2
 _Key = tuple[float, float, int]  # priority, due, ticket number: the place within one row
 
 
@@ -72,6 +75,7 @@ class Queue:
         self._starts: list[tuple[float, int]] = []  # by when somebody on time must start
         self._expiries: list[tuple[float, int]] = []
         self._prices_of = cost.version
+        self._stale: deque[int] = deque()  # numbers of those whose price is to be made anew
 
     def __len__(self) -> int:
         return len(self._places)
@@ -183,19 +187,28 @@ class Queue:
         return {tenant: tokens * self.cost.fit.token_s for tenant, tokens in self.tenants.debts().items()}
 
     def _put(self, ticket: Ticket, now: float) -> None:
-        place = self._place(ticket, now)
-        self._places[ticket.number] = place
-        self._rows[place.tier].setdefault(ticket.request.tenant, _Row()).add(place)
+        """Price it, and let it stand where that puts it."""
+        self._stand(self._place(ticket, now))
+
+    def _stand(self, place: _Place) -> None:
+        number, rows, tenant = place.ticket.number, self._rows[place.tier], place.ticket.request.tenant
+        self._places[number] = place
+        if tenant not in rows:
+            rows[tenant] = _Row()
+        rows[tenant].add(place)
         if (turn := self._turn(place)) < NEVER:
-            heappush(self._turns, (turn, ticket.number))
-        if place.start < NEVER:
-            heappush(self._starts, (place.start, ticket.number))
+            heappush(self._turns, (turn, number))
+        if (start := place.start) < NEVER:
+            heappush(self._starts, (start, number))
 
     def _place(self, ticket: Ticket, now: float) -> _Place:
         candidate = ticket_candidate(ticket, self.cost)
+        return self._placed(ticket, candidate, self._amortized_s(ticket, candidate), now)
+
+    def _placed(self, ticket: Ticket, candidate: Candidate, amortized_s: float, now: float) -> _Place:
         tier, _, _ = at = standing(candidate, now, self.order)
         priority, due = at.order[1:] if len(at.order) == 3 else (0.0, at.order[1])
-        return _Place(ticket, candidate, tier, (priority, due, ticket.number), self._amortized_s(ticket, candidate))
+        return _Place(ticket, candidate, tier, (priority, due, ticket.number), amortized_s)
 
     def _amortized_s(self, ticket: Ticket, candidate: Candidate) -> float:
         """The fixed part of a step is paid once for `pack_tokens` tokens."""
@@ -218,20 +231,21 @@ class Queue:
             del rows[tenant]
 
     def _bring_up_to_date(self, now: float) -> None:
-        """Whoever's tier has changed by now goes to its new row; all of them if prices have changed."""
+        """Whoever's tier has changed by now goes to its new row. After a change of prices all do, a few at a time."""
         if self._prices_of != self.cost.version:
             self._prices_of = self.cost.version
-            self._rows = {tier: {} for tier in Tier}
-            self._turns.clear()
-            self._starts.clear()
-            for place in list(self._places.values()):
-                self._put(place.ticket, now)
+            self._stale = deque(self._places)
+        for _ in range(min(REPRICED_AT_ONCE, len(self._stale))):
+            stale = self._places.get(self._stale.popleft())
+            if stale is not None:
+                self._take_out(stale)
+                self._put(stale.ticket, now)
         while self._turns and self._turns[0][0] <= now:
             instant, number = heappop(self._turns)
             moved = self._places.get(number)
             if moved is not None and self._turn(moved) == instant:
                 self._take_out(moved)
-                self._put(moved.ticket, now)
+                self._stand(self._placed(moved.ticket, moved.candidate, moved.amortized_s, now))
 
 
 def _only(rows: dict[str, _Row]) -> list[_Key]:
