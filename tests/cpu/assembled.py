@@ -12,7 +12,8 @@ from headway.core.clock import VirtualClock
 from headway.core.cost import CostFit, CostModel
 from headway.core.ledger import Record
 from headway.core.pages import PageTable
-from headway.core.scheduler import Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import SchedulerSettings
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import weights
 from headway.placement.driver import Driver

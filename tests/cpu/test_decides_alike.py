@@ -14,7 +14,8 @@ from headway.core import event as ev
 from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.request import SLO, Request, Sampling
-from headway.core.scheduler import Lane, Preempt, Scheduler
+from headway.core.scheduler import Scheduler
+from headway.core.settings import Lane, Preempt
 from headway.core.work import Work
 from headway.placement.engine import build_engine
 

@@ -9,7 +9,8 @@ from headway.core.cost import CostFit, CostModel
 from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.request import Request
-from headway.core.scheduler import Lane, Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import Lane, SchedulerSettings
 from headway.core.work import Commit, Outcome, Segment, Work
 
 PAGE_TOKENS = 4
@@ -20,8 +21,9 @@ TILE_S = 0.01
 class Story:
     """One scheduler whose device is driven by hand."""
 
-    def __init__(self, num_pages: int = 200, max_model_len: int = 400, **settings: int | float | bool) -> None:
-        chosen = SchedulerSettings(max_model_len=max_model_len, tile_s=TILE_S, **({"refuse_unattainable": False} | settings))  # type: ignore[arg-type]
+    def __init__(self, num_pages: int = 200, max_model_len: int = 400, **settings: int | float | bool | str) -> None:
+        wishes: dict[str, object] = {"refuse_unattainable": False, **settings}
+        chosen = SchedulerSettings(max_model_len=max_model_len, tile_s=TILE_S, **wishes)  # type: ignore[arg-type]
         self.now = 0.0
         self.scheduler = Scheduler(chosen, CostModel(CostFit(token_s=TOKEN_S)), PageTable(num_pages, PAGE_TOKENS))
 

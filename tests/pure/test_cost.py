@@ -74,6 +74,31 @@ def test_one_odd_step_does_not_turn_the_prediction_over() -> None:
     assert cost.correction == pytest.approx(1.2)
 
 
+@pytest.mark.parametrize("shares", [SHORT, LONG], ids=["bound by memory", "bound by arithmetic"])
+def test_a_slow_down_that_stays_is_followed(shares: list[Share]) -> None:
+    """Not believed at once, but from then on a neighbour takes most of the machine: after a dozen steps that take five
+    times as long the prediction is nearly there, and after twenty more it is back when the neighbour goes."""
+    cost = CostModel(FIT)
+    fitted = cost.predict(shares)
+    for _ in range(12):
+        cost.observe(shares, 5 * fitted)
+    assert cost.predict(shares) == pytest.approx(5 * fitted, rel=0.15)
+    for _ in range(20):
+        cost.observe(shares, fitted)
+    assert cost.predict(shares) == pytest.approx(fitted, rel=0.15)
+
+
+def test_prices_made_before_are_stale_when_they_are_wrong_by_much() -> None:
+    """Small corrections leave the version alone, so that nobody is priced anew for nothing; a slow-down does not."""
+    cost = CostModel(FIT)
+    for number in range(50):
+        cost.observe(LONG, FIT.seconds(LONG) * (1.1 if number % 2 else 0.9))
+    assert cost.version == 0
+    for _ in range(20):
+        cost.observe(LONG, 2 * FIT.seconds(LONG))
+    assert 1 <= cost.version <= 5
+
+
 def test_the_two_sides_learn_apart() -> None:
     """A busy neighbour slows long prompts down; single tokens, bound by memory, are still priced as before."""
     cost = CostModel(FIT)

@@ -11,7 +11,8 @@ from headway.core.cost import CostFit, CostModel
 from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.request import SLO, Request
-from headway.core.scheduler import Lane, Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import Lane, SchedulerSettings
 from headway.core.work import Outcome, Tile, Work
 from headway.placement.driver import Driver
 from headway.placement.simulate import Schedule

@@ -8,7 +8,7 @@ from story import Story, ending, prefill
 
 from headway.core import event as ev
 from headway.core.request import SLO, Request
-from headway.core.scheduler import SchedulerSettings
+from headway.core.settings import SchedulerSettings
 from headway.core.work import Commit, Segment, Work
 from headway.placement.simulate import FakeSimulation
 

@@ -10,7 +10,8 @@ from headway.bench.storm import storm
 from headway.core import event as ev
 from headway.core.cost import CostModel
 from headway.core.pages import PageTable
-from headway.core.scheduler import Lane, Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import Lane, SchedulerSettings
 from headway.core.work import Work
 from headway.placement.simulate import FakeSimulation
 

@@ -4,7 +4,7 @@ import pytest
 
 from headway.bench.storm import storm, survive
 from headway.core import event as ev
-from headway.core.scheduler import SchedulerSettings
+from headway.core.settings import SchedulerSettings
 from headway.placement.simulate import FakeSimulation
 
 

@@ -18,7 +18,8 @@ from headway.core import event as ev
 from headway.core.cost import CostFit, CostModel
 from headway.core.pages import PageTable
 from headway.core.request import Request, Sampling
-from headway.core.scheduler import Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import SchedulerSettings
 from headway.core.work import Commit, Tile
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import weights

@@ -15,13 +15,14 @@ from math import inf
 
 import torch
 
-from headway.bench.score import Outcome
+from headway.bench.score import Outcome, outcome_of
 from headway.core import event as ev
 from headway.core.cost import CostModel
 from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.request import Request
-from headway.core.scheduler import Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import SchedulerSettings
 from headway.placement.driver import Driver
 from headway.placement.engine import Engine
 
@@ -93,23 +94,6 @@ class Replay:
     def outcomes(self) -> list[Outcome]:
         """As the score takes them: seconds from the instant at which the load asked."""
         return [outcome_of(record, self.begun) for record in self.records.values()]
-
-
-def outcome_of(record: Record, begun: float) -> Outcome:
-    """One request's story, as the client would have seen it."""
-    assert record.ended is not None
-    ending = record.kind if record.kind in ("finished", "refused") else "failed"
-    return Outcome(
-        kind=record.slo_class,
-        at_s=record.arrival - begun,
-        num_prompt=record.num_prompt_tokens,
-        num_output=record.num_output_tokens,
-        ending=ending,
-        end_s=record.ended - record.arrival,
-        ttft_s=record.ttft_s,
-        tpot_s=record.tpot_s,
-        reason="" if ending == "finished" else record.reason,
-    )
 
 
 def replay(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from headway.core.ledger import Record
 from headway.core.request import SLO
 
 SCALES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # of the targets, for the sweep
@@ -47,6 +48,23 @@ class Outcome:
         on_pace = slo.tpot_s is None or self.tpot_s is None or self.tpot_s <= slo.tpot_s * scale
         in_time = slo.total_s is None or self.end_s <= slo.total_s * scale
         return self.ending == "finished" and self.meets_ttft(slo, scale) and on_pace and in_time
+
+
+def outcome_of(record: Record, begun: float) -> Outcome:
+    """One request's story, as the client would have seen it."""
+    assert record.ended is not None
+    ending = record.kind if record.kind in ("finished", "refused") else "failed"
+    return Outcome(
+        kind=record.slo_class,
+        at_s=record.arrival - begun,
+        num_prompt=record.num_prompt_tokens,
+        num_output=record.num_output_tokens,
+        ending=ending,
+        end_s=record.ended - record.arrival,
+        ttft_s=record.ttft_s,
+        tpot_s=record.tpot_s,
+        reason="" if ending == "finished" else record.reason,
+    )
 
 
 class Quantiles(NamedTuple):

@@ -14,12 +14,15 @@ from rich.progress import track
 from headway.bench import report
 from headway.core import event as ev
 from headway.core.request import SLO, Request
-from headway.core.scheduler import SchedulerSettings
+from headway.core.settings import SchedulerSettings
 from headway.placement.simulate import FakeSimulation
 from headway.stages.stage import FakeStage
 
 NUM_PAGES = 48
 MAX_MODEL_LEN = 120
+SETTINGS = SchedulerSettings(
+    max_model_len=MAX_MODEL_LEN, max_num_seqs=12, max_num_queued=60, pack_tokens=40, tile_s=0.002, max_num_parked=3
+)
 PREFIXES = [tuple(range(start, start + 24)) for start in (100, 300, 500)]
 
 
@@ -80,12 +83,9 @@ class Survived(NamedTuple):
     counters: Counter[str]
 
 
-def survive(seed: int, num_requests: int) -> Survived:
+def survive(seed: int, num_requests: int, settings: SchedulerSettings = SETTINGS) -> Survived:
     """Run one storm. Asserts that nobody is lost, nobody gets another's tokens, no page leaks."""
     letters, requests = storm(seed, num_requests)
-    settings = SchedulerSettings(
-        max_model_len=MAX_MODEL_LEN, max_num_seqs=12, max_num_queued=60, pack_tokens=40, tile_s=0.002, max_num_parked=3
-    )
     simulation = FakeSimulation(letters, settings, num_pages=NUM_PAGES, page_tokens=4)
     turns = 0
     while simulation.step():

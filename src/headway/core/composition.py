@@ -73,20 +73,32 @@ class Composer:
         """One more token for everybody, and of the prompts as much as fits into `num_tokens`, in their order."""
         members = self._with_room(now)
         num_decoding, budget = len(members), num_tokens - len(members)
-        for ticket in self._prompts_in_order(num_places if self.pack_tokens else 1, now):
-            if budget <= 0:
-                break
-            if not self.holdings.take_prompt(ticket, len(self.decoding), now):
-                continue  # those behind it that have begun hold their pages already, and must get on
+        prompts = self._prompts_with_pages(num_places, now) if budget > 0 else iter(())
+        for ticket in prompts:
             members.append((ticket, min(budget, ticket.num_to_compute)))
             budget -= min(budget, ticket.num_to_compute)
+            if budget <= 0 or not self.pack_tokens:
+                break
         for ticket, _ in members[num_decoding:]:
             self.queue.discard(ticket)
         return self.steps.begin(members, now, decoding=len(members) == num_decoding) if members else None
 
-    def _prompts_in_order(self, most: int, now: float) -> Iterator[Ticket]:
-        for candidate in islice(self.queue.in_order(now), most):
-            yield self.queue.ticket(number_of_ticket(candidate.key))
+    def _prompts_with_pages(self, num_places: int, now: float) -> Iterator[Ticket]:
+        """Prompts in order: those that have begun, who have their pages and must get on or nobody does, and as many
+        new ones as there are places and pages for."""
+        num_begun, num_tries = len(self.queue.begun), MAX_MEMBERS
+        for candidate in self.queue.in_order(now):
+            ticket = self.queue.ticket(number_of_ticket(candidate.key))
+            if ticket.number in self.queue.begun:
+                num_begun -= 1
+                yield ticket
+            elif num_places > 0 and num_tries > 0:
+                num_tries -= 1
+                if self.holdings.take_prompt(ticket, len(self.decoding), now):
+                    num_places -= 1
+                    yield ticket
+            elif num_begun == 0:
+                return
 
     def _with_room(self, now: float) -> list[tuple[Ticket, int | None]]:
         """All between two steps, with a page for the next token; who finds none may cost the latest comer its own."""

@@ -4,11 +4,12 @@ Looks at the queue and the open steps, changes nothing, and cannot know who come
 """
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from headway.core.admission import Forecast
 from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
 from headway.core.cost import CostModel
-from headway.core.policy import Order, standing
+from headway.core.policy import Order, Standing, Tier, standing, whom_to_switch_to
 from headway.core.queue import Queue
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
@@ -30,18 +31,13 @@ class Forecaster:
         """For a ticket that is not in the queue yet."""
         alone_s = prefill_s(ticket, self.cost)
         spare = 1.0 - self._decode_share()
-        ahead_s = (self.queue.seconds_before(ticket, now) + self._open_s(ticket, now)) / spare
-        waited_s = now - ticket.request.arrival
-        own_s = waited_s + alone_s / spare
-        return Forecast(own_s + ahead_s, own_s + self.cost.upper(ahead_s), alone_s)
-
-    def _open_s(self, ticket: Ticket, now: float) -> float:
-        """Seconds of the steps that have begun and would not give way to it."""
-        if not self.steps.all():
-            return 0.0
         candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
-        order = standing(candidate, now, self.order).order
-        return sum(self._before_s(step, order, now) for step in self.steps.all() if not step.decoding)
+        own = standing(candidate, now, self.order)
+        open_s = sum(self._before_s(step, own.order, now) for step in self.steps.all() if not step.decoding)
+        ahead_s = (self.queue.seconds_before(ticket, now) + open_s) / spare
+        own_s = now - ticket.request.arrival + alone_s / spare
+        mean_s = own_s + ahead_s + self._let_end_s(own, ahead_s, now) / spare
+        return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), alone_s)
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
         left_s = step.remaining_at(now)
@@ -52,6 +48,20 @@ class Forecaster:
         if standing(own, now, self.order).order < order:
             return left_s
         return min(left_s, self.tile_s) if on_device else 0.0
+
+    def _let_end_s(self, own: Standing, ahead_s: float, now: float) -> float:
+        """What the step on the device takes beyond its tile, if it goes behind but nobody has to suspend it."""
+        step = self.steps.on_device
+        if step is None or step.decoding or not self.suspends or self.order != "slack" or own.tier is Tier.STARVED:
+            return 0.0
+        running = step_candidate(step, self.cost, self.tile_s, float("inf"))
+        running = running._replace(remaining_s=step.remaining_at(now))
+        left_s = max(0.0, running.remaining_s - self.tile_s)
+        if standing(running, now, self.order).order < own.order or ahead_s + left_s > own.slack_s:
+            return 0.0
+        in_front = takewhile(lambda c: standing(c, now, self.order).order < own.order, self.queue.in_order(now))
+        gives_way = whom_to_switch_to(running, in_front, now, self.tile_s, self.order) is not None
+        return 0.0 if gives_way else left_s
 
     def _decode_share(self) -> float:
         """The share of the device that tokens take if each comes just when it is due: half of it at most."""

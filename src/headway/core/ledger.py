@@ -24,7 +24,7 @@ Cause = Literal[
 ]
 
 
-MAX_MOMENTS = 64  # of one request: what comes later is not noted, but for its ending
+MAX_MOMENTS = 64  # of one request: what comes later is not noted, but for its first token and its ending
 
 
 class Moment(NamedTuple):
@@ -77,7 +77,7 @@ class Record:
 
     def note(self, at: float, what: str, detail: str = "") -> None:
         """Another moment of its life."""
-        if len(self.timeline) < MAX_MOMENTS:
+        if len(self.timeline) < MAX_MOMENTS or what == "first_token":
             self.timeline.append(Moment(at, what, detail))
 
     @property

@@ -68,6 +68,7 @@ class Queue:
         self.tenants = tenants
         self.order = order
         self.pack_tokens = pack_tokens
+        self.begun: set[int] = set()  # numbers of those whose prompt is read in part
         self._places: dict[int, _Place] = {}  # by ticket number
         self._rows: dict[Tier, dict[str, _Row]] = {tier: {} for tier in Tier}
         # instant and ticket number; an entry may speak of who has left, or moved
@@ -89,12 +90,15 @@ class Queue:
     def add(self, ticket: Ticket, now: float) -> None:
         assert ticket.number not in self._places
         self._put(ticket, now)
+        if ticket.num_computed:
+            self.begun.add(ticket.number)
         if ticket.expiry < NEVER:
             heappush(self._expiries, (ticket.expiry, ticket.number))
 
     def discard(self, ticket: Ticket) -> None:
         """Take it out if it is in."""
         place = self._places.pop(ticket.number, None)
+        self.begun.discard(ticket.number)
         if place is not None:
             self._take_out(place)
         if not self._places:
@@ -123,13 +127,14 @@ class Queue:
         debts = self._debts_s()
         place = self._place(ticket, now)
         priority, due, number = place.key
+        own_debt_s = debts.get(ticket.request.tenant, 0.0)
         seconds = 0.0
         for tier, rows in self._rows.items():
             if tier < place.tier:
                 seconds += sum(sum(row.amortized_s) for row in rows.values())
             elif tier == place.tier:
                 for tenant, row in rows.items():
-                    shift_s = debts.get(ticket.request.tenant, 0.0) - debts.get(tenant, 0.0)
+                    shift_s = 0.0 if tier is Tier.STARVED else own_debt_s - debts.get(tenant, 0.0)
                     seconds += sum(row.amortized_s[: bisect_left(row.keys, (priority, due + shift_s, number))])
         return seconds
 
@@ -169,6 +174,7 @@ class Queue:
         """Assert that every ticket is in exactly one row, at its place."""
         rows = [row for by_tenant in self._rows.values() for row in by_tenant.values()]
         assert sorted(key[2] for row in rows for key in row.keys) == sorted(self._places)
+        assert self.begun == {number for number, place in self._places.items() if place.ticket.num_computed}
         for row in rows:
             assert row.keys == sorted(row.keys)
             assert row.amortized_s == [self._places[number].amortized_s for *_, number in row.keys]

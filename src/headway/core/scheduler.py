@@ -6,9 +6,8 @@ goes first is `policy`'s to say, the pages are counted by `pages`, and every end
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from heapq import merge
-from typing import Literal, NamedTuple, assert_never
+from typing import assert_never
 
 from headway.core import event as ev
 from headway.core.admission import Crowd, Limits, refusal, unattainable
@@ -27,7 +26,6 @@ from headway.core.lifecycle import State
 from headway.core.pages import PageTable
 from headway.core.policy import (
     Candidate,
-    Order,
     Tier,
     should_switch,
     standing,
@@ -35,55 +33,14 @@ from headway.core.policy import (
 )
 from headway.core.queue import Queue
 from headway.core.request import Request
+from headway.core.settings import Lane, SchedulerSettings
 from headway.core.steps import Steps
 from headway.core.tenants import Tenants
 from headway.core.ticket import Step, Ticket
 from headway.core.work import Commit, Work
 
-Preempt = Literal["operator", "layer", "chunk", "none"]
 NEVER = float("inf")
 MAX_TRIES = 8  # candidates without pages that one decision looks past
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerSettings:
-    """`tile_s` is the bound B. `pack_tokens` is where more tokens in a step stop making it more efficient.
-
-    A suspended step keeps its pages and, for every token in it, activations: `max_parked_tokens` bounds their bytes.
-    It is never less than one longest request, which must always be able to give way.
-
-    `order`, `preempt`, `pack` and `refuse_unattainable` are switches for comparison: "slack", "operator" and the others
-    on is what this project is for. With `preempt` "chunk" steps are never suspended, but hold `chunk_tokens` at most,
-    tokens of those who decode among them; with "none" they are neither suspended nor cut.
-    """
-
-    max_model_len: int
-    max_num_seqs: int = 64
-    max_num_queued: int = 1024
-    pack_tokens: int = 512
-    tile_s: float = 0.010
-    max_num_parked: int = 8
-    max_parked_tokens: int = 1 << 20
-    max_parked_s: float = 30.0
-    prefix_caching: bool = True
-    stage: str = "language"
-    order: Order = "slack"
-    preempt: Preempt = "operator"
-    chunk_tokens: int = 512
-    pack: bool = True
-    refuse_unattainable: bool = True
-
-    @property
-    def suspends(self) -> bool:
-        """Whether a step may be suspended before its end."""
-        return self.preempt in ("operator", "layer")
-
-
-class Lane(NamedTuple):
-    """One share of a device, as the driver sees it: how far the Work that is on it has come (0 … 1)."""
-
-    name: str = "main"
-    progress: float = 0.0
 
 
 class Scheduler:
@@ -376,7 +333,7 @@ class Scheduler:
 
     def _next_instant(self, now: float) -> float | None:
         """When to look again if nothing happens: a token is ripe, a target needs a start, a wait has been too long."""
-        instants = [self._queue.next_expiry()]
+        instants = []
         parked = self._steps.parked()
         if parked:
             waiting = [self._step_candidate(step) for step in parked]
@@ -389,7 +346,9 @@ class Scheduler:
             instants.append(self._queue.next_start(now + tile_s) - tile_s)
             if parked:
                 instants += [c.deadline - c.remaining_s - tile_s for c in waiting if c.deadline is not None]
-        return min((instant for instant in instants if now < instant < NEVER), default=None)
+        soonest = min((instant for instant in instants if now < instant), default=NEVER)
+        soonest = min(soonest, self._queue.next_expiry())  # may have passed since events were handled: then at once
+        return soonest if soonest < NEVER else None
 
     def _token_candidate(self) -> Candidate | None:
         between = self._composer.between_steps() if self._decoding else []
@@ -428,7 +387,7 @@ class Scheduler:
 
     def _num_places(self) -> int:
         """How many more requests may hold pages."""
-        return self.settings.max_num_seqs - self._num_active()
+        return self.settings.max_num_seqs - self._num_active() - len(self._queue.begun)
 
     def _num_active(self) -> int:
         return len(self._tickets) - len(self._queue)

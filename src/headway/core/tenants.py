@@ -8,6 +8,8 @@ requests as if they were due so much later. A tenant alone has none.
 
 from collections import Counter
 
+MOST_REMEMBERED = 64  # tenants that have gone: beyond that, those who would owe nothing are forgotten
+
 
 class Tenants:
     """Accounts of the tenants that have open requests; those of others are forgotten when nobody is left to compare."""
@@ -33,6 +35,9 @@ class Tenants:
         self._open[tenant] -= 1
         if not self._open[tenant]:
             del self._open[tenant]
+            if len(self._served) > MOST_REMEMBERED + 2 * len(self._open):
+                least = self._least()
+                self._served = {name: had for name, had in self._served.items() if name in self._open or had > least}
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """These tokens were computed for it."""

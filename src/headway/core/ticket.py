@@ -51,9 +51,9 @@ class Ticket:
 
     @property
     def expiry(self) -> float:
-        """When it is too late to be worth starting: the whole answer was due, and not a token of it is there."""
+        """When it is too late to be worth starting: the whole answer was due, and nothing has been done for it."""
         total_s = self.request.slo.total_s
-        if total_s is None or self.record.first_token is not None:
+        if total_s is None or self.record.first_scheduled is not None:
             return float("inf")
         return self.request.arrival + total_s
 

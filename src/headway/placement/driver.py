@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 from headway.core import event as ev
 from headway.core.clock import Clock
-from headway.core.scheduler import Lane, Preempt, Scheduler
+from headway.core.scheduler import Scheduler
+from headway.core.settings import Lane, Preempt
 from headway.core.work import Boundary, Outcome, Tile, Work
 from headway.stages.stage import Running, Stage
 
@@ -153,17 +154,18 @@ class Driver:
             step = self._open[work.id] = _Open(stage.run(work), stage)
         due = self.scheduler.next_due()
         now, has_mail, running, looks_at = self.clock.now, self.mailbox.has_mail, step.running, self._looks_at
+        happened = self._happened
         begun = now()
         try:
             while True:
                 tile = next(running)
                 self.num_tiles += 1
-                if (tile.boundary >= looks_at and (has_mail() or (due is not None and now() >= due))) or tile.left:
+                if tile.left:
+                    happened.append(ev.Left(work.id, tile.left))
+                if tile.boundary >= looks_at and (happened or has_mail() or (due is not None and now() >= due)):
                     break
             step.tile = tile
             step.busy_s += now() - begun
-            if tile.left:
-                self._happened.append(ev.Left(work.id, tile.left))
         except StopIteration as stop:
             outcome: Outcome = stop.value
             self._happened.append(ev.StepDone(work.id, outcome, step.busy_s + now() - begun))

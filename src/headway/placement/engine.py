@@ -14,7 +14,8 @@ from headway.core import event as ev
 from headway.core.clock import Clock
 from headway.core.cost import CostModel
 from headway.core.pages import PageTable
-from headway.core.scheduler import Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import SchedulerSettings
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import presets, weights
 from headway.models.config import DecoderConfig, read_config

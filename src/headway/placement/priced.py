@@ -53,7 +53,10 @@ class PricedStage:
             while done < num_tiles:
                 # where the next event falls, counted in tiles from here; the last hair is rounding, not another tile
                 ahead = (self.horizon() - self.clock.now()) / tile_s if tile_s else inf
-                jump = num_tiles - done if ahead >= num_tiles - done else max(1, ceil(ahead - 1e-9))
+                most = num_tiles - done
+                if work.id in self._leaving:  # a member leaves with the layer under way
+                    most = self._end_of_layer(done, num_tiles) - done
+                jump = most if ahead >= most else max(1, ceil(ahead - 1e-9))
                 self.clock.advance(jump * tile_s)
                 done += jump
                 left = self._leave(work.id) if self._ends_layer(done, num_tiles) else ()
@@ -67,6 +70,10 @@ class PricedStage:
     def _ends_layer(self, done: int, num_tiles: int) -> bool:
         """Whether a layer ends with the last of the tiles done: layers are laid evenly over the tiles."""
         return done * self.num_layers // num_tiles > (done - 1) * self.num_layers // num_tiles
+
+    def _end_of_layer(self, done: int, num_tiles: int) -> int:
+        """How many tiles are done when the layer ends that the next tile belongs to."""
+        return next(end for end in range(done + 1, num_tiles + 1) if self._ends_layer(end, num_tiles))
 
     def _leave(self, work_id: int) -> tuple[str, ...]:
         return tuple(sorted(self._leaving.pop(work_id, ())))

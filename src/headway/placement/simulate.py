@@ -17,7 +17,8 @@ from headway.core.cost import CostFit, CostModel, shares_of
 from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.request import Request
-from headway.core.scheduler import Scheduler, SchedulerSettings
+from headway.core.scheduler import Scheduler
+from headway.core.settings import SchedulerSettings
 from headway.core.work import Work
 from headway.placement.driver import GATHER_S, Driver
 from headway.placement.priced import PricedStage

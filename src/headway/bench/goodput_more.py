@@ -1,0 +1,181 @@
+"""Around the ratios: tighter and looser targets, answers of more than one token, and where this project's way loses.
+
+`python -m headway.bench.goodput_more` runs after `headway.bench.goodput`, on the same model, and needs what that found:
+rates are set relative to it. Its sections are kept beside the cases and stand on the same page.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from headway.bench import goodput_page, report
+from headway.bench.calm import Calm
+from headway.bench.contest import contest
+from headway.bench.goodput import Case, Field, field_of, isolated_ttft_s, say
+from headway.bench.goodput_page import OURS
+from headway.bench.load import Load, prompts, targets
+from headway.bench.named import named
+from headway.bench.policies import policies
+from headway.bench.replay import replay
+from headway.config import EngineSettings
+from headway.core.request import SLO, Request, Sampling
+from headway.core.settings import SchedulerSettings
+from headway.placement.engine import Engine, build_engine
+
+SCALES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)
+SWEEP_LOAD = 0.7  # of our goodput
+LIGHT, OVERLOAD = 0.1, 1.5  # of our goodput
+MIXED_CHUNKS = (16, 32, 64, 128, 256)
+K_TPOT = 2.0  # a token may take so many times what it takes alone
+UNIFORM_TOKENS = 64
+
+
+def sweep(field: Field, case: goodput_page.CaseResult) -> str:
+    """One rate, targets from 0.4 to 2 times those of the case, set anew for each run."""
+    rate = SWEEP_LOAD * case.policy(OURS).goodput
+    names = [OURS, case.best_chunk.name, "fcfs"]
+    rows = []
+    holds = dict.fromkeys(names, "never")
+    for scale in reversed(SCALES):
+        scaled = replace(field, slos=_scaled(field.slos, scale))
+        runs = {name: scaled.attain(name, rate) for name in names}
+        for name, run in runs.items():
+            if run.worst >= 0.9 and (holds[name] == "never" or scale < float(holds[name])):
+                holds[name] = f"{scale:g}"
+        rows.append([f"{scale:g}", *(f"{run.worst:.0%} ({run.overall:.0%})" for run in runs.values())])
+    held = ", ".join(f"{name} {scale}" for name, scale in holds.items())
+    return (
+        f"At {rate:.3g} req/s ({SWEEP_LOAD:.0%} of our goodput in {case.name}): what the worst class attained, and all "
+        f"together.\n\n{report.table(['targets ×', *names], rows[::-1])}\n\nThe smallest scale in the table at which "
+        f"every class keeps 90 %: {held}."
+    )
+
+
+def joint(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -> str:
+    """Answers as long as the trace's, TTFT and TPOT targets together, against steps that mix tokens and chunks."""
+    load = named(case.load, num_requests=options.num_requests, seed=1).scaled(1 / case.divisor)
+    load = load.within(engine.facts.max_model_len)
+    isolated_s, tpot_s = isolated_ttft_s(engine, load), isolated_tpot_s(engine)
+    slos = targets(load, isolated_s, case.k, tpot_s, K_TPOT)
+    compared = policies(engine.scheduler.settings, MIXED_CHUNKS)
+    texts = prompts(load, engine.stage.model.config.vocab_size, 1)
+    field = Field(engine, load, texts, isolated_s, slos, compared, calm)
+    chunks = [name for name in compared if name.startswith("chunk") and "fcfs" not in name]
+    found = contest(
+        dict.fromkeys([OURS, *chunks], options.joint_rate), field.attain, lambda run: run.worst_joint, growth=1.6
+    )
+    best = max(chunks, key=lambda name: found[name].good)
+    rows = []
+    for name, contender in found.items():
+        run = min(contender.runs, key=lambda run: abs(run.rate - contender.good))
+        marks = run.score.overall
+        rows.append(
+            [
+                name,
+                f"{contender.good:.3g}",
+                f"{marks.joint:.0%}",
+                f"{1e3 * marks.ttft_s.p50:.0f} / {1e3 * marks.ttft_s.p99:.0f}",
+                f"{1e3 * marks.tpot_s.p50:.1f} / {1e3 * marks.tpot_s.p99:.1f}",
+            ]
+        )
+    header = ["scheduler", "joint goodput, req/s", "met at it, all", "TTFT ms, p50 / p99", "TPOT ms, p50 / p99"]
+    ratio = found[OURS].good / found[best].good if found[best].good else float("inf")
+    return (
+        f"{load.source}. TTFT targets as above with k = {case.k:g}; TPOT within {K_TPOT:g} × the {1e3 * tpot_s:.1f} ms "
+        f"of a lone answer. A chunked step holds a token for everybody who decodes and prompts up to its size. "
+        f"Ours / best ({best}): {ratio:.2f}.\n\n{report.table(header, rows)}"
+    )
+
+
+def isolated_tpot_s(engine: Engine) -> float:
+    """Seconds between the tokens of a lone answer."""
+    request = Request("lone", tuple(range(64)), 33, 0.0, sampling=Sampling(temperature=0.0))
+    return replay(engine, [request], engine.scheduler.settings).records["lone"].tpot_s or 0.0
+
+
+def uniform(field: Field, case: goodput_page.CaseResult) -> str:
+    """All prompts of one length, one class: nothing long to suspend, nothing to reorder."""
+    requests = tuple(replace(asked, num_prompt=UNIFORM_TOKENS, kind="text", blocks=()) for asked in field.load.requests)
+    load: Load = replace(field.load, name="uniform", requests=requests)
+    texts = prompts(load, field.engine.stage.model.config.vocab_size, 1)
+    isolated_s = isolated_ttft_s(field.engine, load)
+    same = replace(field, load=load, prompts=texts, slos=targets(load, isolated_s, 2.0))
+    names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
+    starts = dict.fromkeys(names, 0.4 / isolated_s)
+    found = contest(starts, same.attain, lambda run: run.worst, growth=1.4)
+    rows = [[name, f"{contender.good:.3g}"] for name, contender in found.items()]
+    return (
+        f"Every prompt has {UNIFORM_TOKENS} tokens, Poisson arrivals, k = 2.\n\n"
+        f"{report.table(['scheduler', 'goodput, req/s'], rows)}"
+    )
+
+
+def light_and_heavy(field: Field, case: goodput_page.CaseResult) -> str:
+    """A tenth of our goodput, where nobody waits, and half as much again, where not everybody can be served."""
+    ours = case.policy(OURS).goodput
+    plain: SchedulerSettings = field.settings[OURS]
+    more = {
+        "operator, nobody refused": replace(plain, refuse_unattainable=False),
+        "operator, deadline order": replace(plain, order="deadline", refuse_unattainable=False),
+    }
+    field = replace(field, settings=field.settings | more)
+    names = [OURS, *more, case.best_chunk.name, "fcfs"]
+    rows = []
+    for share in (LIGHT, OVERLOAD):
+        for name in names:
+            run = field.attain(name, share * ours)
+            marks = run.score.overall
+            rows.append(
+                [
+                    f"{share:g} ×",
+                    name,
+                    f"{1e3 * marks.ttft_s.p50:.0f} / {1e3 * marks.ttft_s.p99:.0f}",
+                    f"{marks.ttft_only:.0%}",
+                    ", ".join(f"{k} {v:.0%}" for k, v in run.score.shares(ttft_only=True).items()),
+                    marks.num_refused,
+                ]
+            )
+    header = ["rate", "scheduler", "TTFT ms, p50 / p99", "met, all", "met, by class", "refused"]
+    return f"Multiples of our goodput in {case.name}.\n\n{report.table(header, rows)}"
+
+
+def _scaled(slos: Mapping[str, SLO], scale: float) -> dict[str, SLO]:
+    return {kind: SLO(ttft_s=(slo.ttft_s or 0.0) * scale) for kind, slo in slos.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m headway.bench.goodput_more", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--model", default="random:smollm2-135m")
+    parser.add_argument("--case", type=Case.parse, default=Case("qwen", 16, 2.0), metavar="LOAD:DIVISOR:K")
+    parser.add_argument("--num-requests", type=int, default=120, help="of a run")
+    parser.add_argument("--joint-rate", type=float, default=3.0, help="where the joint search begins")
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--folder", type=Path, default=report.RESULTS)
+    options = parser.parse_args(arguments)
+    known = {(c.model, c.name): c for c in goodput_page.read(options.folder).cases}
+    case = known.get((options.model, options.case.name))
+    if case is None:
+        parser.error(f"run headway.bench.goodput --model {options.model} with this case first: rates come from it.")
+    engine = build_engine(
+        EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
+    )
+    calm = Calm()
+    field = field_of(engine, options.case, options.num_requests, 1, calm)
+    sections: dict[str, Callable[[], str]] = {
+        "Tighter and looser targets": lambda: sweep(field, case),
+        "First token and pace together": lambda: joint(engine, options.case, options, calm),
+        "Where nothing is gained: uniform lengths": lambda: uniform(field, case),
+        "Light load and overload": lambda: light_and_heavy(field, case),
+    }
+    for title, make in sections.items():
+        say(f"[bold]{title}[/]")
+        body = f"{options.model}. {make()}\n\n{report.provenance()}"
+        goodput_page.keep(options.folder, goodput_page.Section(title, body))
+    goodput_page.write(options.folder)
+
+
+if __name__ == "__main__":
+    main()

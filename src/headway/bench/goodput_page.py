@@ -1,0 +1,232 @@
+"""What the goodput command found, as a file for programs and a page for people. Measures nothing itself."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from headway.bench import report
+from headway.bench.chart import COLOURS, Curve, Mark, Panel, Style, png
+from headway.bench.contest import Contender, Run
+from headway.bench.score import GOOD_SHARE
+
+OURS = "operator"
+FILE = "goodput.json"
+PICTURE = "goodput.png"
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One run, in short."""
+
+    rate: float
+    shares: dict[str, float]  # of TTFT targets met, by class
+    overall: float
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """One scheduler in one case. `goodputs`: requests per second, one for each draw; `overall`: all classes as one."""
+
+    name: str
+    goodputs: list[float]
+    simulated: float
+    runs: list[Measured]  # of the first draw, by rate
+    simulated_runs: list[Measured]
+    preemptions: float  # per request, in the run nearest to the goodput
+    parked_tokens: int
+    decision_p50_us: float
+    decision_p99_us: float
+    num_disturbed: int
+    overall: float | None = None
+
+    @property
+    def goodput(self) -> float:
+        return statistics.median(self.goodputs)
+
+
+class Challenged(msgspec.Struct, frozen=True):
+    """A chunk size that did not pass at a rate a little above the best one's goodput."""
+
+    name: str
+    rate: float
+    worst: float
+
+
+class CaseResult(msgspec.Struct, frozen=True):
+    """Everything of one load and k."""
+
+    name: str
+    source: str
+    num_requests: int
+    isolated_ttft_ms: float
+    targets_ms: dict[str, float]
+    policies: list[Policy]
+    challenged: list[Challenged]
+    provenance: str
+    bytes_per_parked_token: int
+    model: str = ""
+
+    def policy(self, name: str) -> Policy:
+        return next(policy for policy in self.policies if policy.name == name)
+
+    @property
+    def best_chunk(self) -> Policy:
+        return max((p for p in self.policies if p.name.startswith("chunk")), key=lambda p: p.goodput)
+
+
+def policy_of(
+    name: str,
+    draws: Sequence[Mapping[str, Contender]],
+    simulated: Contender,
+    num_requests: int,
+    overall: float | None,
+) -> Policy:
+    """A scheduler's part of a case."""
+    contenders = [draw[name] for draw in draws if name in draw]
+    first = contenders[0]
+    knee = min(first.runs, key=lambda run: abs(run.rate - first.good))
+    return Policy(
+        name=name,
+        goodputs=[contender.good for contender in contenders],
+        simulated=simulated.good,
+        runs=_measured(first.runs),
+        simulated_runs=_measured(simulated.runs),
+        preemptions=knee.num_preemptions / num_requests,
+        parked_tokens=max(run.most_parked_tokens for contender in contenders for run in contender.runs),
+        decision_p50_us=1e6 * knee.decision_p50_s,
+        decision_p99_us=1e6 * knee.decision_p99_s,
+        num_disturbed=sum(run.disturbed for contender in contenders for run in contender.runs),
+        overall=overall,
+    )
+
+
+def _measured(runs: Sequence[Run]) -> list[Measured]:
+    return [
+        Measured(run.rate, run.score.shares(ttft_only=True), run.overall)
+        for run in sorted(runs, key=lambda run: run.rate)
+    ]
+
+
+class Section(msgspec.Struct, frozen=True):
+    """A part of the page that is not a case: a title, and its text with tables."""
+
+    title: str
+    body: str
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """All that was ever found, the newest of each."""
+
+    cases: list[CaseResult] = []
+    sections: list[Section] = []
+
+
+def keep(folder: Path, found: CaseResult | Section) -> None:
+    """Put a case or section into the folder's file, in place of an older one of the same model and name."""
+    kept = read(folder)
+    if isinstance(found, Section):
+        sections = [section for section in kept.sections if section.title != found.title]
+        kept = Kept(kept.cases, [*sections, found])
+    else:
+        cases = [case for case in kept.cases if (case.model, case.name) != (found.model, found.name)]
+        kept = Kept([*cases, found], kept.sections)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
+
+
+def read(folder: Path) -> Kept:
+    path = folder / FILE
+    return msgspec.json.decode(path.read_bytes(), type=Kept) if path.exists() else Kept()
+
+
+def write(folder: Path) -> None:
+    """The page and its picture, from what is kept."""
+    kept = read(folder)
+    png([_panel(case, name) for case in kept.cases[:1] for name in _drawn(case)], folder / PICTURE, num_columns=3)
+    body = [
+        _summary(kept.cases),
+        f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
+        f"simulated with the prices that the engine measured at its start ({kept.cases[0].model}, "
+        f"{kept.cases[0].name}).\n\n![attainment, measured and simulated]({PICTURE})",
+        *(_details(case) for case in kept.cases),
+        *(f"## {section.title}\n\n{section.body}" for section in kept.sections),
+    ]
+    report.write("goodput", "Goodput", "python -m headway.bench.goodput", "\n\n".join(body), folder)
+
+
+def _drawn(case: CaseResult) -> list[str]:
+    return [OURS, case.best_chunk.name, "fcfs"]
+
+
+def _panel(case: CaseResult, name: str) -> Panel:
+    policy = case.policy(name)
+
+    def curve(label: str, runs: Sequence[Measured], style: Style, colour: str) -> Curve:
+        return Curve(label, [run.rate for run in runs], [min(run.shares.values()) for run in runs], style, colour)
+
+    rates = [run.rate for run in policy.runs]
+    near = [run for run in policy.simulated_runs if min(rates) / 1.5 <= run.rate <= max(rates) * 1.5]
+    curves = [
+        curve("simulated", near, "line", COLOURS[0]),
+        curve("measured", policy.runs, "dots", COLOURS[1]),
+    ]
+    return Panel(name, "requests per second", "worst class", curves, [Mark("y", GOOD_SHARE)], y_range=(0.0, 1.02))
+
+
+def _summary(cases: Sequence[CaseResult]) -> str:
+    rows = []
+    for case in cases:
+        ours, chunk = case.policy(OURS), case.best_chunk
+        others = (chunk, *(case.policy(name) for name in ("fcfs", "deadline, none", "layer")))
+        rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *(_ratio(ours, p) for p in others)])
+    header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
+              "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
+    return f"## Ratios of goodput\n\nMedian over draws (least … most).\n\n{report.table(header, rows)}"
+
+
+def _ratio(ours: Policy, other: Policy) -> str:
+    ratios = [a / b for a, b in zip(ours.goodputs, other.goodputs, strict=False) if b > 0]
+    if not ratios:
+        return "none served"
+    if len(ratios) == 1:
+        return f"{ratios[0]:.2f}"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+
+
+def _details(case: CaseResult) -> str:
+    rows = []
+    for policy in sorted(case.policies, key=lambda policy: -policy.goodput):
+        runs = [run for run in policy.runs if run.rate > policy.goodputs[0]]
+        beyond = min(runs, key=lambda run: run.rate).shares if runs else {}
+        rows.append(
+            [
+                policy.name,
+                " ".join(f"{goodput:.3g}" for goodput in policy.goodputs),
+                f"{policy.simulated:.3g}",
+                "" if policy.overall is None else f"{policy.overall:.3g}",
+                ", ".join(f"{kind} {share:.0%}" for kind, share in beyond.items()),
+                f"{policy.preemptions:.2f}",
+                f"{policy.parked_tokens * case.bytes_per_parked_token / 2**20:.1f}",
+                f"{policy.decision_p50_us:.0f} / {policy.decision_p99_us:.0f}",
+            ]
+        )
+    header = ["scheduler", "goodput, req/s, each draw", "simulated", "all classes in one", "attained just beyond it",
+              "preemptions per request", "parked MiB, most", "decision µs, p50 / p99"]  # fmt: skip
+    targets = ", ".join(f"{kind} {milliseconds:.0f} ms" for kind, milliseconds in case.targets_ms.items())
+    challenged = ", ".join(f"{c.name} {c.worst:.0%}" for c in case.challenged)
+    disturbed = sum(policy.num_disturbed for policy in case.policies)
+    lines = [
+        f"## {case.model}: {case.name}",
+        f"{case.source}. {case.num_requests} requests a run, TTFT with one token each. Isolated TTFT of the p90 prompt "
+        f"{case.isolated_ttft_ms:.1f} ms; targets: {targets}.",
+        report.table(header, rows),
+    ]
+    if challenged:
+        lines.append(
+            f"Other chunk sizes, run once at {case.challenged[0].rate:.3g} req/s, 5 % above the best one's goodput; "
+            f"the worst class attained: {challenged}."
+        )
+    if disturbed:
+        lines.append(f"{disturbed} runs stayed disturbed after all tries and are included.")
+    lines.append(case.provenance)
+    return "\n\n".join(lines)

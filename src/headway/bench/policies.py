@@ -1,0 +1,74 @@
+"""The schedulers that are compared, each a few switches away from the one that is served, and a load for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from headway.bench.load import Load
+from headway.bench.score import Score, outcome_of, score
+from headway.core.request import SLO, Request, Sampling
+from headway.core.settings import SchedulerSettings
+from headway.placement.simulate import Device, fleet, priced
+
+CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+def policies(base: SchedulerSettings, chunks: Sequence[int] = CHUNKS) -> dict[str, SchedulerSettings]:
+    """Name -> settings. Whatever is not named in a line below is as in `base`, which is ours: "operator"."""
+    chunked = replace(base, preempt="chunk")
+    return {
+        "operator": base,
+        "layer": replace(base, preempt="layer"),  # suspended between layers only
+        "none": replace(base, preempt="none"),  # our order and refusals, but what runs runs to its end
+        "deadline, none": replace(base, order="deadline", preempt="none"),  # plain EDF, never suspended
+        "fcfs": replace(base, order="fcfs", preempt="none", pack=False, refuse_unattainable=False),  # unchunked
+        # our order and refusals, in steps of so many tokens
+        **{f"chunk {size}": replace(chunked, chunk_tokens=size) for size in chunks},
+        # in order of arrival, as servers do by default
+        **{
+            f"chunk {size}, fcfs": replace(chunked, chunk_tokens=size, order="fcfs", refuse_unattainable=False)
+            for size in chunks
+        },
+    }
+
+
+def requests_of(load: Load, prompts: Sequence[tuple[int, ...]], slos: Mapping[str, SLO]) -> list[Request]:
+    """The load's requests, arriving from 0 on, greedy, each counted under its class."""
+    return [
+        Request(
+            id=str(index),
+            prompt=prompt,
+            max_tokens=asked.num_output,
+            arrival=asked.at_s,
+            slo=slos.get(asked.kind, SLO()),
+            sampling=Sampling(temperature=0.0),
+            slo_class=asked.kind,
+        )
+        for index, (asked, prompt) in enumerate(zip(load.requests, prompts, strict=True))
+    ]
+
+
+class Simulated(NamedTuple):
+    """What became of a load on simulated devices; `counters` are summed over them."""
+
+    score: Score
+    counters: dict[str, int]
+
+
+def simulate(
+    load: Load,
+    prompts: Sequence[tuple[int, ...]],
+    slos: Mapping[str, SLO],
+    settings: SchedulerSettings,
+    device: Device,
+    num_devices: int = 1,
+    seed: int = 0,
+) -> Simulated:
+    """The same core and driver on the virtual clock."""
+    engines = [priced(settings, device, seed + number) for number in range(num_devices)]
+    records = fleet(requests_of(load, prompts, slos), engines).records
+    counters: dict[str, int] = {}
+    for engine in engines:
+        for name, count in engine.scheduler.counters.items():
+            counters[name] = counters.get(name, 0) + count
+    return Simulated(score([outcome_of(record, 0.0) for record in records.values()], slos), counters)

@@ -1,0 +1,73 @@
+"""Packs in whole runs with exact prices: whoever had time to spare still has, after being read with others.
+
+Nobody who could be on time alone is made late by company, and nobody is brought closer to its deadline than the margin
+that wrong prices are given.
+"""
+
+import random
+
+import pytest
+
+from headway.core.cost import CostFit, shares_of
+from headway.core.policy import RESCUE_SHARE, Order
+from headway.core.request import SLO, Request
+from headway.core.settings import Lane, SchedulerSettings
+from headway.core.work import Segment, Work
+from headway.placement.simulate import Device, fleet, priced
+
+FIT = CostFit(step_s=0.05, token_s=0.001, segment_s=0.002, pair_s=1e-6)
+
+
+def crowd(rng: random.Random, pace_s: float) -> list[Request]:
+    now, sent = 0.0, []
+    for number in range(250):
+        now += rng.expovariate(1 / pace_s)
+        slo = SLO(ttft_s=rng.choice((None, rng.uniform(0.08, 0.4), rng.uniform(0.3, 3.0))))
+        sent.append(Request(f"r{number}", (0,) * rng.choice((3, 10, 40, 120)), 1, now, slo))
+    return sent
+
+
+@pytest.mark.parametrize("pace_s", [0.05, 0.08])
+@pytest.mark.parametrize("order", ["slack", "deadline"])
+@pytest.mark.parametrize("seed", range(4))
+def test_company_takes_nobody_s_margin(seed: int, order: Order, pace_s: float) -> None:
+    """Every step with more than one prompt, at the instant it is planned: of each member with a target that could be
+    met alone, the step's end is before the deadline less the margin. Members without such a target may wait."""
+    sent = {request.id: request for request in crowd(random.Random(seed), pace_s)}
+    settings = SchedulerSettings(
+        max_model_len=400,
+        pack_tokens=150,
+        order=order,
+        prefix_caching=False,
+        refuse_unattainable=False,
+        max_num_queued=1000,
+    )
+    engine = priced(settings, Device(fit=FIT, tile_s=0.005))
+    plan = engine.scheduler.plan
+    seen: set[int] = set()
+    num_protected = 0
+
+    def spare_s(segment: Segment, end: float) -> float | None:
+        """How long before its deadline, less its margin, such an end is."""
+        request = sent[segment.request_id]
+        target_s = request.slo.ttft_s
+        return None if target_s is None else request.arrival + target_s * (1 - RESCUE_SHARE) - end
+
+    def watched(now: float, lane: Lane) -> Work | None:
+        nonlocal num_protected
+        work = plan(now, lane)
+        if work is None or work.id in seen:
+            return work
+        seen.add(work.id)
+        for segment in work.segments if len(work.segments) > 1 else ():
+            alone_s = spare_s(segment, now + FIT.seconds(shares_of([segment])))
+            packed_s = spare_s(segment, now + FIT.seconds(shares_of(work.segments)))
+            margin_s = RESCUE_SHARE * (sent[segment.request_id].slo.ttft_s or 0.0)
+            if alone_s is not None and packed_s is not None and alone_s >= -margin_s:  # in time, were it alone
+                assert packed_s >= -1e-9
+                num_protected += 1
+        return work
+
+    engine.scheduler.plan = watched  # type: ignore[method-assign]
+    fleet(sent.values(), [engine])
+    assert num_protected > 5, "hardly any packs: the story proves nothing"
