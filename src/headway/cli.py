@@ -115,6 +115,13 @@ def _generate(prompt: str, options: dict[str, Any], drawn: dict[str, Any]) -> in
     return 0
 
 
+def simulate(words: Sequence[str]) -> int:
+    """`headway simulate`"""
+    from headway.bench import simulated
+
+    return _or_one_sentence(lambda: simulated.main(words))
+
+
 def bench(words: Sequence[str]) -> int:
     """`headway bench`"""
     from headway.bench import command
@@ -128,7 +135,12 @@ SAMPLING: tuple[tuple[str, type, str], ...] = (
     ("top_p", float, "draw from the likeliest tokens that hold this share; default: what the model asks for"),
     ("top_k", int, "draw from so many likeliest tokens; default: what the model asks for"),
 )
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "generate": generate, "bench": bench}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "generate": generate,
+    "bench": bench,
+    "simulate": simulate,
+}
 
 
 def _overview(words: Sequence[str]) -> int:
@@ -142,6 +154,7 @@ def _overview(words: Sequence[str]) -> int:
     commands.add_parser("serve", help="serve a model over HTTP, with OpenAI's API", add_help=False)
     commands.add_parser("generate", help="continue a prompt, on stdout", add_help=False)
     commands.add_parser("bench", help="measure a server by its deadlines", add_help=False)
+    commands.add_parser("simulate", help="the same scheduler on devices that are prices only", add_help=False)
     if not words:
         parser.print_help(sys.stderr)
         return 2

@@ -62,17 +62,17 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--load", default="qwen", metavar="NAME", help=f"{', '.join(TRACES)}, or a trace's file (default: qwen)"
     )
-    group.add_argument("--num-requests", type=_count, default=100, metavar="N", help="in each run (default: 100)")
+    group.add_argument("--num-requests", type=count, default=100, metavar="N", help="in each run (default: 100)")
     group.add_argument(
-        "--length-scale", type=_positive, metavar="X", help="lengths times X (default: the longest fits the context)"
+        "--length-scale", type=positive, metavar="X", help="lengths times X (default: the longest fits the context)"
     )
-    group.add_argument("--context", type=_count, metavar="N", help="tokens of the server's context, if it does not say")
-    group.add_argument("--max-tokens", type=_count, metavar="N", help="length of every answer; 1 is TTFT only")
+    group.add_argument("--context", type=count, metavar="N", help="tokens of the server's context, if it does not say")
+    group.add_argument("--max-tokens", type=count, metavar="N", help="length of every answer; 1 is TTFT only")
     group.add_argument(
         "--class-mix", type=_mix, metavar="MIX", help="such as text=0.7,search=0.3; by length if the trace has none"
     )
     group.add_argument("--arrivals", choices=loads.ARRIVALS, help="default: the trace's own, if it has any, or poisson")
-    group.add_argument("--cv", type=_positive, default=1.0, metavar="X", help="of gamma arrivals' gaps (default: 1)")
+    group.add_argument("--cv", type=positive, default=1.0, metavar="X", help="of gamma arrivals' gaps (default: 1)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths, classes and arrivals (default: 0)")
     group.add_argument(
         "--token-seed", type=int, metavar="N", help="of the tokens; new each time, or prefix caches would know them"
@@ -81,20 +81,20 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
 
 def _rate_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--rates", type=_positive, nargs="+", metavar="R", help="requests/s to measure (default: search for goodput)"
+        "--rates", type=positive, nargs="+", metavar="R", help="requests/s to measure (default: search for goodput)"
     )
-    group.add_argument("--start", type=_positive, metavar="R", help="where the search begins (default: an estimate)")
-    group.add_argument("--tolerance", type=_positive, default=0.1, metavar="X", help="where it ends (default: 0.1)")
-    group.add_argument("--repeats", type=_count, default=2, metavar="N", help="runs near the line (default: 2)")
-    group.add_argument("--blocks", type=_count, default=5, metavar="N", help="of A B B A, to compare (default: 5)")
+    group.add_argument("--start", type=positive, metavar="R", help="where the search begins (default: an estimate)")
+    group.add_argument("--tolerance", type=positive, default=0.1, metavar="X", help="where it ends (default: 0.1)")
+    group.add_argument("--repeats", type=count, default=2, metavar="N", help="runs near the line (default: 2)")
+    group.add_argument("--blocks", type=count, default=5, metavar="N", help="of A B B A, to compare (default: 5)")
 
 
 def _target_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--share", type=_share, default=0.9, metavar="X", help="of each class in time (default: 0.9)")
     group.add_argument(
-        "--slo-factor", type=_positive, default=5.0, metavar="K", help="TTFT target over a lone request's (default: 5)"
+        "--slo-factor", type=positive, default=5.0, metavar="K", help="TTFT target over a lone request's (default: 5)"
     )
-    group.add_argument("--tpot-factor", type=_positive, metavar="K", help="the same for TPOT (default: as for TTFT)")
+    group.add_argument("--tpot-factor", type=positive, metavar="K", help="the same for TPOT (default: as for TTFT)")
     group.add_argument(
         "--slo", type=_slo, nargs="+", metavar="CLASS=TTFT[:TPOT]", help="targets in ms instead, of classes you name"
     )
@@ -104,17 +104,17 @@ def _target_flags(group: argparse._ArgumentGroup) -> None:
 def _server_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", default="", metavar="NAME", help="default: the first that the server names")
     group.add_argument("--text", action="store_true", help="send words, for a server that takes no token ids")
-    group.add_argument("--vocab-size", type=_count, default=1024, metavar="N", help="ids are below it (default: 1024)")
+    group.add_argument("--vocab-size", type=count, default=1024, metavar="N", help="ids are below it (default: 1024)")
     group.add_argument("--api-key", default="", metavar="KEY", help="or in HEADWAY_BENCH_API_KEY")
     group.add_argument("--no-slo-headers", action="store_true", help="keep the targets from the server")
     group.add_argument("--slo-class-header", action="store_true", help="name the class, too: x-slo-class")
-    group.add_argument("--timeout", type=_positive, default=600.0, metavar="S", help="of a request (default: 600)")
+    group.add_argument("--timeout", type=positive, default=600.0, metavar="S", help="of a request (default: 600)")
 
 
 # Words to values
 
 
-def _positive(word: str) -> float:
+def positive(word: str) -> float:
     value = _number(word)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"it must be a positive number, not {word!r}")
@@ -135,7 +135,7 @@ def _number(word: str) -> float:
         return math.nan
 
 
-def _count(word: str) -> int:
+def count(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 0 < int(word) < 10**9):
         raise argparse.ArgumentTypeError(f"it must be a whole number from 1 on, not {word!r}")
     return int(word)
