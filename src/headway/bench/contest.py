@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from headway.bench.score import GOOD_SHARE, Score
 
 
+FAR = 0.75  # a share below this: the goodput is not near
+
+
 @dataclass(frozen=True)
 class Run:
     """One load at one rate under one scheduler."""
@@ -49,12 +52,13 @@ class Contender:
     good: float = 0.0
     bad: float = math.inf
     runs: list[Run] = field(default_factory=list)
+    last_share: float = 0.0
 
     def next_rate(self, growth: float) -> float:
         if not self.runs:
             return self.start
-        if not self.good:
-            return self.bad / growth
+        if not self.good:  # far from passing: a longer step down
+            return self.bad / (growth if self.last_share > FAR else growth**2)
         if self.bad == math.inf:
             return self.good * growth
         return math.sqrt(self.good * self.bad)
@@ -62,6 +66,7 @@ class Contender:
     def take(self, run: Run, share: float) -> None:
         """`share` is what the judge saw in the run."""
         self.runs.append(run)
+        self.last_share = share
         if share >= GOOD_SHARE:
             self.good = max(self.good, run.rate)
         else:
@@ -77,8 +82,8 @@ def contest(
     judge: Judge,
     *,
     tolerance: float = 0.06,
-    growth: float = 1.25,
-    most_runs: int = 8,
+    growth: float = 1.3,
+    most_runs: int = 10,
 ) -> dict[str, Contender]:
     """Goodput of each, to within `tolerance`, from where it is expected."""
     contenders = {name: Contender(name, start) for name, start in starts.items()}

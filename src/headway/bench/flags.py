@@ -62,11 +62,19 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--load", default="qwen", metavar="NAME", help=f"{', '.join(TRACES)}, or a trace's file (default: qwen)"
     )
-    group.add_argument("--num-requests", type=count, default=100, metavar="N", help="in each run (default: 100)")
-    group.add_argument(
-        "--length-scale", type=positive, metavar="X", help="lengths times X (default: the longest fits the context)"
-    )
+    shape_flags(group, 100, "the longest fits the context")
     group.add_argument("--context", type=count, metavar="N", help="tokens of the server's context, if it does not say")
+    group.add_argument(
+        "--token-seed", type=int, metavar="N", help="of the tokens; new each time, or prefix caches would know them"
+    )
+
+
+def shape_flags(group: argparse._ArgumentGroup, num_requests: int, scale: str) -> None:
+    """What `load_of` reads of how many requests there are, how long and when. The last two are defaults, in words."""
+    group.add_argument(
+        "--num-requests", type=count, default=num_requests, metavar="N", help=f"in each run (default: {num_requests})"
+    )
+    group.add_argument("--length-scale", type=_scale, metavar="X", help=f"lengths times X or A/B (default: {scale})")
     group.add_argument("--max-tokens", type=count, metavar="N", help="length of every answer; 1 is TTFT only")
     group.add_argument(
         "--class-mix", type=_mix, metavar="MIX", help="such as text=0.7,search=0.3; by length if the trace has none"
@@ -74,9 +82,6 @@ def _load_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--arrivals", choices=loads.ARRIVALS, help="default: the trace's own, if it has any, or poisson")
     group.add_argument("--cv", type=positive, default=1.0, metavar="X", help="of gamma arrivals' gaps (default: 1)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths, classes and arrivals (default: 0)")
-    group.add_argument(
-        "--token-seed", type=int, metavar="N", help="of the tokens; new each time, or prefix caches would know them"
-    )
 
 
 def _rate_flags(group: argparse._ArgumentGroup) -> None:
@@ -90,7 +95,7 @@ def _rate_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _target_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--share", type=_share, default=0.9, metavar="X", help="of each class in time (default: 0.9)")
+    group.add_argument("--share", type=share, default=0.9, metavar="X", help="of each class in time (default: 0.9)")
     group.add_argument(
         "--slo-factor", type=positive, default=5.0, metavar="K", help="TTFT target over a lone request's (default: 5)"
     )
@@ -121,7 +126,13 @@ def positive(word: str) -> float:
     return value
 
 
-def _share(word: str) -> float:
+def _scale(word: str) -> float:
+    """A number, or a fraction such as 1/16."""
+    above, slash, below = word.partition("/")
+    return positive(above) / positive(below) if slash else positive(word)
+
+
+def share(word: str) -> float:
     value = _number(word)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"it must be over 0 and at most 1, not {word!r}")

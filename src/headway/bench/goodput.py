@@ -32,6 +32,7 @@ from headway.core.cost import CostFit
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.placement.engine import Engine, build_engine
+from headway.placement.memory import keep_freed_memory
 from headway.placement.simulate import Device
 from headway.stages.tiling import AIM
 
@@ -236,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
     )
