@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from headway.bench.score import GOOD_SHARE, Score
 
-
 FAR = 0.75  # a share below this: the goodput is not near
 
 

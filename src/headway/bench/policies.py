@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 from headway.bench.load import Load
 from headway.bench.score import Score, outcome_of, score
+from headway.core.cost import CostFit
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.placement.simulate import Device, fleet, priced
 
+# half a billion parameters in bfloat16 on two cores, as an engine measured it at its start
+EXAMPLE_FIT = CostFit(step_s=0.070, token_s=1.93e-3, segment_s=1e-3, pair_s=6.7e-7)
 CHUNKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 
 

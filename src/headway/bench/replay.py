@@ -9,7 +9,7 @@ the next arrival, the clock is put forward instead of waiting: a run takes as lo
 import gc
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -25,6 +25,7 @@ from headway.core.scheduler import Scheduler
 from headway.core.settings import SchedulerSettings
 from headway.placement.driver import Driver
 from headway.placement.engine import Engine
+from headway.stages.stage import Stage
 
 START_S = 0.005  # before the first instant of a load
 
@@ -97,14 +98,18 @@ class Replay:
 
 
 def replay(
-    engine: Engine, requests: Sequence[Request], settings: SchedulerSettings, cost: CostModel | None = None
+    engine: Engine,
+    requests: Sequence[Request],
+    settings: SchedulerSettings,
+    watch: Callable[[Stage, SkippingClock], Stage] = lambda stage, clock: stage,
 ) -> Replay:
     """Run them all; `arrival` of each counts from the start. The engine's pool is used from page 0 on, its content is
-    not kept."""
+    not kept. `watch` may put a stage of its own before the engine's."""
     shape = engine.pool.shape
-    cost = cost or CostModel(engine.scheduler.cost.fit)
+    cost = CostModel(engine.scheduler.cost.fit)
     scheduler = Scheduler(settings, cost, PageTable(shape.num_pages, shape.page_tokens))
     clock = SkippingClock()
+    stage = watch(engine.stage, clock)
     run = Replay(begun=clock.now() + START_S)
     mailbox = Appointments(clock, (replace(request, arrival=run.begun + request.arrival) for request in requests))
 
@@ -114,7 +119,7 @@ def replay(
         elif isinstance(effect, ev.End):
             run.records[effect.record.request_id] = effect.record
 
-    driver = Driver(scheduler, {"language": engine.stage}, clock, mailbox, tell, decided=run.decisions_s.append)
+    driver = Driver(scheduler, {"language": stage}, clock, mailbox, tell, decided=run.decisions_s.append)
     gc.collect()
     gc.freeze()
     gc.disable()
