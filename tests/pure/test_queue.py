@@ -90,11 +90,8 @@ def check_order(beside: Beside) -> list[Candidate]:
     for candidate in found:
         ticket = beside.waiting[number_of_ticket(candidate.key)]
         assert candidate.remaining_s in beside.prices[ticket.number]
-        starved = standing(candidate, beside.now, beside.order).tier is Tier.STARVED  # there no debt counts
         assert candidate == ticket_candidate(ticket, beside.cost)._replace(
-            total_s=candidate.remaining_s,
-            remaining_s=candidate.remaining_s,
-            debt_s=candidate.debt_s if starved else beside.debt_s(ticket),
+            total_s=candidate.remaining_s, remaining_s=candidate.remaining_s, debt_s=beside.debt_s(ticket)
         )
     for candidate, sorted_one in zip(found, sorted(found, key=beside.place), strict=True):
         assert beside.place(candidate) == pytest.approx(beside.place(sorted_one), abs=CLOSE_S)
@@ -221,17 +218,17 @@ def test_prices_are_made_anew_when_they_have_turned_out_wrong() -> None:
     assert beside.queue.backlog_s == pytest.approx(after)
 
 
-def test_among_the_starved_no_debt_counts() -> None:
-    """Two tenants' prompts have waited for minutes, and a third comes that has been on its way for as long: what goes
-    before it is who came before it, whichever tenant has had more."""
+def test_whoever_is_in_debt_does_not_starve() -> None:
+    """Two tenants' prompts have waited for minutes. Those of the one that has had more than its share wait on, and its
+    newcomer behind them; the other's goes first."""
     beside = Beside("slack", 0)
     for tenant, age_s in (("a", 300.0), ("b", 200.0), ("a", 100.0)):
         beside.add(beside.ticket(10, SLO(), 0, tenant, age_s))
-    beside.tenants.charge("b", 30_000)
+    beside.tenants.charge("a", 30_000)
     newcomer = beside.ticket(10, SLO(), 0, "a", 150.0)
     beside.tenants.enter("a")
-    assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [1, 2, 3]
-    assert beside.queue.seconds_before(newcomer, beside.now) == pytest.approx(2 * beside.cost.prefill(10))
+    assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [2, 1, 3]
+    assert beside.queue.seconds_before(newcomer, beside.now) == pytest.approx(3 * beside.cost.prefill(10))
 
 
 def test_an_empty_queue_remembers_nobody() -> None:

@@ -96,18 +96,27 @@ def standing(candidate: Candidate, now: float, by: Order = "slack") -> Standing:
         "fcfs": candidate.arrival,
         "shortest": candidate.remaining_s + AGEING * candidate.arrival,
     }[by]
-    return Standing(Tier.ON_TIME, (Tier.ON_TIME, candidate.priority, place + candidate.debt_s), slack_s)
+    return Standing(Tier.ON_TIME, (Tier.ON_TIME, candidate.priority, _deferred(place, candidate, now)), slack_s)
 
 
 def _by_slack(candidate: Candidate, now: float, slack_s: float) -> Standing:
     if now >= starves_at(candidate):
-        return Standing(Tier.STARVED, (Tier.STARVED, candidate.arrival), slack_s)
+        if candidate.debt_s <= 0 or now >= candidate.starved_at:
+            return Standing(Tier.STARVED, (Tier.STARVED, candidate.arrival), slack_s)
+        order = (Tier.BEST_EFFORT, 0.0, _deferred(candidate.arrival, candidate, now))
+        return Standing(Tier.BEST_EFFORT, order, slack_s)
     if now < late_at(candidate) and candidate.deadline is not None:
-        due = candidate.deadline + candidate.debt_s
-        return Standing(Tier.ON_TIME, (Tier.ON_TIME, candidate.priority, due), slack_s)
+        order = (Tier.ON_TIME, candidate.priority, _deferred(candidate.deadline, candidate, now))
+        return Standing(Tier.ON_TIME, order, slack_s)
     soft = soft_deadline(candidate.arrival, candidate.total_s)
-    order = (Tier.BEST_EFFORT, candidate.priority, soft + candidate.debt_s)
+    order = (Tier.BEST_EFFORT, candidate.priority, _deferred(soft, candidate, now))
     return Standing(Tier.BEST_EFFORT, order, soft - now - candidate.remaining_s)
+
+
+def _deferred(place: float, candidate: Candidate, now: float) -> float:
+    """Its place among others if those who sent it have had more than their share: so much later than it would be, and
+    however long it has waited, later than now; else an old flood would go before every newcomer."""
+    return max(place, now) + candidate.debt_s if candidate.debt_s > 0 else place
 
 
 def should_switch(

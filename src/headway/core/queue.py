@@ -10,7 +10,7 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush, merge
 from typing import NamedTuple
 
@@ -57,6 +57,35 @@ class _Row:
         index = bisect_left(self.keys, place.key)
         assert self.keys[index] == place.key
         del self.keys[index], self.amortized_s[index]
+
+
+class _Shifted(NamedTuple):
+    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now.
+
+    `are_starved`: its keys say when they arrived, which counts for nothing while the tenant is in debt.
+    """
+
+    keys: list[_Key]
+    amortized_s: list[float]
+    debt_s: float = 0.0
+    are_starved: bool = False
+
+    def shifted(self, now: float) -> Iterator[tuple[float, float, int, float]]:
+        """Priority, due, number, debt, in order."""
+        debt_s = self.debt_s
+        for priority, due, number in self.keys:
+            yield priority, (max(due, now) + debt_s if debt_s else due), number, debt_s
+
+    def seconds_before(self, key: tuple[float, float, int], now: float) -> float:
+        """Of those who stand before this key."""
+        priority, due, number = key
+        if self.debt_s:
+            due -= self.debt_s
+            if due < now:  # not even those who are due at once
+                due, number = NEVER * -1, -1
+            elif due == now:
+                due = now  # among those due by now the number decides, whatever their age
+        return sum(self.amortized_s[: bisect_left(self.keys, (priority, due, number))])
 
 
 class Queue:
@@ -109,34 +138,44 @@ class Queue:
         """Candidates, the first to start first. The queue must not change meanwhile."""
         self._bring_up_to_date(now)
         debts = self._debts_s()
-        for tier, rows in self._rows.items():
-            if tier is Tier.STARVED or not debts or len(rows) == 1:
-                keys = merge(*(row.keys for row in rows.values())) if len(rows) > 1 else _only(rows)
-                for *_, number in keys:
-                    place = self._places[number]
-                    debt_s = debts.get(place.ticket.request.tenant, 0.0)
-                    yield place.candidate._replace(debt_s=debt_s) if debt_s else place.candidate
+        for tier in Tier:
+            rows = self._rows_of(tier, debts)
+            if len(rows) == 1:
+                yield from (self._of(number, rows[0].debt_s) for *_, number in rows[0].keys)
             else:
-                rows_by_debt = (self._shifted(row, debts.get(tenant, 0.0)) for tenant, row in rows.items())
-                for *_, candidate in merge(*rows_by_debt):
-                    yield candidate
+                for *_, number, debt_s in merge(*(row.shifted(now) for row in rows)):
+                    yield self._of(number, debt_s)
 
     def seconds_before(self, ticket: Ticket, now: float) -> float:
         """Predicted seconds of what would start before this ticket, were it in the queue."""
         self._bring_up_to_date(now)
         debts = self._debts_s()
         place = self._place(ticket, now)
-        priority, due, number = place.key
-        own_debt_s = debts.get(ticket.request.tenant, 0.0)
-        seconds = 0.0
-        for tier, rows in self._rows.items():
-            if tier < place.tier:
-                seconds += sum(sum(row.amortized_s) for row in rows.values())
-            elif tier == place.tier:
-                for tenant, row in rows.items():
-                    shift_s = 0.0 if tier is Tier.STARVED else own_debt_s - debts.get(tenant, 0.0)
-                    seconds += sum(row.amortized_s[: bisect_left(row.keys, (priority, due + shift_s, number))])
-        return seconds
+        debt_s = debts.get(ticket.request.tenant, 0.0)
+        own_tier = Tier.BEST_EFFORT if debt_s and place.tier is Tier.STARVED else place.tier
+        own = _Shifted([place.key], [0.0], debt_s, place.tier is Tier.STARVED and bool(debt_s))
+        key = next(own.shifted(now))
+        return sum(
+            sum(row.amortized_s) if tier < own_tier else row.seconds_before(key[:3], now)
+            for tier in Tier
+            if tier <= own_tier
+            for row in self._rows_of(tier, debts)
+        )
+
+    def _rows_of(self, tier: Tier, debts: Mapping[str, float]) -> "list[_Shifted]":
+        """The rows that are in this tier now. Whoever has had more than its share does not starve."""
+        rows = self._rows[tier].items()
+        if tier is Tier.STARVED:
+            return [_Shifted(row.keys, row.amortized_s) for tenant, row in rows if not debts.get(tenant)]
+        found = [_Shifted(row.keys, row.amortized_s, debts.get(tenant, 0.0)) for tenant, row in rows]
+        if tier is Tier.BEST_EFFORT and debts:
+            starved = self._rows[Tier.STARVED].items()
+            found += [_Shifted(r.keys, r.amortized_s, debts[t], True) for t, r in starved if debts.get(t)]
+        return found
+
+    def _of(self, number: int, debt_s: float) -> Candidate:
+        candidate = self._places[number].candidate
+        return candidate._replace(debt_s=debt_s) if debt_s else candidate
 
     @property
     def backlog_s(self) -> float:
@@ -180,10 +219,6 @@ class Queue:
             assert row.amortized_s == [self._places[number].amortized_s for *_, number in row.keys]
 
     # Inside
-
-    def _shifted(self, row: _Row, debt_s: float) -> Iterator[tuple[float, float, int, Candidate]]:
-        for priority, due, number in row.keys:
-            yield priority, due + debt_s, number, self._places[number].candidate._replace(debt_s=debt_s)
 
     def debt_s(self, tenant: str) -> float:
         """What this tenant has had beyond its share, in seconds of the device."""
@@ -252,9 +287,3 @@ class Queue:
             if moved is not None and self._turn(moved) == instant:
                 self._take_out(moved)
                 self._stand(self._placed(moved.ticket, moved.candidate, moved.amortized_s, now))
-
-
-def _only(rows: dict[str, _Row]) -> list[_Key]:
-    for row in rows.values():
-        return row.keys
-    return []
