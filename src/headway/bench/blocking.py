@@ -9,9 +9,11 @@ Beside it: what chunks cost in throughput, and what looking for mail after every
 import argparse
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.progress import track
 
@@ -29,9 +31,16 @@ from headway.placement.engine import Engine, build_engine
 from headway.placement.memory import keep_freed_memory
 from headway.stages.stage import Running, Stage
 
+COMMAND = "python -m headway.bench.blocking"
 URGENT_TOKENS = 16
 MOST_LOST = 0.03  # of the throughput: what a chunk size may cost and still be taken
+LEAST_TIMES = 10.0  # shorter than at that chunk size
+MOST_BOUNDS = 1.5  # times the bound B: p99 at operators
+MOST_LOOKING = 0.02  # of a long prompt: what looking for mail after every tile may cost
+APART = 4.0  # times its own prefill: between two urgent ones, so that none waits for another
+FAR_S = 1000.0  # after this the far letter comes; the clock is put forward to it
 GREEDY = Sampling(temperature=0.0)
+URGENT = "urgent"
 
 
 @dataclass
@@ -58,41 +67,61 @@ class Watched:
 
 
 def schedulers(base: SchedulerSettings) -> dict[str, SchedulerSettings]:
-    served = replace(base, refuse_unattainable=False, pack=False)
-    chunked = {f"chunk {size}": replace(served, preempt="chunk", chunk_tokens=size, pack=True) for size in CHUNKS}
+    served = replace(base, refuse_unattainable=False)
     return {
         "operator": served,
         "layer": replace(served, preempt="layer"),
-        **chunked,
+        **{f"chunk {size}": replace(served, preempt="chunk", chunk_tokens=size) for size in CHUNKS},
         "none": replace(served, preempt="none"),
     }
 
 
-def mixture(engine: Engine, num_long: int, long_tokens: int, num_urgent: int, seed: int) -> list[Request]:
-    """Long prompts all at once, and urgent ones spread over the time that those take."""
+class Mixture(NamedTuple):
+    """What is asked: `requests`, and how it was made, in words."""
+
+    requests: list[Request]
+    said: str
+
+
+def mixture(engine: Engine, num_long: int, long_tokens: int, num_urgent: int, seed: int) -> Mixture:
+    """Long prompts without targets, one always waiting; urgent ones spread over the time that those take.
+
+    An urgent one's target leaves it so little to spare that it cannot wait for what runs, and its priority is better,
+    so that it goes first where steps are not suspended too, be its target already lost.
+    """
     rng = random.Random(seed)
-    vocab_size = engine.stage.model.config.vocab_size
-    cost = engine.scheduler.cost
-    span_s = 0.95 * num_long * cost.fit.seconds((Share(long_tokens, 0),))
-    urgent_s = cost.fit.seconds((Share(URGENT_TOKENS, 0),))
+    vocab_size, bound_s = engine.stage.model.config.vocab_size, engine.scheduler.settings.tile_s
+    long_s, urgent_s = (engine.scheduler.cost.fit.seconds((Share(n, 0),)) for n in (long_tokens, URGENT_TOKENS))
+    span_s = 0.95 * num_long * long_s
+    num_urgent = max(1, min(num_urgent, int(span_s / (APART * urgent_s))))
+    slot_s = span_s / num_urgent
+    slo = SLO(ttft_s=1.25 * urgent_s + bound_s)
 
-    def prompt(length: int) -> tuple[int, ...]:
-        return tuple(rng.randrange(vocab_size) for _ in range(length))
+    def ask(name: str, number: int, length: int, at_s: float, slo: SLO = SLO(), priority: int = 0) -> Request:
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(length))
+        return Request(f"{name} {number}", prompt, 1, at_s, slo=slo, sampling=GREEDY, priority=priority, slo_class=name)
 
-    requests = [
-        Request(f"long {n}", prompt(long_tokens), 1, 0.0, slo=SLO(ttft_s=1e4), sampling=GREEDY) for n in range(num_long)
-    ]
+    requests = [ask("long", n, long_tokens, max(0, n - 1) * 0.9 * long_s) for n in range(num_long)]
     for number in range(num_urgent):
-        at_s = (number + rng.uniform(0.05, 0.95)) * span_s / num_urgent
-        slo = SLO(ttft_s=2 * urgent_s)
-        requests.append(
-            Request(f"urgent {number}", prompt(URGENT_TOKENS), 1, at_s, slo=slo, sampling=GREEDY, slo_class="urgent")
-        )
-    return requests
+        at_s = number * slot_s + rng.uniform(0.0, max(0.0, slot_s - 0.5 * APART * urgent_s))
+        requests.append(ask(URGENT, number, URGENT_TOKENS, at_s, slo, priority=-1))
+    return Mixture(
+        requests,
+        f"{num_long} prompts of {long_tokens} tokens, {num_urgent} urgent ones of {URGENT_TOKENS} at random instants, "
+        f"one in every {1e3 * slot_s:.0f} ms, with {1e3 * (slo.ttft_s or 0.0):.0f} ms for their first token "
+        f"({1e3 * urgent_s:.0f} ms of them their own prefill)",
+    )
 
 
-def blocked_s(engine: Engine, requests: Sequence[Request], settings: SchedulerSettings) -> tuple[list[float], Replay]:
-    """Seconds that each urgent request waited for its step to begin."""
+class Blocked(NamedTuple):
+    """Of one run: seconds that each urgent request waited for its step to begin, and how many came in time."""
+
+    waits_s: list[float]
+    num_met: int
+    most_parked_tokens: int
+
+
+def blocked(engine: Engine, requests: Sequence[Request], settings: SchedulerSettings) -> tuple[Blocked, Replay]:
     watchers: list[Watched] = []
 
     def watch(stage: Stage, clock: SkippingClock) -> Stage:
@@ -100,17 +129,29 @@ def blocked_s(engine: Engine, requests: Sequence[Request], settings: SchedulerSe
         return watchers[0]
 
     run = replay(engine, requests, settings, watch)
-    urgent = [record for record in run.records.values() if record.slo_class == "urgent"]
-    return [watchers[0].begun[record.request_id] - record.arrival for record in urgent], run
+    urgent = [record for record in run.records.values() if record.slo_class == URGENT]
+    waits = [watchers[0].begun[record.request_id] - record.arrival for record in urgent]
+    met = sum(not record.missed for record in urgent)
+    return Blocked(waits, met, run.counters.get("most_parked_tokens", 0)), run
 
 
-def lone_s(engine: Engine, length: int, settings: SchedulerSettings) -> float:
-    """Seconds of one long prompt alone, from its first step to its token."""
-    prompt = tuple(range(1, length + 1))
-    record = replay(engine, [Request("lone", prompt, 1, 0.0, sampling=GREEDY)], settings).records["lone"]
+def lone_s(engine: Engine, length: int, settings: SchedulerSettings, extra: Sequence[Request] = ()) -> float:
+    """Seconds of one long prompt alone, from its first step to its token. `extra` goes behind it."""
+    lone = Request("lone", tuple(range(1, length + 1)), 1, 0.0, sampling=GREEDY, priority=-1)
+    record = replay(engine, [lone, *extra], settings).records["lone"]
     assert record.first_token is not None
     assert record.first_scheduled is not None
     return record.first_token - record.first_scheduled
+
+
+def looked_for() -> list[Request]:
+    """What there is to look for while a prompt is read: a letter that is far, and a timer, since one in the queue has
+    a target that is far too."""
+    slo = SLO(ttft_s=FAR_S)
+    return [
+        Request("waiting", (1, 2), 1, 0.0, slo=slo, sampling=GREEDY),
+        Request("far", (1, 2), 1, FAR_S, sampling=GREEDY),
+    ]
 
 
 def ratios(calm: Calm, one: Callable[[], float], other: Callable[[], float], num_pairs: int) -> list[float]:
@@ -125,113 +166,151 @@ def ratios(calm: Calm, one: Callable[[], float], other: Callable[[], float], num
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m headway.bench.blocking", description=(__doc__ or "").split("\n")[0]
+class Measured(NamedTuple):
+    """`waits`: one per round. `losses` of throughput, by chunk size; `looks`: looking over never looking."""
+
+    said: str
+    waits: dict[str, list[Blocked]]
+    losses: dict[str, list[float]]
+    looks: list[float]
+
+    def quantile_s(self, name: str, share: float) -> float:
+        """Of all rounds together: one round has too few for a tail."""
+        return quantile([wait for run in self.waits[name] for wait in run.waits_s], share)
+
+    def mean_s(self, name: str) -> float:
+        return statistics.median(statistics.mean(run.waits_s) for run in self.waits[name])
+
+    def median_s(self, name: str) -> float:
+        return statistics.median(quantile(run.waits_s, 0.5) for run in self.waits[name])
+
+    def cheapest_chunk(self) -> str | None:
+        """The smallest that costs no more throughput than `MOST_LOST`."""
+        return next((name for name, lost in self.losses.items() if statistics.median(lost) <= MOST_LOST), None)
+
+
+def measure(engine: Engine, options: argparse.Namespace, calm: Calm) -> Measured:
+    compared = schedulers(engine.scheduler.settings)
+    waits: dict[str, list[Blocked]] = {name: [] for name in compared}
+    turns = [(n, name) for n in range(options.rounds) for name in list(compared)[:: 1 if n % 2 == 0 else -1]]
+    said = ""
+    for number, name in track(turns, description="blocking"):
+        requests, said = mixture(engine, options.num_long, options.long_tokens, options.num_urgent, number // 2)
+        runs: list[Blocked] = []
+
+        def once(name: str = name, requests: list[Request] = requests, runs: list[Blocked] = runs) -> float:
+            found, run = blocked(engine, requests, compared[name])
+            runs.append(found)
+            return run.duration_s
+
+        calm.measure(once)
+        waits[name].append(runs[-1])
+    whole = partial(lone_s, engine, options.long_tokens, replace(compared["none"], pack=False))
+    losses: dict[str, list[float]] = {}
+    for name, settings in track(compared.items(), description="throughput"):
+        if name.startswith("chunk"):
+            pairs = ratios(calm, partial(lone_s, engine, options.long_tokens, settings), whole, options.pairs)
+            losses[name] = [1 - 1 / ratio for ratio in pairs]
+    never, always = (replace(compared[name], pack=False) for name in ("none", "operator"))
+    looks = ratios(
+        calm,
+        partial(lone_s, engine, options.long_tokens, always, looked_for()),
+        partial(lone_s, engine, options.long_tokens, never, looked_for()),
+        2 * options.pairs,
     )
+    return Measured(said, waits, losses, looks)
+
+
+def rows(found: Measured) -> list[list[str]]:
+    made = []
+    for name, runs in found.waits.items():
+        seconds = [found.mean_s(name), found.median_s(name), *(found.quantile_s(name, share) for share in (0.99, 1.0))]
+        num_urgent = sum(len(run.waits_s) for run in runs)
+        lost = found.losses.get(name)
+        made.append(
+            [
+                name,
+                *(f"{1e3 * each:.2f}" for each in seconds),
+                f"{seconds[0] / found.mean_s('operator'):.1f}",
+                f"{seconds[2] / found.quantile_s('operator', 0.99):.1f}",
+                f"{sum(run.num_met for run in runs) / num_urgent:.0%}",
+                _spread(lost) if lost else "",
+            ]
+        )
+    return made
+
+
+def reading(found: Measured, bound_s: float) -> str:
+    """What was wanted, and whether it was reached."""
+    ours, wanted = found.quantile_s("operator", 0.99), MOST_BOUNDS * bound_s
+    said = [f"p99 at operators within {MOST_BOUNDS:g} × B: {_verdict(ours <= wanted, ours * 1e3, wanted * 1e3, 'ms')}"]
+    chunk = found.cheapest_chunk()
+    if chunk is None:
+        said.append(f"no chunk size loses {MOST_LOST:.0%} of the throughput or less, so there is none to compare with")
+    else:
+        times = found.quantile_s(chunk, 0.99) / ours
+        reached = _verdict(times >= LEAST_TIMES, times, LEAST_TIMES, "times")
+        said.append(f"{LEAST_TIMES:g} times shorter than at {chunk}, the smallest that loses at most {MOST_LOST:.0%} of "
+                    f"the throughput: {reached}")  # fmt: skip
+    looking = statistics.median(found.looks) - 1
+    said.append(
+        f"looking after every tile for at most {MOST_LOOKING:.0%}: "
+        f"{_verdict(looking <= MOST_LOOKING, 1e2 * looking, 1e2 * MOST_LOOKING, '%')} "
+        f"({_spread([ratio - 1 for ratio in found.looks])} in {len(found.looks)} pairs)"
+    )
+    return "; ".join(said) + "."
+
+
+def _verdict(reached: bool, found: float, wanted: float, unit: str) -> str:
+    return f"{'reached' if reached else 'not reached'}, {found:.3g} {unit} against {wanted:g}"
+
+
+def _spread(shares: Sequence[float]) -> str:
+    return f"{statistics.median(shares):+.1%} ({min(shares):+.1%} … {max(shares):+.1%})"
+
+
+def parked(engine: Engine, waits: Mapping[str, Sequence[Blocked]]) -> str:
+    """The most that was suspended at once, in bytes."""
+    tokens, shape = max(run.most_parked_tokens for runs in waits.values() for run in runs), engine.pool.shape
+    pages = -(-tokens // shape.page_tokens)
+    return (
+        f"Suspended at once were at most {tokens} tokens: {tokens * engine.stage.bytes_per_token / 2**20:.2f} MiB of "
+        f"activations, and {pages} pages, {pages * shape.page_bytes / 2**20:.2f} MiB of keys and values."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="random:smollm2-135m")
-    parser.add_argument("--long-tokens", type=int, default=1024)
-    parser.add_argument("--num-long", type=int, default=6)
-    parser.add_argument("--num-urgent", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--folder", type=Path, default=report.RESULTS)
+    parser.add_argument("--long-tokens", type=int, default=1536, help="of each long prompt")
+    parser.add_argument("--num-long", type=int, default=5, help="long prompts of a run")
+    parser.add_argument("--num-urgent", type=int, default=40, help="of a run, or as many as do not meet each other")
+    parser.add_argument("--rounds", type=int, default=4, help="of all schedulers; every other one backwards")
+    parser.add_argument(
+        "--pairs", type=int, default=9, help="of chunked and whole long prompts; twice that for looking"
+    )
+    parser.add_argument("--quick", action="store_true", help="two rounds and pairs with long prompts of 256 tokens")
+    parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
     options = parser.parse_args(arguments)
+    if options.quick:
+        options.long_tokens, options.num_long, options.num_urgent, options.rounds, options.pairs = 256, 2, 4, 2, 2
     keep_freed_memory()
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.long_tokens + 64, enable_prefix_caching=False)
     )
     calm = Calm()
-    compared = schedulers(engine.scheduler.settings)
-    body = "\n\n".join(
-        [
-            f"{options.model}, {engine.facts.dtype}, {engine.facts.num_threads} threads. B = "
-            f"{engine.facts.max_tile_ms:g} ms.",
-            *_report(engine, compared, options, calm),
-        ]
+    found = measure(engine, options, calm)
+    facts = engine.facts
+    header = ["scheduler", "mean ms", "p50 ms", "p99 ms", "longest ms", "mean / operator's", "p99 / operator's",
+              "in time", "throughput lost"]  # fmt: skip
+    body = (
+        f"{options.model}, {facts.dtype}, {facts.num_threads} threads, B = {facts.max_tile_ms:g} ms. In each of "
+        f"{options.rounds} rounds: {found.said}. Mean and p50 are medians over rounds, p99 and longest are of all rounds "
+        f"together. Throughput: a long prompt alone, in chunks and whole, {options.pairs} pairs of each, median (least … "
+        f"most).\n\n{report.table(header, rows(found))}\n\n"
+        f"{reading(found, facts.max_tile_ms / 1e3)} {parked(engine, found.waits)} {calm.verdict()}"
     )
-    report.write("blocking", "Blocking", "python -m headway.bench.blocking", body, options.folder)
-
-
-def _report(
-    engine: Engine, compared: dict[str, SchedulerSettings], options: argparse.Namespace, calm: Calm
-) -> list[str]:
-    waits, parked = _waits(engine, compared, options)
-    losses = {
-        name: statistics.median(
-            ratios(
-                calm,
-                lambda s=settings: lone_s(engine, options.long_tokens, s),  # type: ignore[misc]
-                lambda: lone_s(engine, options.long_tokens, compared["none"]),
-                options.pairs,
-            )
-        )
-        - 1
-        for name, settings in track(compared.items(), description="throughput")
-        if name.startswith("chunk")
-    }
-    cheap = [name for name, loss in losses.items() if loss <= MOST_LOST]
-    looks = ratios(
-        calm,
-        lambda: lone_s(engine, options.long_tokens, compared["operator"]),
-        lambda: lone_s(engine, options.long_tokens, compared["none"]),
-        2 * options.pairs,
-    )
-    rows = []
-    ours = quantile(waits["operator"], 0.99)
-    for name, seconds in waits.items():
-        cells = [statistics.mean(seconds), *(quantile(seconds, share) for share in (0.5, 0.99)), max(seconds)]
-        rows.append(
-            [
-                name,
-                *(f"{1e3 * cell:.2f}" for cell in cells),
-                f"{cells[2] / ours:.1f} ×",
-                f"{losses[name]:+.1%}" if name in losses else "",
-            ]
-        )
-    bound_ms = 1.5 * engine.facts.max_tile_ms
-    verdict = [
-        f"p99 at operators {1e3 * ours:.1f} ms against 1.5 × B = {bound_ms:g} ms: {_said(1e3 * ours <= bound_ms)}"
-    ]
-    if cheap:
-        times = quantile(waits[cheap[0]], 0.99) / ours
-        verdict.append(f"{cheap[0]} is the smallest that loses at most 3 %; it blocks {times:.1f} × as long (p99) as "
-                       f"operators, against 10 ×: {_said(times >= 10)}")  # fmt: skip
-    else:
-        verdict.append("no chunk size loses 3 % or less")
-    check = statistics.median(looks) - 1
-    verdict.append(
-        f"looking after every tile costs {check:+.2%} (median of {len(looks)} pairs, {min(looks) - 1:+.1%} … "
-        f"{max(looks) - 1:+.1%}), against 2 %: {_said(check <= 0.02)}"
-    )
-    per_token = engine.stage.bytes_per_token + engine.pool.shape.page_bytes // engine.pool.shape.page_tokens
-    header = ["scheduler", "mean ms", "p50 ms", "p99 ms", "longest ms", "p99 / operator's", "time of a long prompt"]
-    return [
-        f"{options.num_long} prompts of {options.long_tokens} tokens, {options.num_urgent} urgent ones of "
-        f"{URGENT_TOKENS} in each of {options.rounds} rounds.",
-        report.table(header, rows),
-        "; ".join(verdict) + ".",
-        f"Parked at most: {parked} tokens, {parked * per_token / 2**20:.1f} MiB of activations, keys and values. "
-        + calm.verdict(),
-    ]
-
-
-def _waits(
-    engine: Engine, compared: dict[str, SchedulerSettings], options: argparse.Namespace
-) -> tuple[dict[str, list[float]], int]:
-    waits: dict[str, list[float]] = {name: [] for name in compared}
-    parked = 0
-    rounds = [(number, name) for number in range(options.rounds) for name in compared]
-    for number, name in track(rounds, description="blocking"):
-        requests = mixture(engine, options.num_long, options.long_tokens, options.num_urgent, number)
-        seconds, run = blocked_s(engine, requests, compared[name])
-        waits[name] += seconds
-        parked = max(parked, run.counters.get("most_parked_tokens", 0))
-    return waits, parked
-
-
-def _said(reached: bool) -> str:
-    return "reached" if reached else "not reached"
+    report.write("blocking", "Blocking", COMMAND, body, options.folder)
 
 
 if __name__ == "__main__":

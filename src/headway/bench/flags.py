@@ -81,7 +81,9 @@ def shape_flags(group: argparse._ArgumentGroup, num_requests: int, scale: str) -
     )
     group.add_argument("--arrivals", choices=loads.ARRIVALS, help="default: the trace's own, if it has any, or poisson")
     group.add_argument("--cv", type=positive, default=1.0, metavar="X", help="of gamma arrivals' gaps (default: 1)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of lengths, classes and arrivals (default: 0)")
+    group.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of lengths, classes and arrivals (default: 0)"
+    )
 
 
 def _rate_flags(group: argparse._ArgumentGroup) -> None:
@@ -149,6 +151,12 @@ def _number(word: str) -> float:
 def count(word: str) -> int:
     if not (word.isascii() and word.isdigit() and 0 < int(word) < 10**9):
         raise argparse.ArgumentTypeError(f"it must be a whole number from 1 on, not {word!r}")
+    return int(word)
+
+
+def _seed(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and int(word) < 2**63):
+        raise argparse.ArgumentTypeError(f"it must be a whole number from 0 on, not {word!r}")
     return int(word)
 
 

@@ -1,6 +1,6 @@
 """The schedulers that are compared, each a few switches away from the one that is served, and a load for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from headway.bench.score import Score, outcome_of, score
 from headway.core.cost import CostFit
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
-from headway.placement.simulate import Device, fleet, priced
+from headway.placement.simulate import Device, Simulation, fleet, priced
 
 # half a billion parameters in bfloat16 on two cores, as an engine measured it at its start
 EXAMPLE_FIT = CostFit(step_s=0.070, token_s=1.93e-3, segment_s=1e-3, pair_s=6.7e-7)
@@ -52,7 +52,7 @@ def requests_of(load: Load, prompts: Sequence[tuple[int, ...]], slos: Mapping[st
 
 
 class Simulated(NamedTuple):
-    """What became of a load on simulated devices; `counters` are summed over them."""
+    """What became of a load on simulated devices; `counters` are summed over them, but for the largest of a `most_`."""
 
     score: Score
     counters: dict[str, int]
@@ -66,12 +66,15 @@ def simulate(
     device: Device,
     num_devices: int = 1,
     seed: int = 0,
+    watch: Callable[[list[Simulation]], None] = lambda engines: None,
 ) -> Simulated:
-    """The same core and driver on the virtual clock."""
+    """The same core and driver on the virtual clock. `watch` gets the engines before anything is sent to them."""
     engines = [priced(settings, device, seed + number) for number in range(num_devices)]
+    watch(engines)
     records = fleet(requests_of(load, prompts, slos), engines).records
     counters: dict[str, int] = {}
     for engine in engines:
         for name, count in engine.scheduler.counters.items():
-            counters[name] = counters.get(name, 0) + count
+            before = counters.get(name, 0)
+            counters[name] = max(before, count) if name.startswith("most_") else before + count
     return Simulated(score([outcome_of(record, 0.0) for record in records.values()], slos), counters)
