@@ -6,6 +6,9 @@ SERVE_ARGS ?=
 TEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# real traces, if a folder with data/traces stands beside the checkout; else tests and results take seeded stand-ins
+HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
+export HEADWAY_DATA
 
 .PHONY: help install serve test check results clean
 help:
@@ -42,7 +45,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/lint-imports
 
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles decisions prediction packing blocking goodput goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV)
