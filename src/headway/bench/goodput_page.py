@@ -177,8 +177,10 @@ def _summary(cases: Sequence[CaseResult]) -> str:
     rows = []
     for case in cases:
         ours, chunk = case.policy(OURS), case.best_chunk
-        others = (chunk, *(case.policy(name) for name in ("fcfs", "deadline, none", "layer")))
-        rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *(_ratio(ours, p) for p in others)])
+        known = {policy.name: policy for policy in case.policies}
+        others = [chunk, *(known.get(name) for name in ("fcfs", "deadline, none", "layer"))]
+        ratios = ["" if other is None else _ratio(ours, other) for other in others]
+        rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *ratios])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
     return f"## Ratios of goodput\n\nMedian over draws (least … most).\n\n{report.table(header, rows)}"
