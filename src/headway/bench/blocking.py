@@ -37,6 +37,8 @@ MOST_LOST = 0.03  # of the throughput: what a chunk size may cost and still be t
 LEAST_TIMES = 10.0  # shorter than at that chunk size
 MOST_BOUNDS = 1.5  # times the bound B: p99 at operators
 MOST_LOOKING = 0.02  # of a long prompt: what looking for mail after every tile may cost
+SPARE = 1.1  # times its own prefill: an urgent one's target, with B on top; what is left over it may wait by choice
+SETTLED_S = 0.2  # after the start nothing else is to be done but what is asked
 APART = 4.0  # times its own prefill: between two urgent ones, so that none waits for another
 FAR_S = 1000.0  # after this the far letter comes; the clock is put forward to it
 GREEDY = Sampling(temperature=0.0)
@@ -95,20 +97,29 @@ def mixture(engine: Engine, num_long: int, long_tokens: int, num_urgent: int, se
     span_s = 0.95 * num_long * long_s
     num_urgent = max(1, min(num_urgent, int(span_s / (APART * urgent_s))))
     slot_s = span_s / num_urgent
-    slo = SLO(ttft_s=1.25 * urgent_s + bound_s)
+    urgent = SLO(ttft_s=SPARE * urgent_s + bound_s)
 
-    def ask(name: str, number: int, length: int, at_s: float, slo: SLO = SLO(), priority: int = 0) -> Request:
+    def ask(name: str, number: int, length: int, at_s: float, slo: SLO, priority: int) -> Request:
         prompt = tuple(rng.randrange(vocab_size) for _ in range(length))
-        return Request(f"{name} {number}", prompt, 1, at_s, slo=slo, sampling=GREEDY, priority=priority, slo_class=name)
+        return Request(
+            id=f"{name} {number}",
+            prompt=prompt,
+            max_tokens=1,
+            arrival=SETTLED_S + at_s,
+            slo=slo,
+            sampling=GREEDY,
+            priority=priority,
+            slo_class=name,
+        )
 
-    requests = [ask("long", n, long_tokens, max(0, n - 1) * 0.9 * long_s) for n in range(num_long)]
+    requests = [ask("long", n, long_tokens, max(0, n - 1) * 0.9 * long_s, SLO(), 0) for n in range(num_long)]
     for number in range(num_urgent):
         at_s = number * slot_s + rng.uniform(0.0, max(0.0, slot_s - 0.5 * APART * urgent_s))
-        requests.append(ask(URGENT, number, URGENT_TOKENS, at_s, slo, priority=-1))
+        requests.append(ask(URGENT, number, URGENT_TOKENS, at_s, urgent, -1))
     return Mixture(
         requests,
         f"{num_long} prompts of {long_tokens} tokens, {num_urgent} urgent ones of {URGENT_TOKENS} at random instants, "
-        f"one in every {1e3 * slot_s:.0f} ms, with {1e3 * (slo.ttft_s or 0.0):.0f} ms for their first token "
+        f"one in every {1e3 * slot_s:.0f} ms, with {1e3 * (urgent.ttft_s or 0.0):.0f} ms for their first token "
         f"({1e3 * urgent_s:.0f} ms of them their own prefill)",
     )
 
@@ -195,7 +206,7 @@ def measure(engine: Engine, options: argparse.Namespace, calm: Calm) -> Measured
     turns = [(n, name) for n in range(options.rounds) for name in list(compared)[:: 1 if n % 2 == 0 else -1]]
     said = ""
     for number, name in track(turns, description="blocking"):
-        requests, said = mixture(engine, options.num_long, options.long_tokens, options.num_urgent, number // 2)
+        requests, said = mixture(engine, options.num_long, options.long_tokens, options.num_urgent, number)
         runs: list[Blocked] = []
 
         def once(name: str = name, requests: list[Request] = requests, runs: list[Blocked] = runs) -> float:
@@ -249,9 +260,10 @@ def reading(found: Measured, bound_s: float) -> str:
         said.append(f"no chunk size loses {MOST_LOST:.0%} of the throughput or less, so there is none to compare with")
     else:
         times = found.quantile_s(chunk, 0.99) / ours
-        reached = _verdict(times >= LEAST_TIMES, times, LEAST_TIMES, "times")
-        said.append(f"{LEAST_TIMES:g} times shorter than at {chunk}, the smallest that loses at most {MOST_LOST:.0%} of "
-                    f"the throughput: {reached}")  # fmt: skip
+        said.append(
+            f"p99 {LEAST_TIMES:g} times shorter than at {chunk}, the smallest that loses at most {MOST_LOST:.0%} of "
+            f"throughput: {_verdict(times >= LEAST_TIMES, times, LEAST_TIMES, 'times')}"
+        )
     looking = statistics.median(found.looks) - 1
     said.append(
         f"looking after every tile for at most {MOST_LOOKING:.0%}: "
@@ -305,9 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
               "in time", "throughput lost"]  # fmt: skip
     body = (
         f"{options.model}, {facts.dtype}, {facts.num_threads} threads, B = {facts.max_tile_ms:g} ms. In each of "
-        f"{options.rounds} rounds: {found.said}. Mean and p50 are medians over rounds, p99 and longest are of all rounds "
-        f"together. Throughput: a long prompt alone, in chunks and whole, {options.pairs} pairs of each, median (least … "
-        f"most).\n\n{report.table(header, rows(found))}\n\n"
+        f"{options.rounds} rounds: {found.said}. Mean and p50 are medians over rounds, p99 and longest are of all "
+        f"rounds together. Throughput: a long prompt alone, in chunks and whole, {options.pairs} pairs of each, median "
+        f"(least … most).\n\n{report.table(header, rows(found))}\n\n"
         f"{reading(found, facts.max_tile_ms / 1e3)} {parked(engine, found.waits)} {calm.verdict()}"
     )
     report.write("blocking", "Blocking", COMMAND, body, options.folder)

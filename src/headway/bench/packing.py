@@ -6,152 +6,360 @@ them, up to the count at which a device is saturated. Uniform lengths beside it,
 """
 
 import argparse
+import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 from rich.progress import track
 
-from headway.bench import report
+from headway.bench import report, traces
 from headway.bench.calm import Calm
-from headway.bench.load import Load
+from headway.bench.load import Load, lone_prompt
 from headway.bench.named import named
+from headway.bench.replay import replay
 from headway.config import EngineSettings
 from headway.core.cost import CostModel, Share
-from headway.core.packing import pack
+from headway.core.packing import MAX_MEMBERS, pack
 from headway.core.request import Request, Sampling
-from headway.core.work import Segment, Work
+from headway.core.work import Outcome, Segment, Work
 from headway.placement.engine import Engine, build_engine
 from headway.placement.memory import keep_freed_memory
+from headway.stages.stage import Running
 
+COMMAND = "python -m headway.bench.packing"
 SUB_BATCH = 8
-FAR = 1e9  # slack enough for anything
+FAR_S = 1e9  # slack enough for anything
+POPULATION = 2000  # requests of a load, of which batches are drawn
+SHAREGPT = "lengths_sharegpt_8k.csv.gz"
+UNIFORM = "uniform"
+SCHEDULED = "scheduled"
+WAYS = ("padded", "sorted, padded", "one by one", "one pack", SCHEDULED)
+JUDGED_BATCH = 16
+WANTED = 1.9  # times faster than padded, at JUDGED_BATCH and real lengths
+LEAST = 0.98  # times as fast as one by one, always
+EVEN = 0.1  # how far from 1 padded over scheduled may be where all lengths are equal
+GREEDY = Sampling(temperature=0.0)
 
 
-def seconds(engine: Engine, steps: Sequence[Sequence[int]]) -> float:
-    """Run steps of fresh prompts of these lengths, one step after the other."""
-    stage, page_tokens = engine.stage, engine.pool.shape.page_tokens
+class Member(NamedTuple):
+    """One prompt in a step: its number in the batch, and how many tokens are computed for it, padding included."""
+
+    number: int
+    num_computed: int
+
+
+Step = list[Member]
+
+
+class Batch(NamedTuple):
+    """Prompts that are there at once."""
+
+    prompts: list[tuple[int, ...]]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(prompt) for prompt in self.prompts]
+
+    def steps(self, way: str) -> list[Step]:
+        """How a way reads them. What the scheduler would make of it is the scheduler's to say."""
+        whole = [Member(number, length) for number, length in enumerate(self.lengths)]
+        if way == "padded":
+            return [_padded(whole)]
+        if way == "sorted, padded":
+            ordered = sorted(whole, key=lambda member: member.num_computed)
+            return [_padded(ordered[start : start + SUB_BATCH]) for start in range(0, len(ordered), SUB_BATCH)]
+        return [[member] for member in whole] if way == "one by one" else [whole]
+
+
+def _padded(members: Sequence[Member]) -> Step:
+    longest = max(member.num_computed for member in members)
+    return [member._replace(num_computed=longest) for member in members]
+
+
+class Taken(NamedTuple):
+    """Seconds of a batch, the first token of each prompt, and the share of the time in which was decided."""
+
+    seconds: float
+    tokens: dict[str, int]
+    deciding: float = 0.0
+
+
+def take(engine: Engine, batch: Batch, way: str) -> Taken:
+    """Read a batch one way."""
+    if way == SCHEDULED:
+        requests = [Request(str(n), prompt, 1, 0.0, sampling=GREEDY) for n, prompt in enumerate(batch.prompts)]
+        settings = replace(engine.scheduler.settings, refuse_unattainable=False, prefix_caching=False)
+        run = replay(engine, requests, settings)
+        begun = min(record.first_scheduled or 0.0 for record in run.records.values())
+        seconds = run.ended - begun
+        return Taken(seconds, run.tokens, sum(run.decisions_s) / seconds)
+    works = [_work(engine, batch, number, step) for number, step in enumerate(batch.steps(way))]
+    for index, prompt in enumerate(batch.prompts):
+        engine.stage.open(Request(str(index), prompt, 1, 0.0, sampling=GREEDY))
+    tokens: dict[str, int] = {}
     begun = time.perf_counter()
-    for number, lengths in enumerate(steps):
-        segments, first_page = [], 0
-        for index, length in enumerate(lengths):
-            num_pages = -(-length // page_tokens)
-            tokens = tuple((7 * index + place) % stage.model.config.vocab_size for place in range(length))
-            pages = tuple(range(first_page, first_page + num_pages))
-            segments.append(Segment(f"{number}.{index}", tokens, 0, 0, pages, (length - 1,)))
-            first_page += num_pages
-            stage.open(Request(segments[-1].request_id, tokens, 1, 0.0, sampling=Sampling(temperature=0.0)))
-        for _ in stage.run(Work(number, "language", tuple(segments))):
-            pass
-        for segment in segments:
-            stage.close(segment.request_id)
-    return time.perf_counter() - begun
+    for work in works:
+        tokens |= {commit.request_id: commit.tokens[0] for commit in _finished(engine.stage.run(work)).commits}
+    seconds = time.perf_counter() - begun
+    for index in range(len(batch.prompts)):
+        engine.stage.close(str(index))
+    return Taken(seconds, tokens)
 
 
-def packed(lengths: Sequence[int], cost: CostModel, pack_tokens: int) -> list[list[int]]:
-    """As the scheduler would with time enough: the first ones in order, as many as pay."""
-    steps, rest = [], list(lengths)
-    while rest:
-        count = pack([Share(n, 0) for n in rest[:16]], [FAR] * min(16, len(rest)), cost.predict, pack_tokens)
-        steps.append(rest[:count])
-        rest = rest[count:]
-    return steps
+def _finished(running: Running) -> Outcome:
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
 
 
-def ways(lengths: Sequence[int], cost: CostModel, pack_tokens: int) -> dict[str, list[list[int]]]:
-    """Each way to read these prompts, as steps of lengths."""
-    ordered = sorted(lengths)
-    parts = [ordered[start : start + SUB_BATCH] for start in range(0, len(ordered), SUB_BATCH)]
-    return {
-        "padded": [[max(lengths)] * len(lengths)],
-        "sorted, padded": [[max(part)] * len(part) for part in parts],
-        "one by one": [[length] for length in lengths],
-        "one pack": [list(lengths)],
-        "packed": packed(lengths, cost, pack_tokens),
-    }
+def _work(engine: Engine, batch: Batch, number: int, step: Step) -> Work:
+    """On the first pages of the pool. A token is drawn after the prompt's last, wherever its padding ends."""
+    segments, first_page = [], 0
+    for index, num_computed in step:
+        prompt = batch.prompts[index]
+        num_pages = -(-num_computed // engine.pool.shape.page_tokens)
+        pages = tuple(range(first_page, first_page + num_pages))
+        tokens = prompt + (0,) * (num_computed - len(prompt))
+        segments.append(Segment(str(index), tokens, 0, 0, pages, (len(prompt) - 1,)))
+        first_page += num_pages
+    assert first_page <= engine.pool.shape.num_pages, "the pool is too small for this batch"
+    return Work(number, "language", tuple(segments))
 
 
-def case(engine: Engine, lengths: Sequence[int], num_rounds: int, calm: Calm) -> dict[str, list[float]]:
-    """Seconds of each way, round by round, in turn forwards and backwards."""
-    steps = ways(lengths, CostModel(engine.scheduler.cost.fit), engine.scheduler.settings.pack_tokens)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(num_rounds):
-        for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
-            taken[name].append(calm.measure(lambda name=name: seconds(engine, steps[name])))  # type: ignore[misc]
-    return taken
-
-
-def decision_s(engine: Engine, lengths: Sequence[int]) -> float:
+def packed(engine: Engine, lengths: Sequence[int]) -> list[list[int]]:
+    """As the scheduler does with time enough: the first ones in order, as many as pay."""
     cost, pack_tokens = CostModel(engine.scheduler.cost.fit), engine.scheduler.settings.pack_tokens
+    packs, rest = [], list(lengths)
+    while rest:
+        few = rest[:MAX_MEMBERS]
+        count = pack([Share(length, 0) for length in few], [FAR_S] * len(few), cost.predict, pack_tokens)
+        packs.append(rest[:count])
+        rest = rest[count:]
+    return packs
+
+
+def packing_s(engine: Engine, lengths: Sequence[int]) -> float:
+    """Seconds of deciding what goes together, for the whole batch."""
     begun = time.perf_counter()
-    for _ in range(100):
-        packed(lengths, cost, pack_tokens)
-    return (time.perf_counter() - begun) / 100
+    for _ in range(20):
+        packed(engine, lengths)
+    return (time.perf_counter() - begun) / 20
+
+
+# What is read
+
+
+def populations(mean_tokens: int, longest: int) -> dict[str, list[int]]:
+    """Prompt lengths by load, scaled to the same mean, so that what differs is their shape."""
+    loads = {
+        "qwen text": named("qwen", num_requests=POPULATION, seed=1),
+        "azure-conv": named("azure-conv", num_requests=POPULATION, seed=1),
+    }
+    if (path := Path(os.environ.get("HEADWAY_DATA", "")) / "traces" / SHAREGPT).is_file():
+        loads["sharegpt"] = Load.of("sharegpt", f"trace {path.name}", traces.read(path), POPULATION, 1)
+    found = {name: [a.num_prompt for a in load.requests if a.kind == "text"] for name, load in loads.items()}
+    scales = {name: mean_tokens / statistics.mean(lengths) for name, lengths in found.items()}
+    real = {name: [min(longest, max(1, round(n * scales[name]))) for n in found[name]] for name in found}
+    return real | {UNIFORM: [mean_tokens]}
+
+
+def draw(population: Sequence[int], size: int, vocab_size: int, seed: int) -> Batch:
+    rng = random.Random(seed)
+    return Batch([lone_prompt(rng.choice(population), n, vocab_size, seed) for n in range(size)])
+
+
+@dataclass
+class Case:
+    """One load at one batch size: each round read another draw, every way."""
+
+    load: str
+    size: int
+    batches: list[Batch] = field(default_factory=list)
+    taken: dict[str, list[Taken]] = field(default_factory=lambda: {way: [] for way in WAYS})
+
+    def ratios(self, way: str) -> list[float]:
+        """Its seconds over the scheduler's, round by round."""
+        return [a.seconds / b.seconds for a, b in zip(self.taken[way], self.taken[SCHEDULED], strict=True)]
+
+    def ratio(self, way: str) -> float:
+        return statistics.median(self.ratios(way))
+
+    @property
+    def num_alike(self) -> int:
+        """Prompts whose first token was the same one by one and as the scheduler packed them."""
+        pairs = zip(self.taken["one by one"], self.taken[SCHEDULED], strict=True)
+        return sum(one.tokens[key] == both.tokens[key] for one, both in pairs for key in one.tokens)
+
+    def computed(self, way: str) -> float:
+        """Tokens of a batch, padding included."""
+        return statistics.median(sum(m.num_computed for s in batch.steps(way) for m in s) for batch in self.batches)
+
+    def read_round(self, engine: Engine, batch: Batch, calm: Calm) -> None:
+        forwards = len(self.batches) % 2 == 0
+        self.batches.append(batch)
+        for way in WAYS if forwards else WAYS[::-1]:
+            found: list[Taken] = []
+
+            def once(way: str = way, found: list[Taken] = found) -> float:
+                found.append(take(engine, batch, way))
+                return found[-1].seconds
+
+            calm.measure(once)
+            self.taken[way].append(found[-1])
+
+
+def measure(engine: Engine, options: argparse.Namespace, calm: Calm) -> list[Case]:
+    vocab_size = engine.stage.model.config.vocab_size
+    lengths = populations(options.mean_tokens, options.longest)
+    cases = [Case(load, size) for load in lengths for size in options.batches]
+    for case in cases[: len(options.batches)]:  # memory that is touched for the first time is slow
+        take(engine, draw(lengths[case.load], case.size, vocab_size, 0), "one pack")
+    for number in track(range(options.rounds), description="rounds"):
+        for case in cases:
+            case.read_round(engine, draw(lengths[case.load], case.size, vocab_size, number), calm)
+    return cases
+
+
+# The page
+
+
+def rows(engine: Engine, cases: Sequence[Case]) -> list[list[str]]:
+    made = []
+    for case in cases:
+        packing = [packing_s(engine, batch.lengths) for batch in case.batches]
+        share = statistics.median(s / t.seconds for s, t in zip(packing, case.taken[SCHEDULED], strict=True))
+        deciding = statistics.median(taken.deciding for taken in case.taken[SCHEDULED])
+        made.append(
+            [
+                case.load,
+                str(case.size),
+                *(f"{case.computed(way):.0f}" for way in ("one pack", "sorted, padded", "padded")),
+                f"{1e3 * statistics.median(taken.seconds for taken in case.taken[SCHEDULED]):.0f}",
+                *(_spread(case.ratios(way)) for way in WAYS if way != SCHEDULED),
+                f"{share:.2%} / {deciding:.2%}",
+            ]
+        )
+    return made
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+
+
+def reading(cases: Sequence[Case]) -> str:
+    """What was wanted, and whether it was reached."""
+    real = [case for case in cases if case.load != UNIFORM and case.size == JUDGED_BATCH]
+    said = []
+    if real:
+        found = [f"{_said(case.ratio('padded') >= WANTED)} on {case.load}, {case.ratio('padded'):.2f}" for case in real]
+        said.append(f"scheduled {WANTED:g} times as fast as padded at batch {JUDGED_BATCH}: {', '.join(found)}")
+    even = [case.ratio("padded") for case in cases if case.load == UNIFORM]
+    said.append(
+        f"on uniform lengths about as fast: {_said(max(abs(ratio - 1) for ratio in even) <= EVEN)}, "
+        f"{min(even):.2f} … {max(even):.2f}"
+    )
+    slowest = min(cases, key=lambda case: case.ratio("one by one"))
+    said.append(
+        f"never less than {LEAST:g} times as fast as one by one: {_said(slowest.ratio('one by one') >= LEAST)}, least "
+        f"{slowest.ratio('one by one'):.2f} on {slowest.load} at batch {slowest.size}"
+    )
+    return f"Wanted: {'; '.join(said)}."
+
+
+def _said(reached: bool) -> str:
+    return "reached" if reached else "not reached"
+
+
+def memory(engine: Engine, cases: Sequence[Case]) -> str:
+    """What the largest step of each way keeps, by the stage's own account."""
+    case = min(cases, key=lambda case: abs(case.size - JUDGED_BATCH))
+    batch, shape, table = case.batches[0], engine.pool.shape, []
+    for way in WAYS:
+        most = max(sum(member.num_computed for member in step) for step in batch.steps(way))
+        if way == SCHEDULED:
+            most = max(map(sum, packed(engine, batch.lengths)))
+        sizes = (engine.stage.bytes_per_token, shape.page_bytes // shape.page_tokens)
+        table.append([way, most, *(f"{most * size / 2**20:.2f}" for size in sizes)])
+    header = ["way", "tokens of its largest step", "MiB of activations", "MiB of keys and values"]
+    return (
+        f"## Memory\n\n{case.load}, batch {case.size}, the first round's draw. Computed, not measured: the largest "
+        "step's tokens, padding included, times what the stage keeps between operators for each of them, and times "
+        f"what a token takes in pages.\n\n{report.table(header, table)}"
+    )
+
+
+def alike(cases: Sequence[Case]) -> str:
+    return f"{sum(case.num_alike for case in cases)} of {sum(case.size * len(case.batches) for case in cases)}"
+
+
+def in_float32(options: argparse.Namespace) -> str:
+    """The first tokens of a batch of each load, one by one and as the scheduler packs them."""
+    engine = _engine(options, JUDGED_BATCH, "float32")
+    vocab_size, found = engine.stage.model.config.vocab_size, []
+    for load, lengths in populations(options.mean_tokens, options.longest).items():
+        case = Case(load, JUDGED_BATCH, [draw(lengths, JUDGED_BATCH, vocab_size, 0)])
+        for way in ("one by one", SCHEDULED):
+            case.taken[way].append(take(engine, case.batches[0], way))
+        found.append(case)
+    return alike(found)
+
+
+def _engine(options: argparse.Namespace, most: int, dtype: Literal["auto", "float32"] = "auto") -> Engine:
+    length = options.longest + 1
+    engine = build_engine(
+        EngineSettings(
+            model=options.model, dtype=dtype, max_model_len=length, max_num_seqs=most, enable_prefix_caching=False
+        )
+    )
+    engine.pool.fault_in(engine.pool.shape.pool_bytes)
+    return engine
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="random:smollm2-135m")
+    parser.add_argument("--batches", type=int, nargs="+", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--rounds", type=int, default=5, help="of everything; each reads other draws")
+    parser.add_argument("--mean-tokens", type=int, default=64, help="of a prompt, on each of the loads")
+    parser.add_argument("--longest", type=int, default=1023, help="tokens; longer prompts are cut")
+    parser.add_argument("--quick", action="store_true", help="two rounds of two small batches of short prompts")
+    parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.batches, options.rounds, options.mean_tokens, options.longest = [4, 16], 2, 12, 63
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m headway.bench.packing", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="random:smollm2-135m")
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 8, 16, 32])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--length-scale", type=float, default=1 / 16)
-    parser.add_argument("--folder", type=Path, default=report.RESULTS)
-    options = parser.parse_args(arguments)
+    options = _options(arguments)
     keep_freed_memory()
-    engine = build_engine(EngineSettings(model=options.model, max_model_len=2048, enable_prefix_caching=False))
+    engine = _engine(options, max(options.batches))
     calm = Calm()
-    rows, reached = [], []
-    loads: dict[str, Callable[[int], list[int]]] = {
-        "qwen": lambda n: _lengths(named("qwen", num_requests=n, seed=2), options.length_scale),
-        "azure-conv": lambda n: _lengths(named("azure-conv", num_requests=n, seed=2), options.length_scale),
-        "uniform 64": lambda n: [64] * n,
-    }
     with torch.inference_mode():
-        for name, size in track([(name, size) for name in loads for size in options.batches], description="batches"):
-            lengths = loads[name](size)
-            taken = case(engine, lengths, options.rounds, calm)
-            rows.append(_row(engine, name, lengths, taken))
-            if size == 16:
-                reached.append(_verdict(name, taken))
-    header = ["lengths", "batch", "tokens", "padded tokens", "packs", "padded / packed", "sorted, padded / packed",
-              "one by one / packed", "one pack / packed", "deciding, share"]  # fmt: skip
+        cases = measure(engine, options, calm)
+        same = in_float32(options)
+    facts = engine.facts
+    header = ["lengths", "batch", "tokens", "sorted, padded", "padded", "scheduled ms",
+              *(f"{way} / scheduled" for way in WAYS if way != SCHEDULED), "`pack` / all deciding"]  # fmt: skip
     body = (
-        f"{options.model}, {engine.facts.dtype}, {engine.facts.num_threads} threads; packs of up to "
-        f"{engine.scheduler.settings.pack_tokens} tokens. Medians of {options.rounds} rounds (least … most).\n\n"
-        f"{report.table(header, rows)}\n\nAt batch 16: {'; '.join(reached)}. A pack computes no padding at all. "
-        f"{calm.verdict()}"
+        f"{options.model}, {facts.dtype}, {facts.num_threads} threads; packs of up to {facts.pack_tokens} tokens. Real "
+        f"lengths are scaled to a mean of {options.mean_tokens} and cut at {options.longest}; uniform ones are all "
+        f"{options.mean_tokens}. Medians of {options.rounds} rounds (least … most), each of which read another draw in "
+        f"every way, every other one backwards. The last column is the time in which is decided, of the scheduled time."
+        f"\n\n{report.table(header, rows(engine, cases))}\n\n{reading(cases)} The first token was the same one by one "
+        f"and as scheduled for {same} prompts in float32, for {alike(cases)} in {facts.dtype}, where sums over other "
+        f"numbers of rows round otherwise. {calm.verdict()}\n\n{memory(engine, cases)}"
     )
-    report.write("packing", "Packing", "python -m headway.bench.packing", body, options.folder)
-
-
-def _lengths(load: Load, scale: float) -> list[int]:
-    lengths = [asked.num_prompt for asked in load.scaled(scale).within(2048).requests]
-    random.Random(0).shuffle(lengths)
-    return lengths
-
-
-def _ratio(taken: dict[str, list[float]], name: str) -> list[float]:
-    return [a / b for a, b in zip(taken[name], taken["packed"], strict=True)]
-
-
-def _row(engine: Engine, name: str, lengths: Sequence[int], taken: dict[str, list[float]]) -> list[object]:
-    cost, pack_tokens = CostModel(engine.scheduler.cost.fit), engine.scheduler.settings.pack_tokens
-    cells = []
-    for way in ("padded", "sorted, padded", "one by one", "one pack"):
-        found = _ratio(taken, way)
-        cells.append(f"{statistics.median(found):.2f} ({min(found):.2f} … {max(found):.2f})")
-    share = decision_s(engine, lengths) / statistics.median(taken["packed"])
-    num_packs = len(packed(lengths, cost, pack_tokens))
-    return [name, len(lengths), sum(lengths), max(lengths) * len(lengths), num_packs, *cells, f"{share:.3%}"]
-
-
-def _verdict(name: str, taken: dict[str, list[float]]) -> str:
-    padded, single = (statistics.median(_ratio(taken, way)) for way in ("padded", "one by one"))
-    least = "" if name.startswith("uniform") else f" (1.9 wanted: {'reached' if padded >= 1.9 else 'not reached'})"
-    return f"{name} {padded:.2f} × padded{least}, {single:.2f} × one by one"
+    report.write("packing", "Packing", COMMAND, body, options.folder)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,8 @@ def replay(
     scheduler = Scheduler(settings, cost, PageTable(shape.num_pages, shape.page_tokens))
     clock = SkippingClock()
     stage = watch(engine.stage, clock)
+    gc.collect()
+    gc.freeze()
     run = Replay(begun=clock.now() + START_S)
     mailbox = Appointments(clock, (replace(request, arrival=run.begun + request.arrival) for request in requests))
 
@@ -120,8 +122,6 @@ def replay(
             run.records[effect.record.request_id] = effect.record
 
     driver = Driver(scheduler, {"language": stage}, clock, mailbox, tell, decided=run.decisions_s.append)
-    gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         with torch.inference_mode():

@@ -60,13 +60,13 @@ class Holdings:
 
     def publish(self, ticket: Ticket) -> None:
         """Full pages become hits for others."""
-        if not self.prefix_caching:
+        num_full = ticket.num_computed // self.pages.page_tokens
+        if not self.prefix_caching or num_full <= ticket.num_published:
             return
         ticket.update_keys(self.pages.page_tokens)
-        num_full = ticket.num_computed // self.pages.page_tokens
         for index in range(ticket.num_published, num_full):
             self.pages.publish(ticket.pages[index], ticket.keys[index])
-        ticket.num_published = max(ticket.num_published, num_full)
+        ticket.num_published = num_full
 
     def release(self, ticket: Ticket) -> None:
         """Give everything back; what was computed is lost to this ticket, but may stay cached."""

@@ -1,0 +1,122 @@
+"""The pages about blocking, packing and decisions: small runs of what they run, and figures made of known numbers."""
+
+import gc
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from headway.bench import blocking, decisions, packing
+from headway.bench.blocking import Blocked
+from headway.config import EngineSettings
+from headway.core import event as ev
+from headway.core.cost import Share
+from headway.placement.engine import Engine, build_engine
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_folder: object) -> Engine:
+    """In float32, so that equal work draws equal tokens, and with operators cut small."""
+    folder: Path = tiny_folder("llama2", num_hidden_layers=16)  # type: ignore[operator]
+    return build_engine(
+        EngineSettings(model=str(folder), dtype="float32", max_tile_ms=0.2, enable_prefix_caching=False)
+    )
+
+
+def test_what_urgent_ones_wait_is_known(engine: Engine) -> None:
+    """Every urgent prompt's wait is known, none is before its instant; without suspension nothing is parked."""
+    requests, _ = blocking.mixture(engine, num_long=3, long_tokens=400, num_urgent=6, seed=1)
+    urgent = [request for request in requests if request.slo_class == blocking.URGENT]
+    settings = blocking.schedulers(engine.scheduler.settings)
+    found, run = blocking.blocked(engine, requests, settings["operator"])
+    assert len(found.waits_s) == len(urgent) > 0
+    assert min(found.waits_s) >= 0
+    assert {record.kind for record in run.records.values()} == {"finished"}
+    whole, _ = blocking.blocked(engine, requests, settings["none"])
+    assert whole.most_parked_tokens == 0, "never suspended"
+
+
+def test_urgent_ones_do_not_meet_each_other(engine: Engine) -> None:
+    """However many are asked for, there are only so many that none has to wait for another."""
+    requests, _ = blocking.mixture(engine, num_long=3, long_tokens=400, num_urgent=10_000, seed=1)
+    instants = sorted(request.arrival for request in requests if request.slo_class == blocking.URGENT)
+    own_s = engine.scheduler.cost.fit.seconds([Share(blocking.URGENT_TOKENS, 0)])
+    assert all(later - earlier >= 2 * own_s * 0.999 for earlier, later in pairwise(instants))
+
+
+def test_the_smallest_chunk_that_costs_little_is_compared_with() -> None:
+    """Blocking 2 ms against 30 ms at a chunk that loses 2 %: fifteen times; a chunk that loses 10 % does not count."""
+    waits = {name: [Blocked([seconds], 1, 0)] for name, seconds in
+             (("operator", 0.002), ("chunk 16", 0.004), ("chunk 64", 0.030), ("none", 0.5))}  # fmt: skip
+    losses = {"chunk 16": [0.1], "chunk 64": [0.02]}
+    found = blocking.Measured("", waits, losses, looks=[1.01, 1.03, 1.05])
+    assert found.cheapest_chunk() == "chunk 64"
+    said = blocking.reading(found, bound_s=0.010)
+    assert ": reached, 2 ms against 15" in said
+    assert ": reached, 15 times against 10" in said
+    assert ": not reached, 3 % against 2" in said, "looking after every tile cost 3 %"
+
+
+def test_every_way_reads_the_same_prompts(engine: Engine) -> None:
+    """Padded, sorted, packed or as scheduled: the same first tokens as one by one, with padding where it belongs."""
+    batch = packing.draw([3, 9, 40], 12, engine.stage.model.config.vocab_size, seed=1)
+    with torch.inference_mode():
+        taken = {way: packing.take(engine, batch, way) for way in packing.WAYS}
+    assert len(taken["one by one"].tokens) == 12
+    for way in packing.WAYS:
+        assert taken[way].tokens == taken["one by one"].tokens, way
+        assert taken[way].seconds > 0
+    case = packing.Case("some", 12, [batch])
+    total, longest = sum(batch.lengths), max(batch.lengths)
+    assert [case.computed(way) for way in ("one pack", "one by one", "padded")] == [total, total, 12 * longest]
+    assert total <= case.computed("sorted, padded") <= 12 * longest
+
+
+def test_packs_are_read_in_order_and_whole(engine: Engine) -> None:
+    """What is decided takes every prompt once, and no pack of several beyond the saturation count."""
+    lengths = [5, 200, 7, 7, 30, 1] * 4
+    packs = packing.packed(engine, lengths)
+    assert [length for taken in packs for length in taken] == lengths
+    most = engine.scheduler.settings.pack_tokens
+    assert all(len(taken) == 1 or sum(taken) <= most for taken in packs)
+
+
+def test_real_lengths_have_one_mean() -> None:
+    """Loads differ in shape, not in how much there is to read."""
+    found = packing.populations(mean_tokens=64, longest=1023)
+    assert {"qwen text", "azure-conv", packing.UNIFORM} <= set(found)
+    for lengths in found.values():
+        assert sum(lengths) / len(lengths) == pytest.approx(64, rel=0.1)
+
+
+@pytest.mark.parametrize("num_tenants", [1, 8])
+def test_the_queue_is_kept_at_its_length(num_tenants: int) -> None:
+    """Every kind of event happens, the queue stays as long as it is to be, and the books agree."""
+    course = decisions.Course(20, num_tenants, seed=1)
+    while not course.is_full:
+        course.decide()
+    kinds = set()
+    for _ in range(400):
+        kinds.add(course.decide().kind)
+        assert course.scheduler.loads()[1] <= 20
+    course.scheduler.check_integrity()
+    assert {decisions.KINDS[kind] for kind in (ev.Arrived, ev.StepDone, ev.Cancelled)} <= kinds
+
+
+def test_the_collector_is_as_before() -> None:
+    """Measured as in the engine; whoever comes after finds it as it was."""
+    before = gc.get_threshold()
+    with decisions.collecting_as_the_engine_does():
+        assert gc.get_threshold() != before
+        assert gc.get_freeze_count() > 0
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_page_of_decisions(tmp_path: Path) -> None:
+    """The whole command, short: a row for each case, and what it comes to."""
+    decisions.main(["--quick", "--decisions", "50", "--folder", str(tmp_path)])
+    page = (tmp_path / "decisions.md").read_text(encoding="utf8")
+    assert page.count("\n| 100 |") == 3
+    assert "a minute of wall time" in page
