@@ -40,6 +40,7 @@ ALWAYS = ("operator", "layer", "deadline, none", "fcfs")
 EXPECTED = 0.85  # of a simulated goodput: where the search for the real one begins
 NUM_BEST_CHUNKS = 2
 LONE_RUNS = 7
+REPEATS = 3  # of a run whose result is close
 say = Console(stderr=True).print
 
 
@@ -170,20 +171,22 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
             field.predicted(device_of(engine, engine.scheduler.cost.fit)),
             lambda run: run.worst,
             growth=2.0,
-            most_runs=24,
+            most_rates=24,
         )
         if first is None:
             first, predicted = field, predicted_now
             chunks = sorted((n for n in predicted if n.startswith("chunk")), key=lambda n: -predicted[n].good)
             names = [*(options.only or ALWAYS), *chunks[:NUM_BEST_CHUNKS]]
         starts = {name: max(EXPECTED * predicted_now[name].good, 1e-3) for name in names}
-        draws.append(contest(starts, field.attain, lambda run: run.worst, tolerance=options.tolerance))
+        draws.append(contest(starts, field.attain, lambda run: run.worst, tolerance=options.tolerance, repeats=REPEATS))
         if seed == 1 and not options.only:
             challenged = _challenge(field, draws[0], names)
             late = [name for name, run in challenged.items() if run.worst >= 0.9]
             if late:  # simulation had it wrong: it takes part from here on
                 more = {name: challenged[name].rate * 1.1 for name in late}
-                draws[0] |= contest(more, field.attain, lambda run: run.worst, tolerance=options.tolerance)
+                draws[0] |= contest(
+                    more, field.attain, lambda run: run.worst, tolerance=options.tolerance, repeats=REPEATS
+                )
                 names += late
     assert first is not None
     overall = {} if options.only else _overall(first, draws[0], options.tolerance)
@@ -224,7 +227,7 @@ def _overall(field: Field, draw: dict[str, Contender], tolerance: float) -> dict
     chunks = [name for name in draw if name.startswith("chunk")]
     names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]
     starts = {name: max(draw[name].good, 1e-3) for name in names}
-    found = contest(starts, field.attain, lambda run: run.overall, tolerance=tolerance)
+    found = contest(starts, field.attain, lambda run: run.overall, tolerance=tolerance, repeats=REPEATS)
     return {name: contender.good for name, contender in found.items()}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from headway.bench import goodput_page, report
 from headway.bench.calm import Calm
 from headway.bench.contest import contest
-from headway.bench.goodput import Case, Field, field_of, isolated_ttft_s, say
+from headway.bench.goodput import REPEATS, Case, Field, field_of, isolated_ttft_s, say
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, prompts, targets
 from headway.bench.named import named
@@ -64,7 +64,11 @@ def joint(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -
     field = Field(engine, load, texts, isolated_s, slos, compared, calm)
     chunks = [name for name in compared if name.startswith("chunk") and "fcfs" not in name]
     found = contest(
-        dict.fromkeys([OURS, *chunks], options.joint_rate), field.attain, lambda run: run.worst_joint, growth=1.6
+        dict.fromkeys([OURS, *chunks], options.joint_rate),
+        field.attain,
+        lambda run: run.worst_joint,
+        growth=1.6,
+        repeats=REPEATS,
     )
     best = max(chunks, key=lambda name: found[name].good)
     rows = []
@@ -104,7 +108,7 @@ def uniform(field: Field, case: goodput_page.CaseResult) -> str:
     same = replace(field, load=load, prompts=texts, slos=targets(load, isolated_s, 2.0))
     names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
     starts = dict.fromkeys(names, 0.4 / isolated_s)
-    found = contest(starts, same.attain, lambda run: run.worst, growth=1.4)
+    found = contest(starts, same.attain, lambda run: run.worst, growth=1.4, repeats=REPEATS)
     rows = [[name, f"{contender.good:.3g}"] for name, contender in found.items()]
     return (
         f"Every prompt has {UNIFORM_TOKENS} tokens, Poisson arrivals, k = 2.\n\n"

@@ -46,15 +46,21 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
 def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Candidate:
     """One step for everybody who decodes. It may wait until the first token would come late, less one tile."""
     predicted_s = cost.predict([Share(1, ticket.num_computed) for ticket in tickets])
+    # a target that the device cannot meet still leaves the other half of its time to prompts
+    shortest_s = 2 * predicted_s + tile_s
     deadline = rescue_s = arrival = NEVER
     for ticket in tickets:
-        # a target that the device cannot meet still leaves the other half of its time to prompts
-        target = max(ticket.request.slo.tpot_s or SOFT_TPOT_S, 2 * predicted_s + tile_s)
+        target = ticket.request.slo.tpot_s or SOFT_TPOT_S
+        if target < shortest_s:
+            target = shortest_s
         last = ticket.record.last_token
         assert last is not None, "a request decodes after its first token"
-        arrival = min(arrival, last)
-        deadline = min(deadline, last + target)
-        rescue_s = min(rescue_s, target)
+        if last < arrival:
+            arrival = last
+        if last + target < deadline:
+            deadline = last + target
+        if target < rescue_s:
+            rescue_s = target
     return Candidate(
         key=NEXT_TOKEN,
         arrival=arrival,

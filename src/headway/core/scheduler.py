@@ -56,6 +56,8 @@ class Scheduler:
         self._decoding: dict[int, Ticket] = {}  # by ticket number, in a step or between two
         self._num_arrived = 0
         self._due: float | None = None
+        self._token: Candidate | None = None
+        self._token_is_known = False
         pack_tokens = settings.pack_tokens if settings.pack else 0
         self._tenants = Tenants()
         self._queue = Queue(cost, self._tenants, settings.order, pack_tokens)
@@ -239,6 +241,7 @@ class Scheduler:
     def plan(self, now: float, lane: Lane) -> Work | None:
         """What the lane is to run from here on: the Work that is on it, a parked one, a new one, or nothing."""
         self.counters["plans"] += 1
+        self._token_is_known = False
         self._steps.see(lane.progress, now)
         running = self._steps.on_device
         if running is not None:
@@ -282,7 +285,9 @@ class Scheduler:
     def _choose(self, now: float) -> Work | None:
         """The best candidate that can start; what is not ripe comes last, but before an idle device."""
         step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
-        step = step or self._composer.tokens(now)
+        if step is None:
+            self._token_is_known = False
+            step = self._composer.tokens(now)
         return None if step is None else self._steps.put_on_device(step, now)
 
     def _first_that_can_start(
@@ -303,11 +308,13 @@ class Scheduler:
 
     def _chunk(self, now: float) -> Work | None:
         """Tokens and pieces of prompts in one step that runs to its end."""
+        self._token_is_known = False
         step = self._composer.mixture(self.settings.chunk_tokens, self._num_places(), now)
         return None if step is None else self._steps.put_on_device(step, now)
 
     def _prepare(self, chosen: Candidate, now: float) -> Step | None:
         """The step behind a candidate, made if need be; None (and nothing changed) if it lacks pages."""
+        self._token_is_known = False
         if chosen.key == NEXT_TOKEN:
             return self._composer.tokens(now)
         if chosen.key > 0:
@@ -351,8 +358,12 @@ class Scheduler:
         return soonest if soonest < NEVER else None
 
     def _token_candidate(self) -> Candidate | None:
-        between = self._composer.between_steps() if self._decoding else []
-        return token_candidate(between, self.cost, self.settings.tile_s) if between else None
+        """The next token of all between two steps; looked up once for as long as no step is made."""
+        if not self._token_is_known:
+            between = self._composer.between_steps() if self._decoding else []
+            self._token = token_candidate(between, self.cost, self.settings.tile_s) if between else None
+            self._token_is_known = True
+        return self._token
 
     def _step_candidate(self, step: Step) -> Candidate:
         return step_candidate(step, self.cost, self.settings.tile_s, self.settings.max_parked_s)
