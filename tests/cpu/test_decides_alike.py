@@ -65,7 +65,7 @@ def test_what_a_real_engine_decided_is_decided_again(
     Witness.heard = heard
     monkeypatch.setattr(replays, "Scheduler", Witness)
     short_s, long_s = engine.scheduler.cost.prefill(12), engine.scheduler.cost.prefill(400)
-    requests = load(rate=1 / long_s, short_s=short_s + long_s / 3)
+    requests = load(rate=4 / long_s, short_s=short_s + long_s / 3)
     run = replays.replay(engine, requests, engine.scheduler.settings)
     assert len(run.records) == 40
     if preempt == "operator":

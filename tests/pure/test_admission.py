@@ -198,12 +198,14 @@ def test_a_forecast_comes_true_to_a_tile(order: Order, prompts: list[tuple[int, 
 
 @given(prompts=crowds)
 @tries(max_examples=200, deadline=None)
-def test_a_forecast_knows_who_will_give_way(prompts: list[tuple[int, float, float | None]]) -> None:
-    """The same where steps are suspended, if somebody would be late by waiting, or else let to their end. As long as
-    everybody is on time: whoever turns late goes behind others, which nobody could know at the arrival."""
+def test_with_suspensions_a_forecast_is_off_by_a_step_at_most(prompts: list[tuple[int, float, float | None]]) -> None:
+    """The same where steps are suspended, if somebody would be late by waiting, or else let to their end: which of the
+    two it will be for the step on the device, nobody can know at the arrival. As long as everybody is on time: whoever
+    turns late goes behind others."""
+    longest_s = DEVICE.fit.step_s + 300 * DEVICE.fit.token_s
     _, records = simulate(prompts, pack=False)
     if not any(record.missed for record in records):
-        assert abs(error_s(records[-1])) <= DEVICE.tile_s + 1e-6
+        assert abs(error_s(records[-1])) <= longest_s + 1e-6
 
 
 @given(prompts=crowds)
