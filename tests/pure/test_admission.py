@@ -212,12 +212,14 @@ def test_with_suspensions_a_forecast_is_off_by_a_step_at_most(prompts: list[tupl
 @tries(max_examples=100, deadline=None)
 def test_packs_keep_a_forecast_to_a_pack(prompts: list[tuple[int, float, float | None]]) -> None:
     """Who is read together with whom is not known before: the forecast shares the fixed part of a step among as many
-    tokens as a pack may have. The token comes one such step later than forecast at most; it may come earlier, with
-    somebody more urgent who takes it along, but not where all come in turn."""
+    tokens as a pack may have. The token comes one such step later than forecast at most, and the one on the device if
+    that is not suspended after all; it may come earlier, with somebody more urgent who takes it along, but not where
+    all come in turn."""
     pack_s = DEVICE.fit.step_s + DEVICE.fit.token_s * PACK_TOKENS
+    longest_s = DEVICE.fit.step_s + 300 * DEVICE.fit.token_s
     _, records = simulate(prompts)
     if not any(record.missed for record in records):
-        assert error_s(records[-1]) <= pack_s
+        assert error_s(records[-1]) <= pack_s + longest_s + 1e-6
     _, in_turn = simulate(prompts, order="fcfs", preempt="none")
     assert abs(error_s(in_turn[-1])) <= pack_s
 
