@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from headway.bench.score import GOOD_SHARE, Score
 
 FAR = 0.75  # a share below this: the goodput is not near
-NEAR = 0.08  # of the line: closer than this, a single run does not decide
+NEAR = 0.05  # of the line: closer than this, a single run does not decide
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Goodput is the highest rate at which every class of requests meets its TTFT target for at least 90 % of its requests.
 Here it is found, on one engine with one set of weights, for this project's scheduler and for what others do: suspended
 at operators or at layers, in chunks of 16 … 2048 tokens, never suspended in the order of deadlines or of arrival. The
-policies take turns run by run; a chunk size that is not among the best by simulation has to beat the best one once to
-be taken seriously. A run that the machine disturbed is thrown away and made again (`bench/calm.py`'s rule).
+policies take turns run by run; a chunk size that is not among the best by simulation is run a little above the goodput
+of the best one, and counts as good as that if it passes. A run that the machine disturbed is thrown away and made again (`bench/calm.py`'s rule).
 
 Results are kept case by case in docs/results/goodput.json; the page is made from that file.
 """
@@ -181,13 +181,6 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
         draws.append(contest(starts, field.attain, lambda run: run.worst, tolerance=options.tolerance, repeats=REPEATS))
         if seed == 1 and not options.only:
             challenged = _challenge(field, draws[0], names)
-            late = [name for name, run in challenged.items() if run.worst >= 0.9]
-            if late:  # simulation had it wrong: it takes part from here on
-                more = {name: challenged[name].rate * 1.1 for name in late}
-                draws[0] |= contest(
-                    more, field.attain, lambda run: run.worst, tolerance=options.tolerance, repeats=REPEATS
-                )
-                names += late
     assert first is not None
     overall = {} if options.only else _overall(first, draws[0], options.tolerance)
     num_requests = len(first.load.requests)
@@ -201,9 +194,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
         policies=[
             goodput_page.policy_of(name, draws, predicted[name], num_requests, overall.get(name)) for name in draws[0]
         ],
-        challenged=[
-            goodput_page.Challenged(name, run.rate, run.worst) for name, run in challenged.items() if name not in names
-        ],
+        challenged=[goodput_page.Challenged(name, run.rate, run.worst) for name, run in challenged.items()],
         provenance=report.provenance(),
         bytes_per_parked_token=_bytes_per_token(engine),
     )
@@ -227,7 +218,7 @@ def _overall(field: Field, draw: dict[str, Contender], tolerance: float) -> dict
     chunks = [name for name in draw if name.startswith("chunk")]
     names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]
     starts = {name: max(draw[name].good, 1e-3) for name in names}
-    found = contest(starts, field.attain, lambda run: run.overall, tolerance=tolerance, repeats=REPEATS)
+    found = contest(starts, field.attain, lambda run: run.overall, tolerance=2 * tolerance)
     return {name: contender.good for name, contender in found.items()}
 
 

@@ -45,7 +45,7 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Challenged(msgspec.Struct, frozen=True):
-    """A chunk size that did not pass at a rate a little above the best one's goodput."""
+    """A chunk size that was run once, a little above the best one's goodput, and what its worst class attained."""
 
     name: str
     rate: float
@@ -72,6 +72,12 @@ class CaseResult(msgspec.Struct, frozen=True):
     @property
     def best_chunk(self) -> Policy:
         return max((p for p in self.policies if p.name.startswith("chunk")), key=lambda p: p.goodput)
+
+    @property
+    def best_chunk_goodput(self) -> float:
+        """Of any size: one that passed its challenge may be as good as the rate that it passed at."""
+        passed = [c.rate for c in self.challenged if c.worst >= GOOD_SHARE]
+        return max([self.best_chunk.goodput, *passed])
 
 
 def policy_of(
@@ -178,8 +184,10 @@ def _summary(cases: Sequence[CaseResult]) -> str:
     for case in cases:
         ours, chunk = case.policy(OURS), case.best_chunk
         known = {policy.name: policy for policy in case.policies}
-        others = [chunk, *(known.get(name) for name in ("fcfs", "deadline, none", "layer"))]
-        ratios = ["" if other is None else _ratio(ours, other) for other in others]
+        others = [known.get(name) for name in ("fcfs", "deadline, none", "layer")]
+        best = case.best_chunk_goodput
+        ratios = [f"{ours.goodput / best:.2f}" if best else "none served"]
+        ratios += ["" if other is None else _ratio(ours, other) for other in others]
         rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *ratios])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
