@@ -4,7 +4,8 @@ Goodput is the highest rate at which every class of requests meets its TTFT targ
 Here it is found, on one engine with one set of weights, for this project's scheduler and for what others do: suspended
 at operators or at layers, in chunks of 16 … 2048 tokens, never suspended in the order of deadlines or of arrival. The
 policies take turns run by run; a chunk size that is not among the best by simulation is run a little above the goodput
-of the best one, and counts as good as that if it passes. A run that the machine disturbed is thrown away and made again (`bench/calm.py`'s rule).
+of the best one, and counts as good as that if it passes. A run that the machine disturbed is thrown away and made again
+(`bench/calm.py`'s rule); one whose result is close to the line is made three times, and the median counts.
 
 Results are kept case by case in docs/results/goodput.json; the page is made from that file.
 """

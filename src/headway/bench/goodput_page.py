@@ -150,11 +150,11 @@ def write(folder: Path) -> None:
     kept = read(folder)
     png([_panel(case, name) for case in kept.cases[:1] for name in _drawn(case)], folder / PICTURE, num_columns=3)
     body = [
-        _summary(kept.cases),
+        summary(kept.cases),
         f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
         f"simulated with the prices that the engine measured at its start ({kept.cases[0].model}, "
         f"{kept.cases[0].name}).\n\n![attainment, measured and simulated]({PICTURE})",
-        *(_details(case) for case in kept.cases),
+        *(details(case) for case in kept.cases),
         *(f"## {section.title}\n\n{section.body}" for section in kept.sections),
     ]
     report.write("goodput", "Goodput", "python -m headway.bench.goodput", "\n\n".join(body), folder)
@@ -179,7 +179,8 @@ def _panel(case: CaseResult, name: str) -> Panel:
     return Panel(name, "requests per second", "worst class", curves, [Mark("y", GOOD_SHARE)], y_range=(0.0, 1.02))
 
 
-def _summary(cases: Sequence[CaseResult]) -> str:
+def summary(cases: Sequence[CaseResult]) -> str:
+    """Our goodput over that of the others, case by case."""
     rows = []
     for case in cases:
         ours, chunk = case.policy(OURS), case.best_chunk
@@ -203,7 +204,8 @@ def _ratio(ours: Policy, other: Policy) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
 
 
-def _details(case: CaseResult) -> str:
+def details(case: CaseResult) -> str:
+    """One case: every scheduler's goodput, and what it did there."""
     rows = []
     for policy in sorted(case.policies, key=lambda policy: -policy.goodput):
         runs = [run for run in policy.runs if run.rate > policy.goodputs[0]]

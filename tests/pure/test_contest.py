@@ -1,0 +1,96 @@
+"""Which of several schedulers keeps its promises at the highest rate: bisections in lockstep, against a known knee."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from headway.bench import goodput_page
+from headway.bench.contest import Run, contest
+from headway.bench.goodput_page import CaseResult, Challenged, Measured, Policy, Section
+from headway.bench.score import Outcome, score
+from headway.core.request import SLO
+
+TARGETS = {"text": SLO(ttft_s=1.0)}
+
+
+def run_of(rate: float, met: float) -> Run:
+    """A hundred requests of which this share got their first token in time."""
+    outcomes = [
+        Outcome("text", float(n), 10, 1, "finished", 2.0, ttft_s=0.5 if n < 100 * met else 1.5) for n in range(100)
+    ]
+    return Run(rate, score(outcomes, TARGETS))
+
+
+def falls_at(knee: float) -> Callable[[float], float]:
+    """Attainment that crosses 90 % at the knee."""
+    return lambda rate: max(0.0, min(1.0, 0.9 + 0.5 * (knee - rate) / knee))
+
+
+def test_each_finds_its_own_knee() -> None:
+    """Wherever the search begins, each bracket closes around the rate at which that scheduler begins to fail."""
+    knees = {"quick": 8.0, "slow": 1.5, "slowest": 0.2}
+    found = contest(
+        dict.fromkeys(knees, 2.0), lambda name, rate: run_of(rate, falls_at(knees[name])(rate)), lambda run: run.worst,
+        most_rates=20,
+    )  # fmt: skip
+    for name, knee in knees.items():
+        assert found[name].good == pytest.approx(knee, rel=0.08)
+        assert found[name].good <= knee * 1.021 < found[name].bad * 1.021  # whole requests round a little
+
+
+def test_all_take_turns() -> None:
+    """Nobody's second run comes before everybody's first."""
+    asked: list[str] = []
+
+    def attain(name: str, rate: float) -> Run:
+        asked.append(name)
+        return run_of(rate, falls_at(3.0)(rate))
+
+    contest({"a": 1.0, "b": 1.0, "c": 1.0}, attain, lambda run: run.worst)
+    assert asked[:6] == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_a_neighbour_on_the_machine_does_not_decide() -> None:
+    """Every fourth run is spoilt by something else: near the line a rate is run three times, and the median counts."""
+    rng = random.Random(1)
+
+    def attain(name: str, rate: float) -> Run:
+        return run_of(rate, falls_at(4.0)(rate) - (0.04 if rng.random() < 0.25 else 0.0))
+
+    found = contest({"a": 3.0}, attain, lambda run: run.worst, repeats=3, most_rates=20)
+    assert found["a"].good == pytest.approx(4.0, rel=0.1)
+
+
+def policy(name: str, *goodputs: float) -> Policy:
+    return Policy(name, list(goodputs), 1.0, [Measured(1.0, {"text": 0.95}, 0.95), Measured(9.0, {"text": 0.5}, 0.5)],
+                  [Measured(1.0, {"text": 1.0}, 1.0)], 0.5, 100, 50.0, 90.0, 0)  # fmt: skip
+
+
+def case(name: str, *challenged: Challenged) -> CaseResult:
+    policies = [policy("operator", 6.0, 5.0, 7.0), policy("chunk 64", 3.0, 2.5, 3.5), policy("fcfs", 1.0, 1.0, 1.0)]
+    return CaseResult(name, "a trace", 100, 20.0, {"text": 40.0}, policies, list(challenged), "a machine", 1024, "m")
+
+
+def test_ratios_are_those_of_the_draws() -> None:
+    """The median of ratios within a draw, with the least and the most; the best chunk by the median of its goodputs."""
+    assert "| m | one | 6 | chunk 64 | 2.00 | 6.00 (5.00 … 7.00) |" in goodput_page.summary([case("one")])
+
+
+def test_a_chunk_size_that_passes_its_challenge_counts() -> None:
+    """It may be as good as the rate at which it passed; the ratio is to the best of all."""
+    found = case("one", Challenged("chunk 128", 3.15, 0.95), Challenged("chunk 16", 3.15, 0.2))
+    assert found.best_chunk_goodput == 3.15
+    assert "chunk 128 95%, chunk 16 20%" in goodput_page.details(found)
+
+
+def test_what_was_found_is_kept(tmp_path: Path) -> None:
+    """A newer case takes the place of an older one of the same name and model; sections stay beside the cases."""
+    goodput_page.keep(tmp_path, case("one"))
+    goodput_page.keep(tmp_path, case("two"))
+    goodput_page.keep(tmp_path, Section("more", "words"))
+    goodput_page.keep(tmp_path, case("one", Challenged("chunk 16", 1.0, 0.1)))
+    kept = goodput_page.read(tmp_path)
+    assert [(found.name, len(found.challenged)) for found in kept.cases] == [("two", 0), ("one", 1)]
+    assert kept.sections == [Section("more", "words")]
