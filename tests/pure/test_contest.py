@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from headway.bench import goodput_page
-from headway.bench.contest import Run, contest
-from headway.bench.goodput_page import CaseResult, Challenged, Measured, Policy, Section
+from headway.bench.contest import Run, contest, outlast
+from headway.bench.goodput_page import CaseResult, Measured, Policy, Section
 from headway.bench.score import Outcome, score
 from headway.core.request import SLO
 
@@ -68,21 +68,32 @@ def policy(name: str, *goodputs: float) -> Policy:
                   [Measured(1.0, {"text": 1.0}, 1.0)], 0.5, 100, 50.0, 90.0, 0)  # fmt: skip
 
 
-def case(name: str, *challenged: Challenged) -> CaseResult:
+def case(name: str, *others: Policy) -> CaseResult:
     policies = [policy("operator", 6.0, 5.0, 7.0), policy("chunk 64", 3.0, 2.5, 3.5), policy("fcfs", 1.0, 1.0, 1.0)]
-    return CaseResult(name, "a trace", 100, 20.0, {"text": 40.0}, policies, list(challenged), "a machine", 1024, "m")
+    return CaseResult(name, "a trace", 100, 20.0, {"text": 40.0}, [*policies, *others], "a machine", 1024, "m")
 
 
 def test_ratios_are_those_of_the_draws() -> None:
     """The median of ratios within a draw, with the least and the most; the best chunk by the median of its goodputs."""
-    assert "| m | one | 6 | chunk 64 | 2.00 | 6.00 (5.00 … 7.00) |" in goodput_page.summary([case("one")])
+    assert "| m | one | 6 | chunk 64 | 2.00 (2.00 … 2.00) | 6.00 (5.00 … 7.00) |" in goodput_page.summary([case("one")])
 
 
-def test_a_chunk_size_that_passes_its_challenge_counts() -> None:
-    """It may be as good as the rate at which it passed; the ratio is to the best of all."""
-    found = case("one", Challenged("chunk 128", 3.15, 0.95), Challenged("chunk 16", 3.15, 0.2))
-    assert found.best_chunk_goodput == 3.15
-    assert "chunk 128 95%, chunk 16 20%" in goodput_page.details(found)
+def test_who_passes_goes_on() -> None:
+    """Those that are not expected to be good begin above the best; each that passes is found to within a step."""
+    knees = {"chunk 16": 0.5, "chunk 128": 3.3, "chunk 256": 7.0}
+    found = outlast(list(knees), lambda name, rate: run_of(rate, falls_at(knees[name])(rate)), lambda r: r.worst, 3.0)
+    assert found["chunk 16"].good == 0
+    assert len(found["chunk 16"].runs) == 1
+    for name in ("chunk 128", "chunk 256"):
+        assert found[name].good <= knees[name] * 1.021
+        assert found[name].good * 1.15 > knees[name] * 0.99
+
+
+def test_a_chunk_size_that_failed_at_once_has_no_figure() -> None:
+    """The page says below which rate its goodput lies; the best chunk is the best that has one."""
+    found = case("one", policy("chunk 128", 3.3), policy("chunk 16", 0.0))
+    assert found.best_chunk.name == "chunk 128"
+    assert "| chunk 16 | < 9 |" in goodput_page.details(found)
 
 
 def test_what_was_found_is_kept(tmp_path: Path) -> None:
@@ -90,7 +101,7 @@ def test_what_was_found_is_kept(tmp_path: Path) -> None:
     goodput_page.keep(tmp_path, case("one"))
     goodput_page.keep(tmp_path, case("two"))
     goodput_page.keep(tmp_path, Section("more", "words"))
-    goodput_page.keep(tmp_path, case("one", Challenged("chunk 16", 1.0, 0.1)))
+    goodput_page.keep(tmp_path, case("one", policy("chunk 16", 0.0)))
     kept = goodput_page.read(tmp_path)
-    assert [(found.name, len(found.challenged)) for found in kept.cases] == [("two", 0), ("one", 1)]
+    assert [(found.name, len(found.policies)) for found in kept.cases] == [("two", 3), ("one", 4)]
     assert kept.sections == [Section("more", "words")]

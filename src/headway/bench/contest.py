@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from headway.bench.score import GOOD_SHARE, Score
 
 FAR = 0.75  # a share below this: the goodput is not near
-NEAR = 0.05  # of the line: closer than this, a single run does not decide
+NEAR = 0.03  # of the line: closer than this, a single run does not decide
 
 
 @dataclass(frozen=True)
@@ -100,4 +100,25 @@ def contest(
                     runs[name].append(attain(name, rate))
         for contender in open_ones:
             contender.take(runs[contender.name], judge)
+    return contenders
+
+
+def outlast(
+    names: Sequence[str],
+    attain: Callable[[str, float], Run],
+    judge: Judge,
+    rate: float,
+    *,
+    growth: float = 1.15,
+    most_rates: int = 12,
+) -> dict[str, Contender]:
+    """All of them at this rate, one run each; who passes goes on to a higher one, until nobody does. For those that
+    are not expected to be among the best: a `good` of 0 says that the first rate was too high."""
+    contenders = {name: Contender(name, rate) for name in names}
+    left = list(contenders.values())
+    for _ in range(most_rates):
+        for contender in left:
+            contender.take([attain(contender.name, rate)], judge)
+        left = [contender for contender in left if contender.bad > rate]
+        rate *= growth
     return contenders

@@ -4,15 +4,16 @@ Goodput is the highest rate at which every class of requests meets its TTFT targ
 Here it is found, on one engine with one set of weights, for this project's scheduler and for what others do: suspended
 at operators or at layers, in chunks of 16 … 2048 tokens, never suspended in the order of deadlines or of arrival. The
 policies take turns run by run; a chunk size that is not among the best by simulation is run a little above the goodput
-of the best one, and counts as good as that if it passes. A run that the machine disturbed is thrown away and made again
-(`bench/calm.py`'s rule); one whose result is close to the line is made three times, and the median counts.
+of the best one, and if it passes, at higher rates until it does not. A run that the machine disturbed is thrown away
+and made again (`bench/calm.py`'s rule); one whose result is close to the line is made three times, and the median
+counts.
 
 Results are kept case by case in docs/results/goodput.json; the page is made from that file.
 """
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from headway.bench import goodput_page, report
 from headway.bench.calm import Calm
-from headway.bench.contest import Contender, Run, contest
+from headway.bench.contest import Contender, Run, contest, outlast
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, base_kind, lone_prompt, p90_prompt, prompts, targets
 from headway.bench.named import named
@@ -40,6 +41,7 @@ from headway.stages.tiling import AIM
 ALWAYS = ("operator", "layer", "deadline, none", "fcfs")
 EXPECTED = 0.85  # of a simulated goodput: where the search for the real one begins
 NUM_BEST_CHUNKS = 2
+ABOVE = 1.05  # times the goodput of the best of those: where the other chunk sizes begin
 LONE_RUNS = 7
 REPEATS = 3  # of a run whose result is close
 say = Console(stderr=True).print
@@ -158,10 +160,9 @@ def device_of(engine: Engine, fit: CostFit) -> Device:
 
 
 def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -> goodput_page.CaseResult:
-    """All of a case: simulated, contested with several draws, the other chunk sizes challenged."""
+    """All of a case: simulated, contested with several draws, then the other chunk sizes."""
     draws: list[dict[str, Contender]] = []
     first: Field | None = None
-    challenged: dict[str, Run] = {}
     predicted: dict[str, Contender] = {}
     names: list[str] = []
     for seed in range(1, options.draws + 1):
@@ -180,8 +181,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
             names = [*(options.only or ALWAYS), *chunks[:NUM_BEST_CHUNKS]]
         starts = {name: max(EXPECTED * predicted_now[name].good, 1e-3) for name in names}
         draws.append(contest(starts, field.attain, lambda run: run.worst, tolerance=options.tolerance, repeats=REPEATS))
-        if seed == 1 and not options.only:
-            challenged = _challenge(field, draws[0], names)
+        draws[-1] |= _other_chunks(field, draws[-1])
     assert first is not None
     overall = {} if options.only else _overall(first, draws[0], options.tolerance)
     num_requests = len(first.load.requests)
@@ -195,7 +195,6 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
         policies=[
             goodput_page.policy_of(name, draws, predicted[name], num_requests, overall.get(name)) for name in draws[0]
         ],
-        challenged=[goodput_page.Challenged(name, run.rate, run.worst) for name, run in challenged.items()],
         provenance=report.provenance(),
         bytes_per_parked_token=_bytes_per_token(engine),
     )
@@ -207,14 +206,14 @@ def _bytes_per_token(engine: Engine) -> int:
     return engine.stage.bytes_per_token + shape.page_bytes // shape.page_tokens
 
 
-def _challenge(field: Field, draw: dict[str, Contender], names: Sequence[str]) -> dict[str, Run]:
-    """One run of every other chunk size, a little above the best one's goodput."""
+def _other_chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Contender]:
+    """The chunk sizes that are not yet in the draw, from a little above the goodput of the best one that is."""
     best = max(c.good for name, c in draw.items() if name.startswith("chunk"))
-    others = [f"chunk {size}" for size in CHUNKS if f"chunk {size}" not in names]
-    return {name: field.attain(name, best * 1.05) for name in others}
+    others = [name for name in map("chunk {}".format, CHUNKS) if name not in draw]
+    return outlast(others, field.attain, lambda run: run.worst, best * ABOVE)
 
 
-def _overall(field: Field, draw: dict[str, Contender], tolerance: float) -> dict[str, float]:
+def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> dict[str, float]:
     """Goodput of all requests taken together, for the schedulers that matter: easier to reach, and easier to game."""
     chunks = [name for name in draw if name.startswith("chunk")]
     names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]

@@ -1,5 +1,6 @@
 """What the goodput command found, as a file for programs and a page for people. Measures nothing itself."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """One scheduler in one case. `goodputs`: requests per second, one for each draw; `overall`: all classes as one."""
+    """One scheduler in one case. `goodputs`: requests per second, one for each draw, 0 if no rate that was tried passed
+    (a chunk size that is not among the best is first tried above their goodput); `overall`: all classes as one."""
 
     name: str
     goodputs: list[float]
@@ -43,13 +45,10 @@ class Policy(msgspec.Struct, frozen=True):
     def goodput(self) -> float:
         return statistics.median(self.goodputs)
 
-
-class Challenged(msgspec.Struct, frozen=True):
-    """A chunk size that was run once, a little above the best one's goodput, and what its worst class attained."""
-
-    name: str
-    rate: float
-    worst: float
+    @property
+    def too_much(self) -> float:
+        """The lowest rate of the first draw at which a class failed."""
+        return min((run.rate for run in self.runs if min(run.shares.values()) < GOOD_SHARE), default=math.inf)
 
 
 class CaseResult(msgspec.Struct, frozen=True):
@@ -61,7 +60,6 @@ class CaseResult(msgspec.Struct, frozen=True):
     isolated_ttft_ms: float
     targets_ms: dict[str, float]
     policies: list[Policy]
-    challenged: list[Challenged]
     provenance: str
     bytes_per_parked_token: int
     model: str = ""
@@ -72,12 +70,6 @@ class CaseResult(msgspec.Struct, frozen=True):
     @property
     def best_chunk(self) -> Policy:
         return max((p for p in self.policies if p.name.startswith("chunk")), key=lambda p: p.goodput)
-
-    @property
-    def best_chunk_goodput(self) -> float:
-        """Of any size: one that passed its challenge may be as good as the rate that it passed at."""
-        passed = [c.rate for c in self.challenged if c.worst >= GOOD_SHARE]
-        return max([self.best_chunk.goodput, *passed])
 
 
 def policy_of(
@@ -186,9 +178,7 @@ def summary(cases: Sequence[CaseResult]) -> str:
         ours, chunk = case.policy(OURS), case.best_chunk
         known = {policy.name: policy for policy in case.policies}
         others = [known.get(name) for name in ("fcfs", "deadline, none", "layer")]
-        best = case.best_chunk_goodput
-        ratios = [f"{ours.goodput / best:.2f}" if best else "none served"]
-        ratios += ["" if other is None else _ratio(ours, other) for other in others]
+        ratios = ["" if other is None else _ratio(ours, other) for other in (chunk, *others)]
         rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *ratios])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
@@ -213,7 +203,7 @@ def details(case: CaseResult) -> str:
         rows.append(
             [
                 policy.name,
-                " ".join(f"{goodput:.3g}" for goodput in policy.goodputs),
+                " ".join(f"{good:.3g}" if good else f"< {policy.too_much:.3g}" for good in policy.goodputs),
                 f"{policy.simulated:.3g}",
                 "" if policy.overall is None else f"{policy.overall:.3g}",
                 ", ".join(f"{kind} {share:.0%}" for kind, share in beyond.items()),
@@ -225,7 +215,6 @@ def details(case: CaseResult) -> str:
     header = ["scheduler", "goodput, req/s, each draw", "simulated", "all classes in one", "attained just beyond it",
               "preemptions per request", "parked MiB, most", "decision µs, p50 / p99"]  # fmt: skip
     targets = ", ".join(f"{kind} {milliseconds:.0f} ms" for kind, milliseconds in case.targets_ms.items())
-    challenged = ", ".join(f"{c.name} {c.worst:.0%}" for c in case.challenged)
     disturbed = sum(policy.num_disturbed for policy in case.policies)
     lines = [
         f"## {case.model}: {case.name}",
@@ -233,11 +222,6 @@ def details(case: CaseResult) -> str:
         f"{case.isolated_ttft_ms:.1f} ms; targets: {targets}.",
         report.table(header, rows),
     ]
-    if challenged:
-        lines.append(
-            f"Other chunk sizes, run once at {case.challenged[0].rate:.3g} req/s, 5 % above the best one's goodput; "
-            f"the worst class attained: {challenged}."
-        )
     if disturbed:
         lines.append(f"{disturbed} runs stayed disturbed after all tries and are included.")
     lines.append(case.provenance)
