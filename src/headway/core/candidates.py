@@ -1,6 +1,6 @@
 """Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
 
-from headway.core.cost import CostModel, Share
+from headway.core.cost import CostModel
 from headway.core.policy import RESCUE_SHARE, Candidate
 from headway.core.ticket import Step, Ticket
 
@@ -45,26 +45,28 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
 
 def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Candidate:
     """One step for everybody who decodes. It may wait until the first token would come late, less one tile."""
-    predicted_s = cost.predict([Share(1, ticket.num_computed) for ticket in tickets])
+    predicted_s = cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
     # a target that the device cannot meet still leaves the other half of its time to prompts
     shortest_s = 2 * predicted_s + tile_s
-    deadline = rescue_s = arrival = NEVER
+    deadline = rescue_s = arrival = priority = NEVER
     for ticket in tickets:
-        target = ticket.request.slo.tpot_s or SOFT_TPOT_S
+        request, last = ticket.request, ticket.record.last_token
+        assert last is not None, "a request decodes after its first token"
+        target = request.slo.tpot_s or SOFT_TPOT_S
         if target < shortest_s:
             target = shortest_s
-        last = ticket.record.last_token
-        assert last is not None, "a request decodes after its first token"
         if last < arrival:
             arrival = last
         if last + target < deadline:
             deadline = last + target
         if target < rescue_s:
             rescue_s = target
+        if request.priority < priority:
+            priority = request.priority
     return Candidate(
         key=NEXT_TOKEN,
         arrival=arrival,
-        priority=min(ticket.request.priority for ticket in tickets),
+        priority=int(priority),
         deadline=deadline,
         rescue_s=rescue_s,
         total_s=predicted_s,

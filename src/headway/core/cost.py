@@ -47,6 +47,10 @@ class CostFit:
             tokens += num_tokens
             segments += 1
             pairs += num_tokens * (context_tokens + num_tokens / 2)
+        return self.of(tokens, segments, pairs)
+
+    def of(self, tokens: int, segments: int, pairs: float) -> tuple[float, bool]:
+        """The same from the sums."""
         arithmetic_s = self.token_s * tokens
         seconds = self.step_s + arithmetic_s + self.segment_s * segments + self.pair_s * pairs
         return seconds, arithmetic_s > self.step_s
@@ -79,6 +83,11 @@ class CostModel:
     def prefill(self, num_tokens: int, context_tokens: int = 0) -> float:
         """Seconds for one segment alone, the mean."""
         return self.predict((Share(num_tokens, context_tokens),))
+
+    def next_tokens(self, num_segments: int, context_tokens: int) -> float:
+        """Seconds for one token of each of so many segments behind so much context in all, the mean."""
+        fitted, is_arithmetic = self.fit.of(num_segments, num_segments, context_tokens + num_segments / 2)
+        return fitted * self._correction[is_arithmetic]
 
     def upper(self, seconds: float) -> float:
         """So long will it take at most in nine cases of ten, if `seconds` is the mean."""

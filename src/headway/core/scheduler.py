@@ -18,7 +18,7 @@ from headway.core.candidates import (
     token_candidate,
 )
 from headway.core.composition import Composer
-from headway.core.cost import CostModel, shares_of
+from headway.core.cost import CostModel
 from headway.core.forecast import Forecaster
 from headway.core.holdings import Holdings
 from headway.core.ledger import settle
@@ -76,6 +76,8 @@ class Scheduler:
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """Take note of what happened at `now`; returns what the driver must carry out, in order."""
         self.counters["events"] += 1
+        if not isinstance(event, ev.Arrived | ev.Due):  # who waits for another token may be others now
+            self._token_is_known = False
         match event:
             case ev.Arrived(request):
                 return self._arrived(request, now)
@@ -129,7 +131,7 @@ class Scheduler:
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
         if len(step.tickets) == len(step.work.segments):  # else it became shorter than its price on the way
-            self.cost.observe(shares_of(step.work.segments), done.busy_s)
+            self.cost.observe(step.shares, done.busy_s)
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
         for segment, ticket in self._steps.members(step):
@@ -145,44 +147,44 @@ class Scheduler:
             self._holdings.publish(ticket)
             if ticket.state is State.LEAVING:
                 effects.append(self._finish_leaving(ticket, now))
-                continue
-            if commit is None:  # a chunk in the middle of a prompt
+            elif commit is not None:
+                self._commit(ticket, commit, now, effects)
+            else:  # a chunk in the middle of a prompt
                 ticket.move(State.QUEUED)
                 self._queue.add(ticket, now)
-                continue
-            effects += self._commit(ticket, commit, now)
         return effects
 
-    def _commit(self, ticket: Ticket, commit: Commit, now: float) -> list[ev.Effect]:
+    def _commit(self, ticket: Ticket, commit: Commit, now: float, effects: list[ev.Effect]) -> None:
         record, request = ticket.record, ticket.request
-        kept = 0
+        num_kept, num_generated = 0, ticket.num_generated
         reason = ""
         for token in commit.tokens:
             ticket.tokens.append(token)
-            kept += 1
-            if token in request.stop_ids and ticket.num_generated > request.min_tokens:
+            num_kept += 1
+            num_generated += 1
+            if token in request.stop_ids and num_generated > request.min_tokens:
                 reason, record.stop_id = "stop", token
-            elif ticket.num_generated >= ticket.max_tokens:
+            elif num_generated >= ticket.max_tokens:
                 reason = "length"
             if reason:
                 break
-        if kept:
-            if record.first_token is None:
+        if num_kept:
+            last = record.last_token
+            if last is not None:
+                record.longest_gap_s = max(record.longest_gap_s, now - last)
+            elif record.first_token is None:
                 record.first_token = now
                 record.note(now, "first_token")
-            elif record.last_token is not None:
-                record.longest_gap_s = max(record.longest_gap_s, now - record.last_token)
             record.last_token = now
-            record.num_output_tokens = ticket.num_generated
-        effects: list[ev.Effect] = [
-            ev.Deliver(commit._replace(tokens=commit.tokens[:kept], logprobs=commit.logprobs[:kept]))
-        ]
+            record.num_output_tokens = num_generated
+        if num_kept < len(commit.tokens):
+            commit = commit._replace(tokens=commit.tokens[:num_kept], logprobs=commit.logprobs[:num_kept])
+        effects.append(ev.Deliver(commit))
         if reason:
             effects.append(self._end(ticket, State.FINISHED, reason, now))
         elif ticket.state is State.RUNNING:
             ticket.move(State.DECODING)
             self._decoding[ticket.number] = ticket
-        return effects
 
     def _step_failed(self, work_id: int, cause: str, now: float) -> list[ev.Effect]:
         step = self._steps.remove(work_id)
@@ -241,7 +243,6 @@ class Scheduler:
     def plan(self, now: float, lane: Lane) -> Work | None:
         """What the lane is to run from here on: the Work that is on it, a parked one, a new one, or nothing."""
         self.counters["plans"] += 1
-        self._token_is_known = False
         self._steps.see(lane.progress, now)
         running = self._steps.on_device
         if running is not None:
@@ -286,8 +287,7 @@ class Scheduler:
         """The best candidate that can start; what is not ripe comes last, but before an idle device."""
         step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
         if step is None:
-            self._token_is_known = False
-            step = self._composer.tokens(now)
+            step = self._next_token(now)
         return None if step is None else self._steps.put_on_device(step, now)
 
     def _first_that_can_start(
@@ -314,12 +314,16 @@ class Scheduler:
 
     def _prepare(self, chosen: Candidate, now: float) -> Step | None:
         """The step behind a candidate, made if need be; None (and nothing changed) if it lacks pages."""
-        self._token_is_known = False
         if chosen.key == NEXT_TOKEN:
-            return self._composer.tokens(now)
+            return self._next_token(now)
         if chosen.key > 0:
             return self._steps[chosen.key]
         return self._composer.prompts(chosen, self._num_places(), now)
+
+    def _next_token(self, now: float) -> Step | None:
+        """One more token for everybody between two steps; None if there is nobody, or no room."""
+        self._token_is_known = False
+        return self._composer.tokens(now)
 
     def _keeps_others_out(self, candidate: Candidate, now: float) -> bool:
         """Pages that come free belong to a starved prompt first, or small ones would keep it out for ever."""
@@ -358,7 +362,7 @@ class Scheduler:
         return soonest if soonest < NEVER else None
 
     def _token_candidate(self) -> Candidate | None:
-        """The next token of all between two steps; looked up once for as long as no step is made."""
+        """The next token of all between two steps; looked up once until a step is made, or ends, or somebody leaves."""
         if not self._token_is_known:
             between = self._composer.between_steps() if self._decoding else []
             self._token = token_candidate(between, self.cost, self.settings.tile_s) if between else None

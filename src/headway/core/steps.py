@@ -5,7 +5,7 @@ step it should be is not decided here.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from headway.core.cost import CostModel, shares_of
 from headway.core.holdings import Holdings
@@ -38,13 +38,13 @@ class Steps:
     def parked(self) -> list[Step]:
         return [step for step in self._open.values() if step.parked_since is not None]
 
-    def begin(self, shares: Iterable[tuple[Ticket, int | None]], now: float, *, decoding: bool) -> Step:
+    def begin(self, members: Sequence[tuple[Ticket, int | None]], now: float, *, decoding: bool) -> Step:
         """A new step of these tickets, each with all its tokens that are not computed yet or the first so many."""
-        members = list(shares)
         self._num_works += 1
         work = Work(self._num_works, self._stage, tuple(_segment(ticket, most) for ticket, most in members))
         tickets = [ticket for ticket, _ in members]
-        step = Step(work, tickets, self._cost.predict(shares_of(work.segments)), decoding, seen_at=now)
+        shares = shares_of(work.segments)
+        step = Step(work, tickets, shares, self._cost.predict(shares), decoding, seen_at=now)
         self._open[work.id] = step
         for ticket in tickets:
             ticket.step = step
@@ -109,6 +109,8 @@ class Steps:
     @staticmethod
     def members(step: Step) -> list[tuple[Segment, Ticket]]:
         """Its segments with their tickets, without those that have left."""
+        if len(step.tickets) == len(step.work.segments):
+            return list(zip(step.work.segments, step.tickets, strict=True))
         by_id = {ticket.request.id: ticket for ticket in step.tickets}
         return [(s, by_id[s.request_id]) for s in step.work.segments if s.request_id in by_id]
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from headway.core.cost import Share
 from headway.core.ledger import Record
 from headway.core.lifecycle import State, check_move
 from headway.core.prefix import extend_keys, root_key
@@ -72,6 +73,7 @@ class Step:
 
     work: Work
     tickets: list[Ticket]
+    shares: tuple[Share, ...]  # the work as far as its price goes
     predicted_s: float
     decoding: bool
     progress: float = 0.0
