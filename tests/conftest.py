@@ -2,7 +2,11 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("shared", deadline=None)  # a neighbour on the machine makes any example slow
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True, scope="session")

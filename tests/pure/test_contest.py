@@ -89,6 +89,17 @@ def test_who_passes_goes_on() -> None:
         assert found[name].good * 1.15 > knees[name] * 0.99
 
 
+def test_the_page_says_what_was_not_reached() -> None:
+    """Each case is held against what was wanted of it; all others against the best chunk size."""
+    said = goodput_page.verdicts([case("one"), case("qwen 1/16, k = 2"), case("qwen 1/32, k = 1.5")])
+    assert said.splitlines() == [
+        "- m, one: reached, 2.00 × chunk 64 against 0.95.",
+        "- m, qwen 1/16, k = 2: reached, 6.00 × fcfs against 5.6.",
+        "- m, qwen 1/16, k = 2: reached, 2.00 × chunk 64 against 1.2.",
+        "- m, qwen 1/32, k = 1.5: not reached, 2.00 × chunk 64 against 3.",
+    ]
+
+
 def test_a_chunk_size_that_failed_at_once_has_no_figure() -> None:
     """The page says below which rate its goodput lies; the best chunk is the best that has one."""
     found = case("one", policy("chunk 128", 3.3), policy("chunk 16", 0.0))

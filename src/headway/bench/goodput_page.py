@@ -13,6 +13,13 @@ from headway.bench.contest import Contender, Run
 from headway.bench.score import GOOD_SHARE
 
 OURS = "operator"
+WANTED = {  # ours over another's, by case; 0.95 of the best chunk size in all others
+    "qwen 1/16, k = 2": {"fcfs": 5.6, "chunk": 1.2},
+    "qwen 1/32, k = 2": {"fcfs": 5.6, "chunk": 1.2},
+    "qwen 1/16, k = 1.5": {"chunk": 3.0},
+    "qwen 1/32, k = 1.5": {"chunk": 3.0},
+}
+ELSEWHERE = {"chunk": 0.95}
 FILE = "goodput.json"
 PICTURE = "goodput.png"
 
@@ -63,6 +70,7 @@ class CaseResult(msgspec.Struct, frozen=True):
     provenance: str
     bytes_per_parked_token: int
     model: str = ""
+    kernels: str = ""  # with which it was made, and the prices that the engine measured of them
 
     def policy(self, name: str) -> Policy:
         return next(policy for policy in self.policies if policy.name == name)
@@ -143,6 +151,7 @@ def write(folder: Path) -> None:
     png([_panel(case, name) for case in kept.cases[:1] for name in _drawn(case)], folder / PICTURE, num_columns=3)
     body = [
         summary(kept.cases),
+        verdicts(kept.cases),
         f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
         f"simulated with the prices that the engine measured at its start ({kept.cases[0].model}, "
         f"{kept.cases[0].name}).\n\n![attainment, measured and simulated]({PICTURE})",
@@ -185,6 +194,21 @@ def summary(cases: Sequence[CaseResult]) -> str:
     return f"## Ratios of goodput\n\nMedian over draws (least … most).\n\n{report.table(header, rows)}"
 
 
+def verdicts(cases: Sequence[CaseResult]) -> str:
+    """What was wanted of each case, and whether it was reached."""
+    lines = []
+    for case in cases:
+        for name, wanted in WANTED.get(case.name, ELSEWHERE).items():
+            other = case.best_chunk if name == "chunk" else case.policy(name)
+            ratios = [a / b for a, b in zip(case.policy(OURS).goodputs, other.goodputs, strict=False) if b > 0]
+            found = statistics.median(ratios) if ratios else math.inf
+            lines.append(
+                f"- {case.model}, {case.name}: {'reached' if found >= wanted else 'not reached'}, {found:.2f} × "
+                f"{other.name} against {wanted:g}."
+            )
+    return "\n".join(lines)
+
+
 def _ratio(ours: Policy, other: Policy) -> str:
     ratios = [a / b for a, b in zip(ours.goodputs, other.goodputs, strict=False) if b > 0]
     if not ratios:
@@ -219,7 +243,7 @@ def details(case: CaseResult) -> str:
     lines = [
         f"## {case.model}: {case.name}",
         f"{case.source}. {case.num_requests} requests a run, TTFT with one token each. Isolated TTFT of the p90 prompt "
-        f"{case.isolated_ttft_ms:.1f} ms; targets: {targets}.",
+        f"{case.isolated_ttft_ms:.1f} ms; targets: {targets}. {case.kernels}".strip(),
         report.table(header, rows),
     ]
     if disturbed:
