@@ -33,6 +33,14 @@ def test_a_prompt_in_chunks_reads_the_same_pairs() -> None:
     assert cost.prefill(30) + cost.prefill(50, 30) == pytest.approx(cost.prefill(80) + 10 + 0.25)
 
 
+def test_a_prompt_that_will_be_cut_is_priced_so() -> None:
+    """A hundred tokens behind ten, in chunks of forty, are three steps: as much as the three one after another."""
+    cost = CostModel(FIT)
+    pieces_s = cost.prefill(40, 10) + cost.prefill(40, 50) + cost.prefill(20, 90)
+    cost.chunk_tokens = 40
+    assert cost.prefill(100, 10) == pytest.approx(pieces_s)
+
+
 def test_packing_saves_whole_steps() -> None:
     """Five prompts of four tokens together: 10 + 20 · 0.5 + 5 · (0.25 + 0.08) = 21.65, not five times 12.33."""
     assert CostModel(FIT).predict(SHORT * 5) == pytest.approx(21.65)

@@ -7,6 +7,7 @@ that wrong prices are given.
 import random
 
 import pytest
+from story import Story
 
 from headway.core.cost import CostFit, shares_of
 from headway.core.policy import RESCUE_SHARE, Order
@@ -71,3 +72,34 @@ def test_company_takes_nobody_s_margin(seed: int, order: Order, pace_s: float) -
     engine.scheduler.plan = watched  # type: ignore[method-assign]
     fleet(sent.values(), [engine])
     assert num_protected > 5, "hardly any packs: the story proves nothing"
+
+
+def test_one_that_is_late_already_takes_no_urgency_from_its_pack() -> None:
+    """It rides along with one that is in time; a third one, due later than that, waits its turn."""
+    story = Story(pack_tokens=200)
+    story.arrives("first", 50, slo=SLO(ttft_s=60.0))
+    running = story.plan()
+    story.arrives("late", 10, slo=SLO(ttft_s=0.3))
+    story.arrives("in time", 40, slo=SLO(ttft_s=2.4))
+    story.passes(0.5)
+    story.done(running, first=7)
+    pack = story.plan()
+    assert pack is not None
+    assert {segment.request_id for segment in pack.segments} == {"late", "in time"}
+    story.passes(0.05)
+    story.arrives("third", 180, slo=SLO(ttft_s=2.2))
+    assert story.plan(progress=0.1) is pack
+
+
+def test_company_takes_nothing_from_a_suspended_step() -> None:
+    """An urgent prompt suspends one that can spare its time, but not that of everybody else who waits."""
+    story = Story(pack_tokens=250)
+    story.arrives("long", 200, slo=SLO(ttft_s=2.3))
+    assert story.plan() is not None
+    story.passes(0.1)
+    for name in ("a", "b", "c"):
+        story.arrives(name, 20)
+    story.arrives("urgent", 10, slo=SLO(ttft_s=1.0))
+    taken = story.plan(progress=0.05)
+    assert taken is not None
+    assert [segment.request_id for segment in taken.segments] == ["urgent"]

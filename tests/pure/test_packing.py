@@ -60,3 +60,10 @@ def test_a_follower_in_a_hurry_is_protected_too() -> None:
     predict = CostModel(CostFit(token_s=1.0)).predict
     assert pack([Share(10, 0), Share(2, 0)], [60.0, 9.0], predict, max_tokens=100) == 1
     assert pack([Share(10, 0), Share(2, 0)], [60.0, 10.0], predict, max_tokens=100) == 2
+
+
+def test_those_who_are_suspended_can_wait_only_so_long() -> None:
+    """Company that would take more time than they have to spare does not come along; the first one goes anyway."""
+    predict = CostModel(CostFit(token_s=1.0)).predict
+    shares, far = [Share(10, 0)] * 3, [600.0] * 3
+    assert [pack(shares, far, predict, 100, max_s) for max_s in (5.0, 19.0, 20.0, 30.0)] == [1, 1, 2, 3]

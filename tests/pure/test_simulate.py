@@ -56,6 +56,7 @@ def test_every_scheduler_is_a_few_switches_away_from_ours() -> None:
         "none": replace(base, preempt="none"),
         "deadline, none": replace(base, preempt="none", order="deadline"),
         "fcfs": replace(unrefused, preempt="none", order="fcfs", pack=False),
+        "fcfs, packed": replace(unrefused, preempt="none", order="fcfs"),
         "chunk 16": replace(base, preempt="chunk", chunk_tokens=16),
         "chunk 2048": replace(base, preempt="chunk", chunk_tokens=2048),
         "chunk 16, fcfs": replace(unrefused, preempt="chunk", order="fcfs", chunk_tokens=16),

@@ -63,4 +63,4 @@ def test_wrong_prices_cost_little(seed: int, wrong: str) -> None:
     for kind, share in ours.items():
         assert share >= by_arrival[kind]
         assert share >= exact[kind] - 0.15
-    assert ours["text"] > by_arrival["text"] + 0.1
+    assert ours["text"] > by_arrival["text"] + 0.05

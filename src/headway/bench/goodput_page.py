@@ -191,7 +191,7 @@ def summary(cases: Sequence[CaseResult]) -> str:
         rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *ratios])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
-    return f"## Ratios of goodput\n\nMedian over draws (least … most).\n\n{report.table(header, rows)}"
+    return f"## Ratios of goodput\n\n{_how(cases)}\n\n{report.table(header, rows)}"
 
 
 def verdicts(cases: Sequence[CaseResult]) -> str:
@@ -207,6 +207,16 @@ def verdicts(cases: Sequence[CaseResult]) -> str:
                 f"{other.name} against {wanted:g}."
             )
     return "\n".join(lines)
+
+
+def _how(cases: Sequence[CaseResult]) -> str:
+    most = max((len(policy.goodputs) for case in cases for policy in case.policies), default=1)
+    draws = " Medians over draws of the load (least … most)." if most > 1 else ""
+    return (
+        "Ours is suspended at operators, takes prompts in the order of slack, packs them, and refuses what it cannot "
+        "serve in time. Layers and chunks differ from it in nothing but where a step may end; deadline order is not "
+        f"suspended; FCFS refuses nobody and reads prompts one by one, or together if it is called packed.{draws}"
+    )
 
 
 def _ratio(ours: Policy, other: Policy) -> str:

@@ -35,19 +35,23 @@ class Load:
     has_kinds: bool = True
 
     @classmethod
-    def of(cls, name: str, source: str, trace: Trace, num_requests: int, seed: int) -> Self:
-        """So many requests of a trace. A timed one, or one with shared beginnings, from its start and in its order;
-        else in a seeded order. If there are not enough it is gone through again, with other tokens."""
+    def of(cls, name: str, source: str, trace: Trace, num_requests: int, seed: int, window: int = 0) -> Self:
+        """So many requests of a trace. A timed one, or one with shared beginnings, in its order from its start, or from
+        the start of its nth window of so many; else in a seeded order. If there are not enough it is gone through
+        again, with other tokens."""
         rng = np.random.default_rng([seed, 1])
         in_order = trace.timed or any(asked.blocks for asked in trace.requests)
         last, num_gaps = trace.requests[-1].at_s, len(trace.requests) - 1
         span_s = last + last / max(1, num_gaps)  # one gap between two laps
         taken: list[Asked] = []
         lap = 0
-        while len(taken) < num_requests:
+        skipped = window * num_requests if in_order else 0
+        while len(taken) < num_requests + skipped:
             given = trace.requests if in_order else [trace.requests[i] for i in rng.permutation(len(trace.requests))]
-            taken += _lap(given[: num_requests - len(taken)], lap, span_s)
+            taken += _lap(given[: num_requests + skipped - len(taken)], lap, span_s)
             lap += 1
+        if skipped:
+            taken = [replace(asked, at_s=asked.at_s - taken[skipped].at_s) for asked in taken[skipped:]]
         has_kinds = any(asked.kind for asked in taken)
         kinds = [replace(asked, kind=asked.kind or "text") for asked in taken]
         return cls(name, source, tuple(kinds), trace.timed, has_kinds)

@@ -78,8 +78,9 @@ TRACES: dict[str, Shape] = {
 }
 
 
-def named(name: str, *, num_requests: int, seed: int) -> Load:
-    """One of TRACES at its own rate. Qwen's has kinds but no arrivals, which are drawn; the others have no kinds."""
+def named(name: str, *, num_requests: int, seed: int, window: int = 0) -> Load:
+    """One of TRACES at its own rate. Qwen's has kinds but no arrivals, which are drawn; the others have no kinds, and
+    are taken from the start of their nth `window` of so many requests."""
     if name not in TRACES:
         raise ValueError(f"There is no load {name!r}: known are {', '.join(TRACES)}, or give the path of a trace.")
     shape = TRACES[name]
@@ -90,8 +91,8 @@ def named(name: str, *, num_requests: int, seed: int) -> Load:
             name, f"drawn to the quantiles of {name} (seed {seed}), not the trace itself", drawn, num_requests, seed
         )
     else:
-        trace = traces.read(path, limit=max(num_requests, 1000), seed=seed)
-        load = Load.of(name, f"trace {path.name}", trace, num_requests, seed)
+        trace = traces.read(path, limit=max((window + 1) * num_requests, 1000), seed=seed)
+        load = Load.of(name, f"trace {path.name}", trace, num_requests, seed, window)
     return load if load.timed else load.arriving(shape.process, shape.rate, seed, shape.cv)
 
 

@@ -24,7 +24,8 @@ def policies(base: SchedulerSettings, chunks: Sequence[int] = CHUNKS) -> dict[st
         "layer": replace(base, preempt="layer"),  # suspended between layers only
         "none": replace(base, preempt="none"),  # our order and refusals, but what runs runs to its end
         "deadline, none": replace(base, order="deadline", preempt="none"),  # plain EDF, never suspended
-        "fcfs": replace(base, order="fcfs", preempt="none", pack=False, refuse_unattainable=False),  # unchunked
+        "fcfs": replace(base, order="fcfs", preempt="none", pack=False, refuse_unattainable=False),  # one by one
+        "fcfs, packed": replace(base, order="fcfs", preempt="none", refuse_unattainable=False),
         # our order and refusals, in steps of so many tokens
         **{f"chunk {size}": replace(chunked, chunk_tokens=size) for size in chunks},
         # in order of arrival, as servers do by default

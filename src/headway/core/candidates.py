@@ -1,7 +1,7 @@
 """Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
 
 from headway.core.cost import CostModel
-from headway.core.policy import RESCUE_SHARE, Candidate
+from headway.core.policy import RESCUE_SHARE, Candidate, late_at
 from headway.core.ticket import Step, Ticket
 
 SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
@@ -22,7 +22,8 @@ def number_of_ticket(key: int) -> int:
 
 def prefill_s(ticket: Ticket, cost: CostModel) -> float:
     """Seconds to compute what is not in pages yet, as far as is known."""
-    return cost.prefill(ticket.num_to_compute - ticket.num_cached_hint, ticket.num_cached_hint)
+    hint = ticket.num_cached_hint
+    return cost.prefill(ticket.num_to_compute - hint, ticket.num_computed + hint)
 
 
 def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
@@ -76,20 +77,27 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Ca
     )
 
 
-def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: float) -> Candidate:
-    """A step that has begun: as urgent as its most urgent member."""
+def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: float, now: float) -> Candidate:
+    """A step that has begun: as urgent as its most urgent member that can still be in time, if there is one."""
     if step.decoding:
         members = [token_candidate(step.tickets, cost, tile_s)]
     else:
         members = [ticket_candidate(ticket, cost) for ticket in step.tickets]
+    due = [member for member in members if member.deadline is not None]
+    in_time = [member for member in due if now < late_at(member._replace(remaining_s=step.remaining_s))]
+    urgent = min(in_time or due, key=_deadline, default=None)
     return Candidate(
         key=step.work.id,
         arrival=min(member.arrival for member in members),
         priority=min(member.priority for member in members),
-        deadline=min((member.deadline for member in members if member.deadline is not None), default=None),
-        rescue_s=max(member.rescue_s for member in members),
+        deadline=None if urgent is None else urgent.deadline,
+        rescue_s=0.0 if urgent is None else urgent.rescue_s,
         total_s=step.predicted_s,
         remaining_s=step.remaining_s,
         ripe_at=ALWAYS,
         starved_at=NEVER if step.parked_since is None else step.parked_since + max_parked_s,
     )
+
+
+def _deadline(candidate: Candidate) -> float:
+    return NEVER if candidate.deadline is None else candidate.deadline

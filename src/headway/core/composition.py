@@ -35,8 +35,9 @@ class Composer:
         """Who waits for another token."""
         return [ticket for ticket in self.decoding.values() if ticket.step is None]
 
-    def prompts(self, chosen: Candidate, num_places: int, now: float) -> Step | None:
-        """The chosen prompt and those behind it that fit into one prefill without harm; None if there are no pages."""
+    def prompts(self, chosen: Candidate, num_places: int, spare_s: float, now: float) -> Step | None:
+        """The chosen prompt and those behind it that fit into one prefill without harm to each other, or to suspended
+        steps, which can wait for `spare_s`; None if there are no pages."""
         candidates, tickets = [chosen], [self.queue.ticket(number_of_ticket(chosen.key))]
         num_tokens = tickets[0].num_to_compute - tickets[0].num_cached_hint
         if num_tokens < self.pack_tokens:
@@ -49,7 +50,7 @@ class Composer:
                     break
         shares = [Share(t.num_to_compute - t.num_cached_hint, t.num_cached_hint) for t in tickets]
         slacks_s = [self._spare_s(candidate, now) for candidate in candidates]
-        num_members = pack(shares, slacks_s, self.cost.predict, self.pack_tokens)
+        num_members = pack(shares, slacks_s, self.cost.predict, self.pack_tokens, spare_s)
         members: list[tuple[Ticket, int | None]] = []
         for ticket in tickets[:num_members]:
             if not self.holdings.take_prompt(ticket, len(self.decoding), now):

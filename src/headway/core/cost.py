@@ -71,6 +71,7 @@ class CostModel:
         self.fit = fit
         self.mean_error = 0.0  # running mean of |taken / predicted - 1|
         self.version = 0  # grows when prices have changed by much
+        self.chunk_tokens: int | None = None  # of one step, if prompts are read in chunks
         self._correction = {False: 1.0, True: 1.0}
         self._priced_at = {False: 1.0, True: 1.0}
         self._upper = 1.1
@@ -81,8 +82,11 @@ class CostModel:
         return fitted * self._correction[is_arithmetic]
 
     def prefill(self, num_tokens: int, context_tokens: int = 0) -> float:
-        """Seconds for one segment alone, the mean."""
-        return self.predict((Share(num_tokens, context_tokens),))
+        """Seconds to read one prompt alone, the mean: in one step, or in chunks that each cost a step."""
+        seconds = self.predict((Share(num_tokens, context_tokens),))
+        if self.chunk_tokens is not None and num_tokens > self.chunk_tokens:
+            seconds += (-(-num_tokens // self.chunk_tokens) - 1) * self.predict((Share(0, 0),))
+        return seconds
 
     def next_tokens(self, num_segments: int, context_tokens: int) -> float:
         """Seconds for one token of each of so many segments behind so much context in all, the mean."""

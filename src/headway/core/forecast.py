@@ -44,7 +44,7 @@ class Forecaster:
         on_device = step is self.steps.on_device
         if on_device and not self.suspends:
             return left_s
-        own = step_candidate(step, self.cost, self.tile_s, float("inf"))
+        own = step_candidate(step, self.cost, self.tile_s, float("inf"), now)
         if standing(own, now, self.order).order < order:
             return left_s
         return min(left_s, self.tile_s) if on_device else 0.0
@@ -54,7 +54,7 @@ class Forecaster:
         step = self.steps.on_device
         if step is None or step.decoding or not self.suspends or self.order != "slack" or own.tier is Tier.STARVED:
             return 0.0
-        running = step_candidate(step, self.cost, self.tile_s, float("inf"))
+        running = step_candidate(step, self.cost, self.tile_s, float("inf"), now)
         running = running._replace(remaining_s=step.remaining_at(now))
         left_s = max(0.0, running.remaining_s - self.tile_s)
         if standing(running, now, self.order).order < own.order or ahead_s + left_s > own.slack_s:

@@ -4,6 +4,7 @@ After Prepacking (arXiv 2404.09529), without its padding and mask: segments need
 question whom to take along, and the answer is: nobody who would make another late.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from headway.core.cost import Share
@@ -16,11 +17,13 @@ def pack(
     slacks_s: Sequence[float],
     predict: Callable[[Sequence[Share]], float],
     max_tokens: int,
+    max_s: float = math.inf,
 ) -> int:
     """How many of the first prompts, in their order, to run as one step: at least 1.
 
     `slacks_s[i]` is how long prompt i could still wait beyond its own prefill. The next one joins while the pack
-    stays within `max_tokens` and no member with slack is pushed past its deadline by the others.
+    stays within `max_tokens` and takes no longer than `max_s`, and no member with slack is pushed past its deadline by
+    the others.
     """
     taken = 1
     tokens = shares[0].num_tokens
@@ -31,7 +34,9 @@ def pack(
             break
         together = predict(shares[: taken + 1])
         alone.append(predict(shares[taken : taken + 1]))
-        late = any(0 <= slack < together - own for slack, own in zip(slacks_s[: taken + 1], alone, strict=True))
+        late = together > max_s or any(
+            0 <= slack < together - own for slack, own in zip(slacks_s[: taken + 1], alone, strict=True)
+        )
         if late:
             break
         taken += 1

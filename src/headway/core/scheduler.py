@@ -59,6 +59,7 @@ class Scheduler:
         self._token: Candidate | None = None
         self._token_is_known = False
         pack_tokens = settings.pack_tokens if settings.pack else 0
+        cost.chunk_tokens = settings.chunk_tokens if settings.preempt == "chunk" else None
         self._tenants = Tenants()
         self._queue = Queue(cost, self._tenants, settings.order, pack_tokens)
         self._holdings = Holdings(pages, settings.prefix_caching, self.counters)
@@ -261,7 +262,7 @@ class Scheduler:
     def _switch(self, running: Step, now: float) -> Work:
         """The running step's Work, or that of whoever has a reason to take its place."""
         settings = self.settings
-        own = self._step_candidate(running)
+        own = self._step_candidate(running, now)
         token = self._token_candidate()
         if (
             token is not None
@@ -318,7 +319,7 @@ class Scheduler:
             return self._next_token(now)
         if chosen.key > 0:
             return self._steps[chosen.key]
-        return self._composer.prompts(chosen, self._num_places(), now)
+        return self._composer.prompts(chosen, self._num_places(), self._spare_s(now), now)
 
     def _next_token(self, now: float) -> Step | None:
         """One more token for everybody between two steps; None if there is nobody, or no room."""
@@ -332,7 +333,7 @@ class Scheduler:
     def _in_order(self, now: float, *, prompts: bool) -> Iterator[Candidate]:
         """Everything that is ripe and could have the device, but the step that has it; the first to start first."""
         order = self.settings.order
-        others = [self._step_candidate(step) for step in self._steps.parked()]
+        others = [self._step_candidate(step, now) for step in self._steps.parked()]
         token = self._token_candidate()
         if token is not None and token.ripe_at <= now:
             others.append(token)
@@ -347,7 +348,7 @@ class Scheduler:
         instants = []
         parked = self._steps.parked()
         if parked:
-            waiting = [self._step_candidate(step) for step in parked]
+            waiting = [self._step_candidate(step, now) for step in parked]
             instants += [candidate.starved_at for candidate in waiting]
         if self._steps.on_device is not None and self.settings.suspends:
             tile_s = self.settings.tile_s
@@ -369,8 +370,13 @@ class Scheduler:
             self._token_is_known = True
         return self._token
 
-    def _step_candidate(self, step: Step) -> Candidate:
-        return step_candidate(step, self.cost, self.settings.tile_s, self.settings.max_parked_s)
+    def _step_candidate(self, step: Step, now: float) -> Candidate:
+        return step_candidate(step, self.cost, self.settings.tile_s, self.settings.max_parked_s, now)
+
+    def _spare_s(self, now: float) -> float:
+        """How long every step that has begun, and can still be in time, can wait."""
+        begun = (standing(self._step_candidate(step, now), now, self.settings.order) for step in self._steps.all())
+        return min((at.slack_s for at in begun if at.tier is Tier.ON_TIME and at.slack_s >= 0), default=NEVER)
 
     # Endings
 
