@@ -82,6 +82,50 @@ def test_predicted_wrong() -> None:
     assert ending(story.done(work, busy_s=2.0, a=1)).missed == {"ttft": "predicted_wrong"}
 
 
+def answers(story: Story, *seconds: float) -> Record:
+    """It is alone and gets its tokens after so long each; its account."""
+    effects: list[ev.Effect] = []
+    for each in seconds:
+        step = story.plan()
+        story.passes(each)
+        effects = story.done(step, busy_s=each, a=1)
+    return ending(effects)
+
+
+def test_a_pace_that_the_device_cannot_keep() -> None:
+    """A token takes 10 ms by itself, and 5 ms were asked for: nobody was in front, whatever the first one waited."""
+    story = Story()
+    story.begins("a", 10, max_tokens=3, slo=SLO(tpot_s=0.005))
+    assert answers(story, 0.01, 0.01).missed == {"tpot": "infeasible"}
+
+
+def test_a_pace_that_was_predicted_wrong() -> None:
+    """Nobody else is there, and the steps take four times their price."""
+    story = Story()
+    story.begins("a", 10, max_tokens=3, slo=SLO(tpot_s=0.03, total_s=0.15))
+    assert answers(story, 0.04, 0.04).missed == {"tpot": "predicted_wrong", "total": "predicted_wrong"}
+
+
+def test_a_pace_that_others_took() -> None:
+    """Its tokens take what they were to take, but a prompt of somebody's comes first, whose priority is better."""
+    story = Story()
+    story.begins("a", 10, max_tokens=2, slo=SLO(tpot_s=0.1, total_s=0.5))
+    story.arrives("vip", 50, max_tokens=1, priority=-1, slo=SLO(ttft_s=0.5))
+    work = story.plan()
+    assert work is not None
+    assert work.segments[0].request_id == "vip"
+    story.passes(0.5)
+    story.done(work, vip=1)
+    assert answers(story, 0.01).missed == {"tpot": "queued_behind", "total": "queued_behind"}
+
+
+def test_an_answer_that_is_too_long_for_its_time() -> None:
+    """A hundred tokens of 10 ms each do not fit into half a second."""
+    story = Story()
+    story.begins("a", 10, max_tokens=100, slo=SLO(total_s=0.5))
+    assert answers(story, *[0.01] * 99).missed == {"total": "infeasible"}
+
+
 def test_targets_of_those_who_did_not_finish() -> None:
     """A caller that goes away, an engine that dies, a step that raises: what was promised is missed, and says why."""
     slo = SLO(ttft_s=9.0, tpot_s=9.0, total_s=9.0)

@@ -50,6 +50,33 @@ def test_who_comes_late_has_no_claim_to_the_past() -> None:
     assert tenants.debts() == {"a": 50, "b": 0}
 
 
+def test_a_newcomer_is_compared_as_if_it_waited() -> None:
+    """What a forecast asks: B would start level, whatever A has had; A would owe what it has had since, and nothing
+    has changed by asking."""
+    tenants = Tenants()
+    tenants.enter("a")
+    tenants.charge("a", 1000)
+    assert tenants.debts("b") == {"a": 0, "b": 0}
+    tenants.enter("b")
+    tenants.leave("a")
+    tenants.charge("a", 200)
+    assert tenants.debts("a") == {"a": 200, "b": 0}
+    assert tenants.debts() == {}
+
+
+def test_who_wants_nothing_saves_nothing_up() -> None:
+    """B has an answer that is being written while A uses the rest of the device, which nobody else wants: when both
+    wait, neither goes before the other for what was."""
+    tenants = Tenants()
+    for tenant, num_tokens in (("b", 10), ("a", 50_000)):
+        tenants.enter(tenant)
+        tenants.leave(tenant)
+        tenants.charge(tenant, num_tokens)
+    tenants.enter("a")
+    tenants.enter("b")
+    assert tenants.debts() == {"a": 0, "b": 0}
+
+
 def test_a_debt_is_lifted_while_others_are_served() -> None:
     """A rests owing 500; B and C have had as much since: when A comes back it owes nothing, and has saved up nothing
     either."""
@@ -113,10 +140,10 @@ def test_debts_are_never_below_nothing(happens: list[tuple[str, str, int]]) -> N
     for tenant, what, num_tokens in happens:
         if what == "enter":
             tenants.enter(tenant)
-        elif tenants.num_open(tenant):
+        elif tenants.num_waiting(tenant):
             tenants.leave(tenant) if what == "leave" else tenants.charge(tenant, num_tokens)
         debts = tenants.debts()
-        assert sorted(debts) == [name for name in "abc" if tenants.num_open(name)] or len(debts) == 0
+        assert sorted(debts) == [name for name in "abc" if tenants.num_waiting(name)] or len(debts) == 0
         assert min(debts.values(), default=0) == 0
 
 
@@ -243,6 +270,6 @@ def test_a_storm_leaves_no_open_account(seed: int, monkeypatch: pytest.MonkeyPat
     (tenants,) = kept
     assert tenants.num_active == 0
     for tenant in ("", "a", "b"):
-        assert tenants.num_open(tenant) == 0
+        assert tenants.num_waiting(tenant) == 0
         tenants.enter(tenant)
     assert set(tenants.debts().values()) == {0}

@@ -29,7 +29,7 @@ def prefill_s(ticket: Ticket, cost: CostModel) -> float:
 def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
     """A prompt alone. One that lost its pages in mid-answer counts from its last token."""
     last = ticket.record.last_token
-    target = ticket.request.slo.ttft_s if last is None else ticket.request.slo.tpot_s or SOFT_TPOT_S
+    target = _first_token_within(ticket, cost) if last is None else ticket.request.slo.tpot_s or SOFT_TPOT_S
     start = ticket.request.arrival if last is None else last
     seconds = prefill_s(ticket, cost)
     return Candidate(
@@ -42,6 +42,17 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
         remaining_s=seconds,
         ripe_at=ALWAYS,
     )
+
+
+def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
+    """The TTFT target, or what the whole answer's leaves for it if that is less: not all of the answer may come to be
+    written, so half of it at least."""
+    slo = ticket.request.slo
+    if slo.total_s is None:
+        return slo.ttft_s
+    answer_s = (ticket.max_tokens - 1) * cost.next_tokens(1, len(ticket.request.prompt))
+    left_s = max(slo.total_s / 2, slo.total_s - answer_s)
+    return left_s if slo.ttft_s is None else min(slo.ttft_s, left_s)
 
 
 def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Candidate:

@@ -57,6 +57,8 @@ class Record:
     predicted_prefill_s: float = 0.0
     predicted_ttft_s: float | None = None  # at its arrival, with everything that was to go before it
     overrun_s: float = 0.0  # what its prefill's steps took beyond their price
+    predicted_token_s: float = 0.0  # of another token alone, when the first was there
+    token_overrun_s: float = 0.0  # what the steps of its other tokens took beyond their price
     kind: EndKind | None = None
     reason: str = ""  # "stop" or "length" when finished, else a machine-readable code
     message: str = ""
@@ -79,6 +81,13 @@ class Record:
         """Another moment of its life."""
         if len(self.timeline) < MAX_MOMENTS or what == "first_token":
             self.timeline.append(Moment(at, what, detail))
+
+    def overran(self, seconds: float, *, decoding: bool) -> None:
+        """A step that it was in took so much longer than predicted."""
+        if decoding:
+            self.token_overrun_s += seconds
+        else:
+            self.overrun_s += seconds
 
     @property
     def ttft_s(self) -> float | None:
@@ -107,7 +116,7 @@ def settle(record: Record, ending: State, reason: str, now: float) -> None:
             continue
         if ending is State.FINISHED and taken_s is None:
             continue  # one token has no gaps
-        record.missed[name] = _cause(record, ending, reason, None if name == "tpot" else target_s)
+        record.missed[name] = _cause(record, ending, reason, name, target_s)
 
 
 _KINDS: dict[State, EndKind] = {
@@ -118,8 +127,8 @@ _KINDS: dict[State, EndKind] = {
 }
 
 
-def _cause(record: Record, ending: State, reason: str, prefill_target_s: float | None) -> Cause:
-    """What cost the most time, of what the account shows. The target is one that the prefill's own time counts for."""
+def _cause(record: Record, ending: State, reason: str, target: str, target_s: float) -> Cause:
+    """What cost the most time, of what the account shows and as far as the target counts it."""
     if ending is State.CANCELLED:
         return "cancelled"
     if reason == "engine_lost":
@@ -128,7 +137,10 @@ def _cause(record: Record, ending: State, reason: str, prefill_target_s: float |
         return "step_failed"
     if ending is State.REFUSED and reason != "deadline_expired":
         return "refused"
-    if prefill_target_s is not None and record.predicted_prefill_s > prefill_target_s:
+    num_gaps = max(0, record.num_output_tokens - 1)
+    tokens_s = num_gaps * record.predicted_token_s
+    alone_s = {"ttft": record.predicted_prefill_s, "tpot": record.predicted_token_s}
+    if alone_s.get(target, record.predicted_prefill_s + tokens_s) > target_s:
         return "infeasible"
     begun = record.first_scheduled if record.first_scheduled is not None else record.ended
     waited_s = (record.arrival if begun is None else begun) - record.arrival
@@ -138,4 +150,13 @@ def _cause(record: Record, ending: State, reason: str, prefill_target_s: float |
         "starved_of_pages": record.starved_s,
         "predicted_wrong": record.overrun_s,
     }
+    if target != "ttft" and record.first_token is not None and record.last_token is not None:
+        # beyond what the tokens would have taken alone: their own steps were slow, or others were served in between
+        between_s = record.last_token - record.first_token - tokens_s
+        others_s = between_s - record.token_overrun_s - (record.starved_s if target == "tpot" else 0.0)
+        if target == "tpot":
+            lost_s |= {"queued_behind": others_s, "parked": 0.0, "predicted_wrong": record.token_overrun_s}
+        else:
+            lost_s["queued_behind"] += others_s
+            lost_s["predicted_wrong"] += record.token_overrun_s
     return max(lost_s, key=lambda cause: lost_s[cause])

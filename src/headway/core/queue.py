@@ -9,7 +9,7 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 """
 
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush, merge
 from typing import NamedTuple
@@ -119,6 +119,7 @@ class Queue:
     def add(self, ticket: Ticket, now: float) -> None:
         assert ticket.number not in self._places
         self._put(ticket, now)
+        self.tenants.enter(ticket.request.tenant)
         if ticket.num_computed:
             self.begun.add(ticket.number)
         if ticket.expiry < NEVER:
@@ -130,6 +131,7 @@ class Queue:
         self.begun.discard(ticket.number)
         if place is not None:
             self._take_out(place)
+            self.tenants.leave(ticket.request.tenant)
         if not self._places:
             for heap in (self._turns, self._starts, self._expiries):
                 heap.clear()
@@ -149,7 +151,7 @@ class Queue:
     def seconds_before(self, ticket: Ticket, now: float) -> float:
         """Predicted seconds of what would start before this ticket, were it in the queue."""
         self._bring_up_to_date(now)
-        debts = self._debts_s()
+        debts = self._debts_s(ticket.request.tenant)
         place = self._place(ticket, now)
         debt_s = debts.get(ticket.request.tenant, 0.0)
         own_tier = Tier.BEST_EFFORT if debt_s and place.tier is Tier.STARVED else place.tier
@@ -213,6 +215,8 @@ class Queue:
         """Assert that every ticket is in exactly one row, at its place."""
         rows = [row for by_tenant in self._rows.values() for row in by_tenant.values()]
         assert sorted(key[2] for row in rows for key in row.keys) == sorted(self._places)
+        waiting = Counter(place.ticket.request.tenant for place in self._places.values())
+        assert all(self.tenants.num_waiting(tenant) == number for tenant, number in waiting.items())
         assert self.begun == {number for number, place in self._places.items() if place.ticket.num_computed}
         for row in rows:
             assert row.keys == sorted(row.keys)
@@ -221,11 +225,12 @@ class Queue:
     # Inside
 
     def debt_s(self, tenant: str) -> float:
-        """What this tenant has had beyond its share, in seconds of the device."""
-        return self._debts_s().get(tenant, 0.0)
+        """What this tenant has had beyond its share, in seconds of the device, if it waits now."""
+        return self._debts_s(tenant).get(tenant, 0.0)
 
-    def _debts_s(self) -> dict[str, float]:
-        return {tenant: tokens * self.cost.fit.token_s for tenant, tokens in self.tenants.debts().items()}
+    def _debts_s(self, newcomer: str | None = None) -> dict[str, float]:
+        token_s = self.cost.fit.token_s
+        return {tenant: tokens * token_s for tenant, tokens in self.tenants.debts(newcomer).items()}
 
     def _put(self, ticket: Ticket, now: float) -> None:
         """Price it, and let it stand where that puts it."""

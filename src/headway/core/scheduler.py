@@ -54,6 +54,7 @@ class Scheduler:
         self.draining = False
         self._tickets: dict[str, Ticket] = {}
         self._decoding: dict[int, Ticket] = {}  # by ticket number, in a step or between two
+        self._num_of: Counter[str] = Counter()  # open requests, by tenant
         self._num_arrived = 0
         self._due: float | None = None
         self._token: Candidate | None = None
@@ -107,9 +108,8 @@ class Scheduler:
         longest = min(self.settings.max_model_len, self.pages.num_pages * self.pages.page_tokens)
         ticket = Ticket.open(self._num_arrived, request, longest)
         self._num_arrived += 1
-        self._tenants.enter(request.tenant)
-        num_of_tenant = self._tenants.num_open(request.tenant) - 1
-        crowd = Crowd(len(self._queue), num_of_tenant, self._queue.backlog_s, self.draining)
+        crowd = Crowd(len(self._queue), self._num_of[request.tenant], self._queue.backlog_s, self.draining)
+        self._num_of[request.tenant] += 1
         refused = refusal(request, self._limits, crowd)
         if refused is None:
             if ticket.expiry <= now:
@@ -133,12 +133,13 @@ class Scheduler:
         step = self._steps.remove(done.work_id)
         if len(step.tickets) == len(step.work.segments):  # else it became shorter than its price on the way
             self.cost.observe(step.shares, done.busy_s)
+        over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
         for segment, ticket in self._steps.members(step):
             ticket.step = None
-            if not step.decoding:
-                ticket.record.overrun_s += max(0.0, done.busy_s - step.predicted_s)
+            if over_s > 0:
+                ticket.record.overran(over_s, decoding=step.decoding)
             commit = commits.get(segment.request_id)
             if commit is not None and commit.failure:  # not published: its pages may hold what broke it
                 effects.append(self._fail(ticket, "not_finite", commit.failure, now))
@@ -175,6 +176,7 @@ class Scheduler:
                 record.longest_gap_s = max(record.longest_gap_s, now - last)
             elif record.first_token is None:
                 record.first_token = now
+                record.predicted_token_s = self.cost.next_tokens(1, ticket.num_computed)
                 record.note(now, "first_token")
             record.last_token = now
             record.num_output_tokens = num_generated
@@ -399,7 +401,9 @@ class Scheduler:
         self._queue.discard(ticket)
         self._decoding.pop(ticket.number, None)
         self._holdings.release(ticket)
-        self._tenants.leave(ticket.request.tenant)
+        self._num_of[ticket.request.tenant] -= 1
+        if not self._num_of[ticket.request.tenant]:
+            del self._num_of[ticket.request.tenant]
         self.counters[ending.value] += 1
         settle(ticket.record, ending, reason, now)
         return ev.End(ticket.record)
@@ -436,7 +440,7 @@ class Scheduler:
             assert ticket.step is None or ticket.step.work.id in self._steps
             assert (ticket.state in (State.RUNNING, State.PARKED)) <= (ticket.step is not None)
             assert ticket.num_computed <= len(ticket.pages) * self.pages.page_tokens
-            assert self._tenants.num_open(ticket.request.tenant) > 0
+            assert self._num_of[ticket.request.tenant] > 0
         for step in self._steps.all():
             assert step.tickets, "a step without members"
             assert (step is self._steps.on_device) == (step.parked_since is None)
