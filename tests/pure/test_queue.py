@@ -42,6 +42,7 @@ class Beside:
         self.waiting: dict[int, Ticket] = {}
         self.prices: dict[int, dict[float, list[float]]] = {}  # number -> its seconds alone -> its seconds in a pack
         self.num_tickets = 0
+        self.newcomer: str | None = None  # the tenant of somebody who is not in the queue yet
 
     def ticket(self, num_tokens: int, slo: SLO, priority: int, tenant: str, age_s: float) -> Ticket:
         prompt = (1,) * num_tokens
@@ -50,12 +51,10 @@ class Beside:
         return Ticket.open(self.num_tickets, request, 10_000)
 
     def add(self, ticket: Ticket) -> None:
-        self.tenants.enter(ticket.request.tenant)
         self.waiting[ticket.number] = ticket
         self.queue.add(ticket, self.now)
 
     def discard(self, ticket: Ticket) -> None:
-        self.tenants.leave(ticket.request.tenant)
         del self.waiting[ticket.number]
         self.queue.discard(ticket)
 
@@ -73,7 +72,7 @@ class Beside:
         return max(0.0, seconds - others * self.cost.predict([Share(0, 0)]))
 
     def debt_s(self, ticket: Ticket) -> float:
-        return self.tenants.debts().get(ticket.request.tenant, 0.0) * FIT.token_s
+        return self.tenants.debts(self.newcomer).get(ticket.request.tenant, 0.0) * FIT.token_s
 
     def place(self, candidate: Candidate) -> tuple[float, ...]:
         return standing(candidate, self.now, self.order).order
@@ -163,7 +162,7 @@ def happen(beside: Beside, what: str, how: object) -> None:
             share = [Share(num_tokens, 0)]
             beside.cost.observe(share, factor * beside.cost.predict(share))
         case "serves", (str() as tenant, int() as num_tokens):
-            if beside.tenants.num_open(tenant):
+            if beside.tenants.num_waiting(tenant):
                 beside.tenants.charge(tenant, num_tokens)
 
 
@@ -186,7 +185,7 @@ def test_the_queue_is_as_if_it_were_sorted_each_time(
         check_instants(beside, found)
         beside.queue.check_integrity()
     ticket = beside.ticket(**newcomer)  # type: ignore[arg-type]
-    beside.tenants.enter(ticket.request.tenant)
+    beside.newcomer = ticket.request.tenant
     beside.take_prices()
     check_seconds(beside, ticket)
 
@@ -226,7 +225,6 @@ def test_whoever_is_in_debt_does_not_starve() -> None:
         beside.add(beside.ticket(10, SLO(), 0, tenant, age_s))
     beside.tenants.charge("a", 30_000)
     newcomer = beside.ticket(10, SLO(), 0, "a", 150.0)
-    beside.tenants.enter("a")
     assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [2, 1, 3]
     assert beside.queue.seconds_before(newcomer, beside.now) == pytest.approx(3 * beside.cost.prefill(10))
 

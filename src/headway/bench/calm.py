@@ -1,15 +1,19 @@
 """Whether the machine was left alone: a fixed piece of arithmetic, timed before and after each measurement.
 
-These machines are shared. The rule, fixed beforehand: a measurement counts only if the probe just before it and the
-one just after it took at most `TOLERANCE` times the best probe of the run; else it is thrown away and made again.
+These machines are shared, and their clocks drift. The rule, fixed beforehand: a measurement counts only if the probe
+just before it and the one just after it were within a factor of `TOLERANCE` of the median of the last `NUM_PROBES`,
+slower or faster; else it is thrown away and made again.
 """
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 
 import torch
 
 TOLERANCE = 1.25
+NUM_PROBES = 15
 MAX_TRIES = 4
 
 
@@ -20,7 +24,7 @@ class Calm:
         self._matrix = torch.randn(768, 768)
         self.num_discarded = 0
         self.num_kept_disturbed = 0
-        self._best = min(self._probe() for _ in range(20))
+        self._probes = deque((self._probe() for _ in range(NUM_PROBES)), maxlen=NUM_PROBES)
 
     def measure(self, operation: Callable[[], float]) -> float:
         """The operation's own figure, from an undisturbed run if one of `MAX_TRIES` was; counts what was not."""
@@ -29,8 +33,9 @@ class Calm:
             before = self._probe()
             figure = operation()
             after = self._probe()
-            self._best = min(self._best, before, after)
-            if max(before, after) <= TOLERANCE * self._best:
+            self._probes.extend((before, after))
+            usual = statistics.median(self._probes)
+            if usual / TOLERANCE <= min(before, after) and max(before, after) <= usual * TOLERANCE:
                 return figure
             if attempt < MAX_TRIES - 1:
                 self.num_discarded += 1
@@ -45,7 +50,7 @@ class Calm:
         )
 
     def _probe(self) -> float:
-        """The best of three: about a millisecond each."""
+        """The best of three: a few milliseconds each."""
         best = float("inf")
         for _ in range(3):
             begun = time.perf_counter()
