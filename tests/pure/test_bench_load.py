@@ -103,6 +103,18 @@ def test_a_trace_that_is_too_short_goes_on_with_other_tokens() -> None:
     assert [asked.at_s for asked in load.requests] == [0.0, 1.0, 2.0, 3.0]
 
 
+def test_another_window_is_other_requests_with_their_own_gaps() -> None:
+    """The second window of three, of a trace of five: the fourth, the fifth, and the first again after one gap more."""
+    trace = Trace(
+        "five", True, [Asked(at_s, tokens, 1) for at_s, tokens in zip((0, 1, 3, 6, 10), range(5), strict=True)]
+    )
+    second = Load.of("five", "a trace", trace, 3, seed=7, window=1)
+    assert [asked.num_prompt for asked in second.requests] == [3, 4, 0]
+    assert [asked.at_s for asked in second.requests] == [0.0, 4.0, 6.5]
+    assert second.source == "a trace from request 3 on"
+    assert Load.of("five", "a trace", trace, 3, seed=7).requests == Load.of("five", "", trace, 3, seed=1).requests
+
+
 def test_classes_in_other_proportions() -> None:
     """Only requests of that class, at the instants there were."""
     load = named("qwen", num_requests=1000, seed=0)

@@ -99,7 +99,20 @@ def test_company_takes_nothing_from_a_suspended_step() -> None:
     story.passes(0.1)
     for name in ("a", "b", "c"):
         story.arrives(name, 20)
-    story.arrives("urgent", 10, slo=SLO(ttft_s=1.0))
+    story.arrives("urgent", 11, slo=SLO(ttft_s=1.0))
     taken = story.plan(progress=0.05)
     assert taken is not None
     assert [segment.request_id for segment in taken.segments] == ["urgent"]
+
+
+def test_a_starved_one_keeps_its_turn_in_company() -> None:
+    """It has waited far too long and takes along one whose target is far: an urgent newcomer does not suspend it."""
+    story = Story(pack_tokens=200)
+    story.arrives("starved", 30, slo=SLO(ttft_s=0.3))
+    story.arrives("far", 30, slo=SLO(ttft_s=600.0))
+    story.passes(14.0)
+    work = story.plan()
+    assert work is not None
+    assert len(work.segments) == 2
+    story.arrives("urgent", 20, slo=SLO(ttft_s=0.3))
+    assert story.plan(progress=0.05) is work

@@ -44,3 +44,17 @@ def test_the_sooner_of_both_targets_counts() -> None:
     work = story.plan()
     assert work is not None
     assert work.segments[0].request_id == "both"
+
+
+def test_who_can_still_meet_its_first_target_is_on_time() -> None:
+    """A whole answer's target orders it, but does not make it late before its TTFT target does."""
+    story = Story(pack=False)
+    story.arrives("running", 130, slo=SLO(ttft_s=1.4))
+    running = story.plan()
+    story.arrives("both", 20, max_tokens=300, slo=SLO(ttft_s=2.0, total_s=2.0))
+    story.arrives("later", 20, max_tokens=1, slo=SLO(ttft_s=5.0))
+    story.passes(1.3)
+    story.done(running, running=1)
+    work = story.plan()
+    assert work is not None
+    assert work.segments[0].request_id == "both"

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from headway.bench.score import GOOD_SHARE, Score
+from headway.bench.score import GOOD_SHARE, Marks, Score
 
 FAR = 0.75  # a share below this: the goodput is not near
 NEAR = 0.03  # of the line: closer than this, a single run does not decide; nor does a single request
@@ -33,21 +33,33 @@ class Run:
         return min(self.score.shares(ttft_only=True).values())
 
     @property
-    def worst_joint(self) -> float:
-        return min(self.score.shares().values())
-
-    @property
-    def fails_by_one(self) -> bool:
-        """Whether a class missed the line, and one more request in time of each such class would have reached it."""
-        classes = self.score.by_kind.values()
-        return self.worst < GOOD_SHARE and all(m.ttft_only + 1 / m.num >= GOOD_SHARE for m in classes)
-
-    @property
     def overall(self) -> float:
         return self.score.overall.ttft_only
 
 
-Judge = Callable[[Run], float]
+@dataclass(frozen=True)
+class Judge:
+    """What a run is judged by: the share that its worst class attained, or all of them as one."""
+
+    share: Callable[[Marks], float]
+    as_one: bool = False
+
+    def __call__(self, run: Run) -> float:
+        return min(map(self.share, self._marks(run)))
+
+    def is_close(self, run: Run) -> bool:
+        """Whether this run alone decides nothing: near the line, or one more request of each class would reach it."""
+        judged = self(run)
+        by_one = all(self.share(marks) + 1 / marks.num >= GOOD_SHARE for marks in self._marks(run))
+        return abs(judged - GOOD_SHARE) < NEAR or (judged < GOOD_SHARE and by_one)
+
+    def _marks(self, run: Run) -> list[Marks]:
+        return [run.score.overall] if self.as_one else list(run.score.by_kind.values())
+
+
+TTFT = Judge(lambda marks: marks.ttft_only)
+JOINT = Judge(lambda marks: marks.joint)
+OVERALL = Judge(lambda marks: marks.ttft_only, as_one=True)
 
 
 @dataclass
@@ -102,7 +114,7 @@ def contest(
         runs = {name: [attain(name, rate)] for name, rate in rates.items()}
         for _ in range(repeats - 1):  # of all that are close, in turn
             for name, rate in rates.items():
-                if _is_close(runs[name][0], judge):
+                if judge.is_close(runs[name][0]):
                     runs[name].append(attain(name, rate))
         for contender in open_ones:
             contender.take(runs[contender.name], judge)
@@ -126,13 +138,9 @@ def outlast(
     for _ in range(most_rates):
         for contender in left:
             runs = [attain(contender.name, rate)]
-            if _is_close(runs[0], judge):
+            if judge.is_close(runs[0]):
                 runs += [attain(contender.name, rate) for _ in range(repeats - 1)]
             contender.take(runs, judge)
         left = [contender for contender in left if contender.bad > rate]
         rate *= growth
     return contenders
-
-
-def _is_close(run: Run, judge: Judge) -> bool:
-    return run.fails_by_one or abs(judge(run) - GOOD_SHARE) < NEAR

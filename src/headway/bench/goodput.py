@@ -22,7 +22,7 @@ from rich.console import Console
 
 from headway.bench import goodput_page, report
 from headway.bench.calm import Calm
-from headway.bench.contest import Contender, Run, contest, outlast
+from headway.bench.contest import OVERALL, TTFT, Contender, Run, contest, outlast
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, base_kind, lone_prompt, p90_prompt, prompts, targets
 from headway.bench.named import named
@@ -172,7 +172,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
         predicted_now = contest(
             dict.fromkeys([*(options.only or ALWAYS), *CHUNK_NAMES], 1.0),
             field.predicted(device_of(engine, engine.scheduler.cost.fit)),
-            lambda run: run.worst,
+            TTFT,
             growth=2.0,
             most_rates=24,
         )
@@ -181,7 +181,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
             chunks = sorted((n for n in predicted if n.startswith("chunk")), key=lambda n: -predicted[n].good)
             names = [*(options.only or ALWAYS), *chunks[:NUM_BEST_CHUNKS]]
         starts = {name: max(EXPECTED * predicted_now[name].good, 1e-3) for name in names}
-        draws.append(contest(starts, field.attain, lambda run: run.worst, tolerance=options.tolerance, repeats=REPEATS))
+        draws.append(contest(starts, field.attain, TTFT, tolerance=options.tolerance, repeats=REPEATS))
         draws[-1] |= _other_chunks(field, draws[-1])
     assert first is not None
     overall = {} if options.only else _overall(first, draws[0], options.tolerance)
@@ -222,7 +222,7 @@ def _other_chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Cont
     """The chunk sizes that are not yet in the draw, from the goodput of the best one that is."""
     best = max(c.good for name, c in draw.items() if name.startswith("chunk"))
     others = [name for name in CHUNK_NAMES if name not in draw]
-    return outlast(others, field.attain, lambda run: run.worst, best, repeats=REPEATS)
+    return outlast(others, field.attain, TTFT, best, repeats=REPEATS)
 
 
 def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> dict[str, float]:
@@ -230,7 +230,7 @@ def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> d
     chunks = [name for name in draw if name.startswith("chunk")]
     names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]
     starts = {name: max(draw[name].good, 1e-3) for name in names}
-    found = contest(starts, field.attain, lambda run: run.overall, tolerance=2 * tolerance)
+    found = contest(starts, field.attain, OVERALL, tolerance=2 * tolerance)
     return {name: contender.good for name, contender in found.items()}
 
 
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="random:smollm2-135m")
     parser.add_argument("--cases", nargs="+", type=Case.parse, default=CASES, metavar="LOAD:DIVISOR:K")
     parser.add_argument("--num-requests", type=int, default=150, help="of a run")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these schedulers and the best chunks by simulation")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these schedulers and all chunk sizes")
     parser.add_argument(
         "--draws", type=int, default=3, help="of requests: other lengths and instants; the page shows their median"
     )

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from headway.bench import goodput_page, report
 from headway.bench.calm import Calm
-from headway.bench.contest import contest
+from headway.bench.contest import JOINT, TTFT, contest
 from headway.bench.goodput import REPEATS, Case, Field, field_of, isolated_ttft_s, say
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, prompts, targets
 from headway.bench.named import named
 from headway.bench.policies import policies
 from headway.bench.replay import replay
+from headway.bench.score import GOOD_SHARE
 from headway.config import EngineSettings
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
@@ -42,7 +43,7 @@ def sweep(field: Field, case: goodput_page.CaseResult) -> str:
         scaled = replace(field, slos=_scaled(field.slos, scale))
         runs = {name: scaled.attain(name, rate) for name in names}
         for name, run in runs.items():
-            if run.worst >= 0.9 and (holds[name] == "never" or scale < float(holds[name])):
+            if run.worst >= GOOD_SHARE and (holds[name] == "never" or scale < float(holds[name])):
                 holds[name] = f"{scale:g}"
         rows.append([f"{scale:g}", *(f"{run.worst:.0%} ({run.overall:.0%})" for run in runs.values())])
     held = ", ".join(f"{name} {scale}" for name, scale in holds.items())
@@ -66,7 +67,7 @@ def joint(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -
     found = contest(
         dict.fromkeys([OURS, *chunks], options.joint_rate),
         field.attain,
-        lambda run: run.worst_joint,
+        JOINT,
         growth=1.6,
         repeats=REPEATS,
     )
@@ -108,7 +109,7 @@ def uniform(field: Field, case: goodput_page.CaseResult) -> str:
     same = replace(field, load=load, prompts=texts, slos=targets(load, isolated_s, 2.0))
     names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
     starts = dict.fromkeys(names, 0.4 / isolated_s)
-    found = contest(starts, same.attain, lambda run: run.worst, growth=1.4, repeats=REPEATS)
+    found = contest(starts, same.attain, TTFT, growth=1.4, repeats=REPEATS)
     rows = [[name, f"{contender.good:.3g}"] for name, contender in found.items()]
     return (
         f"Every prompt has {UNIFORM_TOKENS} tokens, Poisson arrivals, k = 2.\n\n"

@@ -54,6 +54,7 @@ class Load:
             taken = [replace(asked, at_s=asked.at_s - taken[skipped].at_s) for asked in taken[skipped:]]
         has_kinds = any(asked.kind for asked in taken)
         kinds = [replace(asked, kind=asked.kind or "text") for asked in taken]
+        source += f" from request {skipped} on" if skipped else ""
         return cls(name, source, tuple(kinds), trace.timed, has_kinds)
 
     @property

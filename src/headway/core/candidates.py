@@ -1,7 +1,7 @@
 """Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
 
 from headway.core.cost import CostModel
-from headway.core.policy import RESCUE_SHARE, Candidate, late_at
+from headway.core.policy import RESCUE_SHARE, Candidate, late_at, starves_at
 from headway.core.ticket import Step, Ticket
 
 SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
@@ -28,16 +28,20 @@ def prefill_s(ticket: Ticket, cost: CostModel) -> float:
 
 def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
     """A prompt alone. One that lost its pages in mid-answer counts from its last token."""
-    last = ticket.record.last_token
-    target = _first_token_within(ticket, cost) if last is None else ticket.request.slo.tpot_s or SOFT_TPOT_S
-    start = ticket.request.arrival if last is None else last
+    slo, last = ticket.request.slo, ticket.record.last_token
+    if last is None:
+        start, target = ticket.request.arrival, _first_token_within(ticket, cost)
+        latest = slo.ttft_s if slo.ttft_s is not None else slo.total_s
+    else:
+        start, target = last, slo.tpot_s or SOFT_TPOT_S
+        latest = target
     seconds = prefill_s(ticket, cost)
     return Candidate(
         key=key_of_ticket(ticket.number),
         arrival=start,
         priority=ticket.request.priority,
         deadline=None if target is None else start + target,
-        rescue_s=RESCUE_SHARE * (target or 0.0),
+        rescue_s=0.0 if target is None or latest is None else latest * (1 + RESCUE_SHARE) - target,
         total_s=seconds,
         remaining_s=seconds,
         ripe_at=ALWAYS,
@@ -46,7 +50,7 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
 
 def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
     """The TTFT target, or what the whole answer's leaves for it if that is less: not all of the answer may come to be
-    written, so half of it at least."""
+    written, so half of it at least. It orders; on time is still who can meet the target itself."""
     slo = ticket.request.slo
     if slo.total_s is None:
         return slo.ttft_s
@@ -94,19 +98,20 @@ def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: flo
         members = [token_candidate(step.tickets, cost, tile_s)]
     else:
         members = [ticket_candidate(ticket, cost) for ticket in step.tickets]
+    parked_until = NEVER if step.parked_since is None else step.parked_since + max_parked_s
     due = [member for member in members if member.deadline is not None]
     in_time = [member for member in due if now < late_at(member._replace(remaining_s=step.remaining_s))]
     urgent = min(in_time or due, key=_deadline, default=None)
     return Candidate(
         key=step.work.id,
         arrival=min(member.arrival for member in members),
-        priority=min(member.priority for member in members),
+        priority=min(member.priority for member in in_time or members),
         deadline=None if urgent is None else urgent.deadline,
         rescue_s=0.0 if urgent is None else urgent.rescue_s,
         total_s=step.predicted_s,
         remaining_s=step.remaining_s,
         ripe_at=ALWAYS,
-        starved_at=NEVER if step.parked_since is None else step.parked_since + max_parked_s,
+        starved_at=min(parked_until, *(starves_at(member) for member in members)),
     )
 
 

@@ -13,7 +13,7 @@ from headway.core.cost import CostModel, Share
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
 from headway.core.packing import MAX_MEMBERS, pack
-from headway.core.policy import Candidate, Order, standing
+from headway.core.policy import RESCUE_SHARE, Candidate, Order, standing
 from headway.core.queue import Queue
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
@@ -63,7 +63,8 @@ class Composer:
     def _spare_s(self, candidate: Candidate, now: float) -> float:
         """What it can give to others in its step: its slack but for a margin, since prices are not exact."""
         slack_s = standing(candidate, now, self.order).slack_s
-        return slack_s if slack_s < 0 else max(0.0, slack_s - candidate.rescue_s)
+        margin_s = 0.0 if candidate.deadline is None else RESCUE_SHARE * (candidate.deadline - candidate.arrival)
+        return slack_s if slack_s < 0 else max(0.0, slack_s - margin_s)
 
     def tokens(self, now: float) -> Step | None:
         """One more token for everybody between two steps."""

@@ -67,5 +67,7 @@ class Forecaster:
         """The share of the device that tokens take if each comes just when it is due: half of it at most."""
         if not self.decoding:
             return 0.0
+        if self.cost.chunk_tokens is not None:  # they have their places in each chunk
+            return min(0.5, len(self.decoding) / self.cost.chunk_tokens)
         token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s)
         return min(0.5, token.remaining_s / token.rescue_s)

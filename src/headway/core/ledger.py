@@ -57,6 +57,8 @@ class Record:
     predicted_prefill_s: float = 0.0
     predicted_ttft_s: float | None = None  # at its arrival, with everything that was to go before it
     overrun_s: float = 0.0  # what its prefill's steps took beyond their price
+    prefill_parked_s: float = 0.0  # of the above, what was before the first token
+    prefill_starved_s: float = 0.0
     predicted_token_s: float = 0.0  # of another token alone, when the first was there
     token_overrun_s: float = 0.0  # what the steps of its other tokens took beyond their price
     kind: EndKind | None = None
@@ -82,12 +84,18 @@ class Record:
         if len(self.timeline) < MAX_MOMENTS or what == "first_token":
             self.timeline.append(Moment(at, what, detail))
 
-    def overran(self, seconds: float, *, decoding: bool) -> None:
+    def begin_answer(self, now: float, token_s: float) -> None:
+        """The first token is there; another one alone would take `token_s`."""
+        self.first_token = now
+        self.predicted_token_s = token_s
+        self.prefill_parked_s, self.prefill_starved_s = self.parked_s, self.starved_s
+
+    def overran(self, seconds: float) -> None:
         """A step that it was in took so much longer than predicted."""
-        if decoding:
-            self.token_overrun_s += seconds
-        else:
+        if self.first_token is None:
             self.overrun_s += seconds
+        else:
+            self.token_overrun_s += seconds
 
     @property
     def ttft_s(self) -> float | None:
@@ -153,10 +161,15 @@ def _cause(record: Record, ending: State, reason: str, target: str, target_s: fl
     if target != "ttft" and record.first_token is not None and record.last_token is not None:
         # beyond what the tokens would have taken alone: their own steps were slow, or others were served in between
         between_s = record.last_token - record.first_token - tokens_s
-        others_s = between_s - record.token_overrun_s - (record.starved_s if target == "tpot" else 0.0)
+        after_s: dict[Cause, float] = {
+            "parked": record.parked_s - record.prefill_parked_s,
+            "starved_of_pages": record.starved_s - record.prefill_starved_s,
+            "predicted_wrong": record.token_overrun_s,
+        }
+        after_s["queued_behind"] = between_s - sum(after_s.values())
         if target == "tpot":
-            lost_s |= {"queued_behind": others_s, "parked": 0.0, "predicted_wrong": record.token_overrun_s}
+            lost_s = after_s
         else:
-            lost_s["queued_behind"] += others_s
-            lost_s["predicted_wrong"] += record.token_overrun_s
+            lost_s["queued_behind"] += after_s["queued_behind"]
+            lost_s["predicted_wrong"] += after_s["predicted_wrong"]
     return max(lost_s, key=lambda cause: lost_s[cause])

@@ -139,7 +139,7 @@ class Scheduler:
         for segment, ticket in self._steps.members(step):
             ticket.step = None
             if over_s > 0:
-                ticket.record.overran(over_s, decoding=step.decoding)
+                ticket.record.overran(over_s)
             commit = commits.get(segment.request_id)
             if commit is not None and commit.failure:  # not published: its pages may hold what broke it
                 effects.append(self._fail(ticket, "not_finite", commit.failure, now))
@@ -175,8 +175,7 @@ class Scheduler:
             if last is not None:
                 record.longest_gap_s = max(record.longest_gap_s, now - last)
             elif record.first_token is None:
-                record.first_token = now
-                record.predicted_token_s = self.cost.next_tokens(1, ticket.num_computed)
+                record.begin_answer(now, self.cost.next_tokens(1, ticket.num_computed))
                 record.note(now, "first_token")
             record.last_token = now
             record.num_output_tokens = num_generated
