@@ -4,9 +4,12 @@ Goodput is the highest rate at which every class of requests meets its TTFT targ
 Here it is found, on one engine with one set of weights, for this project's scheduler and for what others do: suspended
 at operators or at layers, in chunks of 16 … 2048 tokens, never suspended in the order of deadlines or of arrival. The
 policies take turns run by run; a chunk size that is not among the best by simulation is run at the goodput of the best
-one, and if it passes, at higher rates until it does not. A run that the machine disturbed is thrown away
-and made again (`bench/calm.py`'s rule); one whose result is close to the line is made three times, and the median
-counts.
+one, and if it passes, at higher rates until it does not.
+
+These machines are shared, and their clocks drift. So before and after each run a lone prompt is timed: the run's rate
+and targets are scaled by the isolated TTFT before it, as if the machine had stayed what it was at the beginning, and if
+the two differ by more than `DRIFT` the run is thrown away and made again. One whose result is close to the line is made
+three times, and the median counts.
 
 Results are kept case by case in docs/results/goodput.json; the page is made from that file.
 """
@@ -21,13 +24,12 @@ from typing import NamedTuple
 from rich.console import Console
 
 from headway.bench import goodput_page, report
-from headway.bench.calm import Calm
 from headway.bench.contest import OVERALL, TTFT, Contender, Run, contest, outlast
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, base_kind, lone_prompt, p90_prompt, prompts, targets
 from headway.bench.named import named
 from headway.bench.policies import CHUNKS, policies, requests_of, simulate
-from headway.bench.replay import Replay, replay
+from headway.bench.replay import replay
 from headway.bench.score import quantile, score
 from headway.config import EngineSettings
 from headway.core.cost import CostFit
@@ -43,6 +45,9 @@ CHUNK_NAMES = tuple(f"chunk {size}" for size in CHUNKS)
 EXPECTED = 0.85  # of a simulated goodput: where the search for the real one begins
 NUM_BEST_CHUNKS = 2
 LONE_RUNS = 7
+LONE_RUNS_BESIDE = 3  # of a run, before it and after it
+DRIFT = 1.15  # between those two: more, and the run was disturbed
+MAX_TRIES = 3
 REPEATS = 3  # of a run whose result is close
 say = Console(stderr=True).print
 
@@ -81,6 +86,13 @@ CASES = tuple(
 
 
 @dataclass
+class Tries:
+    """How many runs were thrown away as disturbed."""
+
+    num_discarded: int = 0
+
+
+@dataclass
 class Field:
     """One draw of a case's load on one engine: everything that a run needs."""
 
@@ -90,31 +102,33 @@ class Field:
     isolated_s: float
     slos: dict[str, SLO]
     settings: dict[str, SchedulerSettings]
-    calm: Calm
+    tries: Tries
 
     def attain(self, name: str, rate: float) -> Run:
-        """One run of one policy, an undisturbed one if possible."""
-        requests = requests_of(self.load.at_rate(rate), self.prompts, self.slos)
-        runs: list[Replay] = []
-
-        def once() -> float:
-            runs.append(replay(self.engine, requests, self.settings[name]))
-            return runs[-1].duration_s
-
-        kept_before = self.calm.num_kept_disturbed
-        self.calm.measure(once)
-        run = runs[-1]
+        """One run of one policy, an undisturbed one if possible, at this rate and these targets were the machine as
+        fast as at the beginning: both go with the isolated TTFT just before the run."""
+        for number in range(1, MAX_TRIES + 1):
+            before_s = isolated_ttft_s(self.engine, self.load, LONE_RUNS_BESIDE)
+            slower = before_s / self.isolated_s
+            slos = scaled(self.slos, slower)
+            requests = requests_of(self.load.at_rate(rate / slower), self.prompts, slos)
+            run = replay(self.engine, requests, self.settings[name])
+            after_s = isolated_ttft_s(self.engine, self.load, LONE_RUNS_BESIDE)
+            is_disturbed = max(before_s, after_s) > DRIFT * min(before_s, after_s)
+            if not is_disturbed:
+                break
+            self.tries.num_discarded += number < MAX_TRIES
         found = Run(
             rate,
-            score(run.outcomes(), self.slos),
+            score(run.outcomes(), slos),
             run.counters.get("preemptions", 0),
             run.counters.get("most_parked_tokens", 0),
             quantile(run.decisions_s, 0.5),
             quantile(run.decisions_s, 0.99),
-            self.calm.num_kept_disturbed > kept_before,
+            is_disturbed,
         )
         shares = " ".join(f"{kind} {share:.0%}" for kind, share in found.score.shares(ttft_only=True).items())
-        say(f"  {name:<16} {rate:7.3f}/s  {shares}", highlight=False)
+        say(f"  {name:<16} {rate:7.3f}/s  × {1 / slower:.2f}  {shares}", highlight=False)
         return found
 
     def predicted(self, device: Device) -> Callable[[str, float], Run]:
@@ -127,25 +141,34 @@ class Field:
         return attain
 
 
-def isolated_ttft_s(engine: Engine, load: Load) -> float:
+def scaled(slos: Mapping[str, SLO], factor: float) -> dict[str, SLO]:
+    """All targets so many times as long."""
+
+    def times(target_s: float | None) -> float | None:
+        return None if target_s is None else factor * target_s
+
+    return {kind: SLO(times(slo.ttft_s), times(slo.tpot_s), times(slo.total_s)) for kind, slo in slos.items()}
+
+
+def isolated_ttft_s(engine: Engine, load: Load, num_runs: int = LONE_RUNS) -> float:
     """Seconds to the first token of a lone p90 prompt of the load's base class, the median of a few."""
     length, vocab_size = p90_prompt(load, base_kind(load)), engine.stage.model.config.vocab_size
     lone = [
         Request(f"lone {n}", lone_prompt(length, n, vocab_size, 0), 1, 3.0 * n, sampling=Sampling(temperature=0.0))
-        for n in range(LONE_RUNS + 1)
+        for n in range(num_runs + 1)
     ]
     records = replay(engine, lone, engine.scheduler.settings).records
     return statistics.median([record.ttft_s or 0.0 for record in records.values()][1:])
 
 
-def field_of(engine: Engine, case: Case, num_requests: int, seed: int, calm: Calm) -> Field:
+def field_of(engine: Engine, case: Case, num_requests: int, seed: int, tries: Tries) -> Field:
     load = named(case.load, num_requests=num_requests, seed=seed, window=seed - 1)
     load = load.scaled(1 / case.divisor).answering(1)
     load = load.within(engine.facts.max_model_len)
     isolated_s = isolated_ttft_s(engine, load)
     texts = prompts(load, engine.stage.model.config.vocab_size, seed)
     compared = policies(engine.scheduler.settings, CHUNKS)
-    return Field(engine, load, texts, isolated_s, targets(load, isolated_s, case.k), compared, calm)
+    return Field(engine, load, texts, isolated_s, targets(load, isolated_s, case.k), compared, tries)
 
 
 def device_of(engine: Engine, fit: CostFit) -> Device:
@@ -160,14 +183,14 @@ def device_of(engine: Engine, fit: CostFit) -> Device:
     )
 
 
-def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -> goodput_page.CaseResult:
+def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tries) -> goodput_page.CaseResult:
     """All of a case: simulated, contested with several draws, then the other chunk sizes."""
     draws: list[dict[str, Contender]] = []
     first: Field | None = None
     predicted: dict[str, Contender] = {}
     names: list[str] = []
     for seed in range(1, options.draws + 1):
-        field = field_of(engine, case, options.num_requests, seed, calm)
+        field = field_of(engine, case, options.num_requests, seed, tries)
         say(f"[bold]{case.name}[/], draw {seed} of {options.draws}: {field.load.source}", highlight=False)
         predicted_now = contest(
             dict.fromkeys([*(options.only or ALWAYS), *CHUNK_NAMES], 1.0),
@@ -199,6 +222,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm
         provenance=report.provenance(),
         bytes_per_parked_token=_bytes_per_token(engine),
         kernels=_kernels(engine),
+        num_discarded=tries.num_discarded,
     )
 
 
@@ -251,9 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
     )
-    calm = Calm()
     for case in options.cases:
-        goodput_page.keep(options.folder, run_case(engine, case, options, calm))
+        goodput_page.keep(options.folder, run_case(engine, case, options, Tries()))
     goodput_page.write(options.folder)
 
 

@@ -5,14 +5,13 @@ rates are set relative to it. Its sections are kept beside the cases and stand o
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from headway.bench import goodput_page, report
-from headway.bench.calm import Calm
 from headway.bench.contest import JOINT, TTFT, contest
-from headway.bench.goodput import REPEATS, Case, Field, field_of, isolated_ttft_s, say
+from headway.bench.goodput import REPEATS, Case, Field, Tries, field_of, isolated_ttft_s, say, scaled
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, prompts, targets
 from headway.bench.named import named
@@ -20,7 +19,7 @@ from headway.bench.policies import policies
 from headway.bench.replay import replay
 from headway.bench.score import GOOD_SHARE
 from headway.config import EngineSettings
-from headway.core.request import SLO, Request, Sampling
+from headway.core.request import Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.placement.engine import Engine, build_engine
 from headway.placement.memory import keep_freed_memory
@@ -40,8 +39,8 @@ def sweep(field: Field, case: goodput_page.CaseResult) -> str:
     rows = []
     holds = dict.fromkeys(names, "never")
     for scale in reversed(SCALES):
-        scaled = replace(field, slos=_scaled(field.slos, scale))
-        runs = {name: scaled.attain(name, rate) for name in names}
+        other = replace(field, slos=scaled(field.slos, scale))
+        runs = {name: other.attain(name, rate) for name in names}
         for name, run in runs.items():
             if run.worst >= GOOD_SHARE and (holds[name] == "never" or scale < float(holds[name])):
                 holds[name] = f"{scale:g}"
@@ -54,7 +53,7 @@ def sweep(field: Field, case: goodput_page.CaseResult) -> str:
     )
 
 
-def joint(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -> str:
+def joint(engine: Engine, case: Case, options: argparse.Namespace, tries: Tries) -> str:
     """Answers as long as the trace's, TTFT and TPOT targets together, against steps that mix tokens and chunks."""
     load = named(case.load, num_requests=options.num_requests, seed=1).scaled(1 / case.divisor)
     load = load.within(engine.facts.max_model_len)
@@ -62,7 +61,7 @@ def joint(engine: Engine, case: Case, options: argparse.Namespace, calm: Calm) -
     slos = targets(load, isolated_s, case.k, tpot_s, K_TPOT)
     compared = policies(engine.scheduler.settings, MIXED_CHUNKS)
     texts = prompts(load, engine.stage.model.config.vocab_size, 1)
-    field = Field(engine, load, texts, isolated_s, slos, compared, calm)
+    field = Field(engine, load, texts, isolated_s, slos, compared, tries)
     chunks = [name for name in compared if name.startswith("chunk") and "fcfs" not in name]
     found = contest(
         dict.fromkeys([OURS, *chunks], options.joint_rate),
@@ -106,7 +105,7 @@ def uniform(field: Field, case: goodput_page.CaseResult) -> str:
     load: Load = replace(field.load, name="uniform", requests=requests)
     texts = prompts(load, field.engine.stage.model.config.vocab_size, 1)
     isolated_s = isolated_ttft_s(field.engine, load)
-    same = replace(field, load=load, prompts=texts, slos=targets(load, isolated_s, 2.0))
+    same = replace(field, load=load, prompts=texts, isolated_s=isolated_s, slos=targets(load, isolated_s, 2.0))
     names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
     starts = dict.fromkeys(names, 0.4 / isolated_s)
     found = contest(starts, same.attain, TTFT, growth=1.4, repeats=REPEATS)
@@ -146,10 +145,6 @@ def light_and_heavy(field: Field, case: goodput_page.CaseResult) -> str:
     return f"Multiples of our goodput in {case.name}.\n\n{report.table(header, rows)}"
 
 
-def _scaled(slos: Mapping[str, SLO], scale: float) -> dict[str, SLO]:
-    return {kind: SLO(ttft_s=(slo.ttft_s or 0.0) * scale) for kind, slo in slos.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m headway.bench.goodput_more", description=(__doc__ or "").split("\n")[0]
@@ -169,11 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
     )
-    calm = Calm()
-    field = field_of(engine, options.case, options.num_requests, 1, calm)
+    tries = Tries()
+    field = field_of(engine, options.case, options.num_requests, 1, tries)
     sections: dict[str, Callable[[], str]] = {
         "Tighter and looser targets": lambda: sweep(field, case),
-        "First token and pace together": lambda: joint(engine, options.case, options, calm),
+        "First token and pace together": lambda: joint(engine, options.case, options, tries),
         "Where nothing is gained: uniform lengths": lambda: uniform(field, case),
         "Light load and overload": lambda: light_and_heavy(field, case),
     }

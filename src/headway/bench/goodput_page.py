@@ -70,6 +70,7 @@ class CaseResult(msgspec.Struct, frozen=True):
     provenance: str
     bytes_per_parked_token: int
     model: str = ""
+    num_discarded: int = 0  # runs that were disturbed and made again
     kernels: str = ""  # with which it was made, and the prices that the engine measured of them
 
     def policy(self, name: str) -> Policy:
@@ -264,7 +265,10 @@ def details(case: CaseResult) -> str:
         f"{case.isolated_ttft_ms:.1f} ms; targets: {targets}. {case.kernels}".strip(),
         report.table(header, rows),
     ]
-    if disturbed:
-        lines.append(f"{disturbed} runs stayed disturbed after all tries and are included.")
+    lines.append(
+        f"Rates and targets are those of the machine at the beginning, and went with its speed from run to run. "
+        f"{case.num_discarded} disturbed runs were thrown away and made again; {disturbed} stayed disturbed and are "
+        f"included."
+    )
     lines.append(case.provenance)
     return "\n\n".join(lines)
