@@ -45,7 +45,7 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/lint-imports
 
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles decisions prediction packing blocking goodput goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV)

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.bench import blocking, decisions, packing
+from headway.bench import blocking, decisions, goodput, goodput_page, goodput_simulated, packing
 from headway.bench.blocking import Blocked
+from headway.bench.load import Load
 from headway.config import EngineSettings
 from headway.core import event as ev
 from headway.core.cost import Share
+from headway.core.request import SLO, Request
 from headway.placement.engine import Engine, build_engine
 
 
@@ -120,3 +122,32 @@ def test_a_page_of_decisions(tmp_path: Path) -> None:
     page = (tmp_path / "decisions.md").read_text(encoding="utf8")
     assert page.count("\n| 100 |") == 3
     assert "a minute of wall time" in page
+
+
+def test_a_page_of_simulated_cases(tmp_path: Path) -> None:
+    """The whole command, short: one load, a row of ratios, and what was wanted of it. Nothing measured is needed."""
+    short = ["--cases", "qwen:16:2", "--num-requests", "12", "--draws", "1", "--folder", str(tmp_path)]
+    goodput_simulated.main(short)
+    page = (tmp_path / "goodput.md").read_text(encoding="utf8")
+    assert "\n| 0.5 b, prices | qwen 1/16, k = 2 |" in page
+    assert "reached, " in page
+    assert len(goodput_page.read(tmp_path).sections) == 1
+
+
+def test_targets_and_rates_go_with_the_machine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run for which the machine is half as fast gets twice the time at half the rate, and counts as one at the rate
+    that was asked for; if it was as fast again at the run's end, the run is made again."""
+    field = goodput.field_of(engine, goodput.Case("qwen", 64, 2.0), 8, 1, goodput.Tries())
+    asked: list[tuple[float, float]] = []
+    lone = iter([2.0, 1.0, 2.0, 2.0])
+    plain = goodput.requests_of
+
+    def requests_of(load: Load, texts: object, slos: dict[str, SLO]) -> list[Request]:
+        asked.append((load.rate, slos["text"].ttft_s or 0.0))
+        return plain(load, texts, slos)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(goodput, "isolated_ttft_s", lambda *_: next(lone) * field.isolated_s)
+    monkeypatch.setattr(goodput, "requests_of", requests_of)
+    run = field.attain("fcfs", 50.0)
+    assert asked == [(pytest.approx(25.0), pytest.approx(2 * (field.slos["text"].ttft_s or 0.0)))] * 2
+    assert (run.rate, run.disturbed, field.tries.num_discarded) == (50.0, False, 1)

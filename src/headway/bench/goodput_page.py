@@ -149,17 +149,22 @@ def read(folder: Path) -> Kept:
 def write(folder: Path) -> None:
     """The page and its picture, from what is kept."""
     kept = read(folder)
-    png([_panel(case, name) for case in kept.cases[:1] for name in _drawn(case)], folder / PICTURE, num_columns=3)
-    body = [
-        summary(kept.cases),
-        verdicts(kept.cases),
-        f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
-        f"simulated with the prices that the engine measured at its start ({kept.cases[0].model}, "
-        f"{kept.cases[0].name}).\n\n![attainment, measured and simulated]({PICTURE})",
-        *(details(case) for case in kept.cases),
-        *(f"## {section.title}\n\n{section.body}" for section in kept.sections),
-    ]
+    sections = [f"## {section.title}\n\n{section.body}" for section in kept.sections]
+    body = [*(_measured_part(kept.cases, folder) if kept.cases else []), *sections]
     report.write("goodput", "Goodput", "python -m headway.bench.goodput", "\n\n".join(body), folder)
+
+
+def _measured_part(cases: Sequence[CaseResult], folder: Path) -> list[str]:
+    """Everything about the cases; the picture is of the first one."""
+    png([_panel(cases[0], name) for name in _drawn(cases[0])], folder / PICTURE, num_columns=3)
+    return [
+        summary(cases),
+        verdicts(cases),
+        f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
+        f"simulated with the prices that the engine measured at its start ({cases[0].model}, {cases[0].name}).\n\n"
+        f"![attainment, measured and simulated]({PICTURE})",
+        *(details(case) for case in cases),
+    ]
 
 
 def _drawn(case: CaseResult) -> list[str]:
@@ -182,17 +187,22 @@ def _panel(case: CaseResult, name: str) -> Panel:
 
 
 def summary(cases: Sequence[CaseResult]) -> str:
-    """Our goodput over that of the others, case by case."""
+    """Our goodput over that of the others, case by case, and what is compared."""
+    return f"## Ratios of goodput\n\n{_how(cases)}\n\n{ratios(cases)}"
+
+
+def ratios(cases: Sequence[CaseResult]) -> str:
+    """The table of them."""
     rows = []
     for case in cases:
         ours, chunk = case.policy(OURS), case.best_chunk
         known = {policy.name: policy for policy in case.policies}
         others = [known.get(name) for name in ("fcfs", "fcfs, packed", "deadline, none", "layer")]
-        ratios = ["" if other is None else _ratio(ours, other) for other in (chunk, *others)]
-        rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *ratios])
+        over = ["" if other is None else _ratio(ours, other) for other in (chunk, *others)]
+        rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *over])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ FCFS packed", "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
-    return f"## Ratios of goodput\n\n{_how(cases)}\n\n{report.table(header, rows)}"
+    return report.table(header, rows)
 
 
 def _first(policy: Policy) -> str:
