@@ -95,14 +95,14 @@ def test_one_request_alone_does_not_decide() -> None:
 
 
 def test_who_passes_goes_on() -> None:
-    """Those that are not expected to be good begin at the best one's rate; who passes is found to within a step."""
+    """Who does not pass the first rate is left alone; who does is found to within a step."""
     knees = {"chunk 16": 0.5, "chunk 128": 3.3, "chunk 256": 7.0}
     found = outlast(list(knees), lambda name, rate: run_of(rate, falls_at(knees[name])(rate)), TTFT, 3.0)
     assert found["chunk 16"].good == 0
     assert len(found["chunk 16"].runs) == 1
     for name in ("chunk 128", "chunk 256"):
         assert found[name].good <= knees[name] * 1.021
-        assert found[name].good * 1.08 > knees[name] * 0.99
+        assert found[name].good * 1.12 > knees[name] * 0.99
 
 
 def test_the_page_says_what_was_not_reached() -> None:
@@ -114,6 +114,14 @@ def test_the_page_says_what_was_not_reached() -> None:
         "- m, qwen 1/16, k = 2: reached, 2.00 × chunk 64 against 1.2.",
         "- m, qwen 1/32, k = 1.5: not reached, 2.00 × chunk 64 against 3.",
     ]
+
+
+def test_if_nobody_passes_all_begin_lower() -> None:
+    """The first rate was too high for both: the better one is found all the same."""
+    knees = {"chunk 16": 0.2, "chunk 128": 0.8}
+    found = outlast(list(knees), lambda name, rate: run_of(rate, falls_at(knees[name])(rate)), TTFT, 3.0)
+    assert 0.8 / 1.26 < found["chunk 128"].good <= 0.8 * 1.021
+    assert found["chunk 16"].good == 0
 
 
 def test_a_chunk_size_that_failed_at_once_has_no_figure() -> None:

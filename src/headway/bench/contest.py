@@ -127,12 +127,13 @@ def outlast(
     judge: Judge,
     rate: float,
     *,
-    growth: float = 1.08,
+    growth: float = 1.12,
     most_rates: int = 16,
     repeats: int = 1,
 ) -> dict[str, Contender]:
-    """All of them at this rate; who passes goes on to a higher one, until nobody does. For those that are not expected
-    to be among the best: a `good` of 0 says that the first rate was too high. Close results are repeated, as above."""
+    """All of them at this rate; who passes goes on to a higher one, until nobody does. If nobody passes the first one,
+    all begin lower. Finds the best of many without finding out how bad the others are: a `good` of 0 says that another
+    passed where this one did not. Close results are repeated, as above."""
     contenders = {name: Contender(name, rate) for name in names}
     left = list(contenders.values())
     for _ in range(most_rates):
@@ -141,6 +142,8 @@ def outlast(
             if judge.is_close(runs[0]):
                 runs += [attain(contender.name, rate) for _ in range(repeats - 1)]
             contender.take(runs, judge)
-        left = [contender for contender in left if contender.bad > rate]
-        rate *= growth
+        passed = [contender for contender in left if contender.bad > rate]
+        if not passed and any(contender.good for contender in left):
+            break
+        left, rate = (passed, rate * growth) if passed else (left, rate / growth**2)
     return contenders

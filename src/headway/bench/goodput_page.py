@@ -34,7 +34,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 class Policy(msgspec.Struct, frozen=True):
     """One scheduler in one case. `goodputs`: requests per second, one for each draw, 0 if no rate that was tried passed
-    (a chunk size that is not among the best is first tried at their goodput); `overall`: all classes as one."""
+    (of chunk sizes only the best are followed to where they fail); `overall`: all classes as one."""
 
     name: str
     goodputs: list[float]
