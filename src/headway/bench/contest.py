@@ -142,7 +142,7 @@ def outlast(
             if judge.is_close(runs[0]):
                 runs += [attain(contender.name, rate) for _ in range(repeats - 1)]
             contender.take(runs, judge)
-        passed = [contender for contender in left if contender.bad > rate]
+        passed = [contender for contender in left if contender.last_share >= GOOD_SHARE]
         if not passed and any(contender.good for contender in left):
             break
         left, rate = (passed, rate * growth) if passed else (left, rate / growth**2)
