@@ -205,7 +205,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
         draws.append(contest(starts, field.attain, TTFT, tolerance=options.tolerance, repeats=REPEATS))
         draws[-1] |= _chunks(field, draws[-1])
     assert first is not None
-    overall = {} if options.only else _overall(first, draws[0], options.tolerance)
+    overall = _overall(first, draws[0], options.tolerance)
     num_requests = len(first.load.requests)
     return goodput_page.CaseResult(
         name=case.name,
@@ -241,8 +241,11 @@ def _bytes_per_token(engine: Engine) -> int:
 
 
 def _chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Contender]:
-    """All chunk sizes, from FCFS's goodput on: one that is longer than any prompt is much like that."""
-    return outlast(CHUNK_NAMES, field.attain, TTFT, draw["fcfs"].good, repeats=REPEATS)
+    """The chunk sizes that are not in the draw, from the goodput of those that are on; if none is, from that of FCFS:
+    a chunk that is longer than any prompt is much like that."""
+    known = [name for name in CHUNK_NAMES if name in draw] or ["fcfs"]
+    others = [name for name in CHUNK_NAMES if name not in draw]
+    return outlast(others, field.attain, TTFT, max(draw[name].good for name in known), repeats=REPEATS)
 
 
 def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> dict[str, float]:
@@ -251,6 +254,9 @@ def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> d
     names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]
     starts = {name: max(draw[name].good, 1e-3) for name in names}
     found = contest(starts, field.attain, OVERALL, tolerance=2 * tolerance)
+    for name, contender in found.items():  # a rate at which all classes passed by the way counts too
+        for run in contender.runs:
+            draw[name].take([run], TTFT)
     return {name: contender.good for name, contender in found.items()}
 
 
