@@ -20,6 +20,7 @@ WANTED = {  # ours over another's, by case; 0.95 of the best chunk size in all o
     "qwen 1/32, k = 1.5": {"chunk": 3.0},
 }
 ELSEWHERE = {"chunk": 0.95}
+UNMEASURED = "Nothing on this page was measured on an engine: `python -m headway.bench.goodput` does that."
 FILE = "goodput.json"
 PICTURE = "goodput.png"
 
@@ -150,8 +151,10 @@ def write(folder: Path) -> None:
     """The page and its picture, from what is kept."""
     kept = read(folder)
     sections = [f"## {section.title}\n\n{section.body}" for section in kept.sections]
-    body = [*(_measured_part(kept.cases, folder) if kept.cases else []), *sections]
-    report.write("goodput", "Goodput", "python -m headway.bench.goodput", "\n\n".join(body), folder)
+    measured = _measured_part(kept.cases, folder) if kept.cases else [f"{UNMEASURED} {_how([])}"]
+    command = "goodput" if kept.cases else "goodput_simulated"
+    body = "\n\n".join([*measured, *sections])
+    report.write("goodput", "Goodput", f"python -m headway.bench.{command}", body, folder)
 
 
 def _measured_part(cases: Sequence[CaseResult], folder: Path) -> list[str]:
