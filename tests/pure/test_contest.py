@@ -124,6 +124,14 @@ def test_if_nobody_passes_all_begin_lower() -> None:
     assert found["chunk 16"].good == 0
 
 
+def test_nobody_descends_where_another_is_known_to_pass() -> None:
+    """Who is worse than the one already measured is left alone at once."""
+    knees = {"chunk 16": 0.2, "chunk 128": 0.8}
+    found = outlast(list(knees), lambda name, rate: run_of(rate, falls_at(knees[name])(rate)), TTFT, 3.0, descend=False)
+    assert [len(contender.runs) for contender in found.values()] == [1, 1]
+    assert all(contender.good == 0 for contender in found.values())
+
+
 def test_a_chunk_size_that_failed_at_once_has_no_figure() -> None:
     """The page says below which rate its goodput lies; the best chunk is the best that has one."""
     found = case("one", policy("chunk 128", 3.3), policy("chunk 16", 0.0))

@@ -130,10 +130,12 @@ def outlast(
     growth: float = 1.12,
     most_rates: int = 16,
     repeats: int = 1,
+    descend: bool = True,
 ) -> dict[str, Contender]:
     """All of them at this rate; who passes goes on to a higher one, until nobody does. If nobody passes the first one,
-    all begin lower. Finds the best of many without finding out how bad the others are: a `good` of 0 says that another
-    passed where this one did not. Close results are repeated, as above."""
+    all begin lower, or with `descend` off, because another is known to pass there, it ends. Finds the best of many
+    without finding out how bad the others are: a `good` of 0 says that another passed where this one did not. Close
+    results are repeated, as above."""
     contenders = {name: Contender(name, rate) for name in names}
     left = list(contenders.values())
     for _ in range(most_rates):
@@ -143,7 +145,7 @@ def outlast(
                 runs += [attain(contender.name, rate) for _ in range(repeats - 1)]
             contender.take(runs, judge)
         passed = [contender for contender in left if contender.last_share >= GOOD_SHARE]
-        if not passed and any(contender.good for contender in left):
+        if not passed and (not descend or any(contender.good for contender in left)):
             break
         left, rate = (passed, rate * growth) if passed else (left, rate / growth**2)
     return contenders

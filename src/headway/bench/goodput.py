@@ -243,9 +243,10 @@ def _bytes_per_token(engine: Engine) -> int:
 def _chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Contender]:
     """The chunk sizes that are not in the draw, from the goodput of those that are on; if none is, from that of FCFS:
     a chunk that is longer than any prompt is much like that."""
-    known = [name for name in CHUNK_NAMES if name in draw] or ["fcfs"]
+    known = [name for name in CHUNK_NAMES if name in draw]
     others = [name for name in CHUNK_NAMES if name not in draw]
-    return outlast(others, field.attain, TTFT, max(draw[name].good for name in known), repeats=REPEATS)
+    start = max(draw[name].good for name in known or ["fcfs"])
+    return outlast(others, field.attain, TTFT, start, repeats=REPEATS, descend=not known)
 
 
 def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> dict[str, float]:
