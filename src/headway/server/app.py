@@ -26,7 +26,7 @@ from headway.server.intake import Ask, Intake
 from headway.server.life import Call
 from headway.server.metrics import CONTENT_TYPE, Metrics
 from headway.server.shapes import ChatShape, CompletionShape, Shape, Usage, usage_of
-from headway.server.stream import Finish, Update, updates
+from headway.server.stream import Finish, Update, shown_answers, updates
 from headway.server.terms import tenant_of
 from headway.server.timeline import MAX_CALLS, Timelines, shown
 from headway.server.transport import EventStream, read_body, unless_gone
@@ -129,7 +129,7 @@ class Door:
                     answers[update.choice].append(update)
                     if update.finish is not None:
                         finishes[update.choice] = update.finish
-        return shape.whole(answers, self._account(ask, finishes))
+        return shape.whole(shown_answers(ask, answers), self._account(ask, finishes))
 
     def _account(self, ask: Ask, finishes: dict[int, Finish]) -> Usage:
         usage = usage_of(ask, [finishes[choice] for choice in range(len(ask.requests))])
