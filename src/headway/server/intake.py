@@ -17,6 +17,7 @@ from headway.models.chat_template import RESERVED, ChatTemplateError
 from headway.models.infill import Infill
 from headway.models.tokenizer import LONG_CHARACTERS, ModelText
 from headway.server.errors import ApiError, bad_request
+from headway.server.responses import ResponsesBody
 from headway.server.schema import (
     MAX_CHOICES,
     MAX_SCORES,
@@ -165,6 +166,17 @@ class Intake:
         asked = body.max_completion_tokens or body.max_tokens
         max_tokens = asked or self._default_tokens(max_model_len - len(prompt))
         return self._ask(f"{prefix}{call_id}", model, body, headers, arrival, [prompt], max_tokens)
+
+    async def response(
+        self, body: ResponsesBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
+    ) -> Ask:
+        """Raises ApiError 400 or 404."""
+        try:
+            return await self.chat(body.as_chat(), headers, call_id, arrival, max_model_len, "resp_")
+        except ApiError as error:
+            if error.param == "messages":  # its name in a chat
+                error.param = "input"
+            raise
 
     async def tokens_of(self, body: TokenizeBody) -> tuple[int, ...]:
         """The ids of a text or a rendered conversation. Raises ApiError 400."""
