@@ -93,7 +93,7 @@ class Version(msgspec.Struct):
 
 
 class Operation(NamedTuple):
-    """One method of one path. `answer` is a type, or a media type if it is no JSON. `errors` are answered with an Error,
+    """One method of one path. `answer` is a type, or a media type if it is no JSON. `errors` are told as an Error,
     besides those that any call may get; `otherwise` is a status whose answer has the same type."""
 
     method: str

@@ -200,7 +200,7 @@ def token_logprobs(logits_V: Floats, token: int, num_top: int) -> TokenLogprobs:
     if num_top == 0:
         return TokenLogprobs(float(logits_V[token]) - log_total, ())
     if num_top == 1:  # what evaluations ask of every token of a prompt
-        ids = logits_V.argmax(keepdims=True)
+        ids = np.array([logits_V.argmax()])
     else:
         ids = np.flatnonzero(weights >= _heaviest(weights, num_tokens=num_top).least)
         ids = ids[np.argsort(-logits_V[ids], kind="stable")][:num_top]
