@@ -181,7 +181,7 @@ def test_logprobs_are_included_where_asked(stream: bool) -> None:
         assert whole["top_logprobs"] == 2
         if stream:
             deltas = [event["logprobs"] for name, event in named_events(response.text) if name.endswith("delta")]
-            assert sum(deltas, []) == logprobs
+            assert [entry for delta in deltas for entry in delta] == logprobs
 
     run(story)
 
