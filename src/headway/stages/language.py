@@ -28,7 +28,7 @@ from headway.stages.sample import Sampler
 from headway.stages.stage import Running
 from headway.stages.tiling import Glance, Grid, Span, Tiling
 
-MAX_LOGITS_BYTES = 64 << 20  # of prompts that are scored, at a time
+MAX_LOGITS_BYTES = 32 << 20  # of prompts that are scored, at a time
 
 
 @dataclass(slots=True)
