@@ -32,7 +32,7 @@ from headway.bench.policies import CHUNKS, policies, requests_of, simulate
 from headway.bench.replay import replay
 from headway.bench.score import quantile, score
 from headway.config import EngineSettings
-from headway.core.cost import CostFit
+from headway.core.cost import CostFit, Share
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.placement.engine import Engine, build_engine
@@ -221,7 +221,14 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
         bytes_per_parked_token=_bytes_per_token(engine),
         kernels=_kernels(engine),
         num_discarded=tries.num_discarded,
+        most_rate=most_rate(first.load, engine.scheduler.cost.fit),
     )
+
+
+def most_rate(load: Load, fit: CostFit) -> float:
+    """Requests per second whose prompts alone would fill all time of a device of these prices, were a step free."""
+    own_s = [fit.seconds((Share(asked.num_prompt, 0),)) - fit.step_s for asked in load.requests]
+    return 1 / statistics.mean(own_s)
 
 
 def _kernels(engine: Engine) -> str:

@@ -132,7 +132,7 @@ class Scheduler:
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
         if len(step.tickets) == len(step.work.segments):  # else it became shorter than its price on the way
-            self.cost.observe(step.shares, done.busy_s)
+            self.cost.observe(step.price, done.busy_s)
         over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}

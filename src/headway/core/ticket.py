@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from headway.core.cost import Share
+from headway.core.cost import Price
 from headway.core.ledger import Record
 from headway.core.lifecycle import State, check_move
 from headway.core.prefix import extend_keys, root_key
@@ -73,7 +73,7 @@ class Step:
 
     work: Work
     tickets: list[Ticket]
-    shares: tuple[Share, ...]  # the work as far as its price goes
+    price: Price
     predicted_s: float
     decoding: bool
     progress: float = 0.0
