@@ -89,7 +89,7 @@ def judge(engine: Engine, chosen: Sequence[Case], num_rounds: int, calm: Calm) -
             if number == num_rounds - 1:
                 covered = taken_s <= cost.upper(corrected_s)
                 judged.append(Judged(case, cost.fit.seconds(case.shape), corrected_s, taken_s, covered))
-            cost.observe(case.shape, taken_s)
+            cost.observe(cost.fit.price(case.shape), taken_s)
     return sorted(judged, key=lambda one: chosen.index(one.case))
 
 
