@@ -316,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = ["scheduler", "mean ms", "p50 ms", "p99 ms", "longest ms", "mean / operator's", "p99 / operator's",
               "in time", "throughput lost"]  # fmt: skip
     body = (
-        f"{options.model}, {facts.dtype}, {facts.num_threads} threads, B = {facts.max_tile_ms:g} ms. In each of "
+        f"{options.model}, {facts.means}, B = {facts.max_tile_ms:g} ms. In each of "
         f"{options.rounds} rounds: {found.said}. Mean and p50 are medians over rounds, p99 and longest are of all "
         f"rounds together. Throughput: a long prompt alone, in chunks and whole, {options.pairs} pairs of each, median "
         f"(least … most).\n\n{report.table(header, rows(found))}\n\n"

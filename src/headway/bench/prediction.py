@@ -134,7 +134,7 @@ def page(engine: Engine, judged: Sequence[Judged], num_rounds: int, calm: Calm) 
     groups = ["steps", "number", "error before correction", "after", "within `upper`"]
     details = ["steps", "what", "taken ms", "fitted ms (off by)", "corrected ms (off by)"]
     return (
-        f"{facts.model_name}, {facts.dtype}, {facts.num_threads} threads. Fitted at the start ({facts.cost_source}; "
+        f"{facts.model_name}, {facts.means}. Fitted at the start ({facts.cost_source}; "
         f"{facts.cost_error:.1%} off on the steps held out then): {coefficients}.\n\n"
         "Error is the mean of |predicted / taken − 1| over one round of steps in a random order. *Before*: the fit "
         f"alone. *After*: with the online correction, which has seen the {num_rounds - 1} rounds before it. `upper` is "

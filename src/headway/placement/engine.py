@@ -28,6 +28,7 @@ from headway.placement.memory import free_bytes, num_cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
 from headway.stages.language import LanguageStage
+from headway.stages.native import operators_for
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Tiling
 
@@ -110,6 +111,7 @@ def build_engine(settings: EngineSettings) -> Engine:
         cost_error=prices.error,
         cost_source=cost_source,
         pack_tokens=pack_tokens,
+        operators=stage.operators.name,
     )
     return Engine(settings, facts, scheduler, stage, pool)
 
@@ -129,6 +131,7 @@ def _prices(
         page_tokens=shape.page_tokens,
         max_tile_ms=settings.max_tile_ms,
         longest_probe=min(max_model_len, LONGEST_PROBE),
+        operators=operators_for(model, pool).name,
     )
     return settle(subject.path if settings.cost_cache else None, calibration.measure, calibration.check)
 

@@ -18,14 +18,13 @@ from torch import Tensor
 from headway.core.request import Request
 from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
-from headway.models.attention import attend
-from headway.models.decoder import Decoder, Layer, Linear, position_qk, split_qkv
-from headway.models.layers import rms_norm, silu_mul
+from headway.models.decoder import Decoder, Layer, Linear
 from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LaunchAhead
+from headway.stages.native import operators_for
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
-from headway.stages.tiling import Glance, Grid, Span, Tiling
+from headway.stages.tiling import Grid, Span, Tiling
 
 
 @dataclass(slots=True)
@@ -36,7 +35,7 @@ class _Pass:
     x_NE: Tensor
     qkv: Grid
     small: tuple[Span, ...]
-    attention: dict[int | None, list[list[Glance]]]  # by the layer's window
+    attention: dict[int | None, list[object]]  # tiles as the operators want them, by the layer's window
     o: Grid
     gate_up: Grid
     down: Grid
@@ -59,7 +58,7 @@ class LanguageStage:
         self.pool = pool
         self.tiling = tiling
         self.sampler = sampler
-        self.scale = model.config.head_size**-0.5
+        self.operators = operators_for(model, pool)
         self._page_lists = PageLists()
         self._leaving: dict[int, set[str]] = {}
 
@@ -123,7 +122,13 @@ class LanguageStage:
         down = tiling.linear(highest, *layer.down.size, size)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
         heads = (config.num_heads, config.num_kv_heads, config.head_size)
-        attention = {window: tiling.attention(batch.segments, *heads, size, window) for window in set(config.windows)}
+        attention = {
+            window: [
+                self.operators.prepare(batch, glances)
+                for glances in tiling.attention(batch.segments, *heads, size, window, gathers=self.operators.gathers)
+            ]
+            for window in set(config.windows)
+        }
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
         of = per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows) + 2
@@ -146,25 +151,24 @@ class LanguageStage:
     # One layer
 
     def _layer(self, step: _Pass, number: int, layer: Layer) -> Iterator[Tile]:
-        config, x_NE, n = self.model.config, step.x_NE, step.batch.num_rows
+        config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
 
         qkv_N = x_NE.new_empty(n, config.q_size + 2 * config.kv_size)
         for rows in step.qkv.rows:
-            normed = rms_norm(x_NE[rows.start : rows.end], layer.input_norm, config.norm_eps)
+            normed = operators.norm(x_NE[rows.start : rows.end], layer.input_norm)
             for columns in step.qkv.columns:
                 _linear_into(qkv_N, layer.qkv, normed, rows, columns)
                 yield step.tile("qkv")
 
         for rows in step.small:
-            self._position_and_store(step.batch, number, layer, qkv_N, rows)
+            operators.place(step.batch, number, layer, self.model.rope, qkv_N, slice(rows.start, rows.end))
             yield step.tile("rope")
 
         q_NHD = qkv_N[:, : config.q_size].view(n, config.num_heads, config.head_size)
         y_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
-        reader = _PageReader(self.pool, step.batch, number, config.windows[number])
+        look = operators.looking(step.batch, number, q_NHD, y_NHD)
         for glances in step.attention[config.windows[number]]:
-            for glance in glances:
-                self._look(reader, glance, q_NHD, y_NHD)
+            look(glances)
             yield step.tile("attention")
 
         y_N = y_NHD.flatten(1)
@@ -174,41 +178,21 @@ class LanguageStage:
                     layer.o, y_N[rows.start : rows.end], columns
                 )
                 yield step.tile("o")
-        del qkv_N, q_NHD, y_NHD, y_N, reader
+        del qkv_N, q_NHD, y_NHD, y_N, look
 
         for rows in step.gate_up.rows:
             x = x_NE[rows.start : rows.end]
-            normed = rms_norm(x, layer.post_norm, config.norm_eps)
+            normed = operators.norm(x, layer.post_norm)
             wide = normed.new_empty(len(x), layer.gate_up.size[1])
             for columns in step.gate_up.columns:
                 _linear_into(wide, layer.gate_up, normed, Span(0, len(x)), columns)
                 yield step.tile("gate_up")
-            middle = silu_mul(wide)
+            middle = operators.activate(wide)
             yield step.tile("activation")
             for columns in step.down.columns:
                 x[:, columns.start : columns.end] += _linear(layer.down, middle, columns)
                 is_last = rows.end == n and columns.end == config.hidden_size
                 yield step.tile("down", Boundary.LAYER if is_last else Boundary.OPERATOR)
-
-    def _position_and_store(self, batch: Batch, number: int, layer: Layer, qkv_N: Tensor, rows: Span) -> None:
-        """Rotate queries (scaled, in place) and keys; keys and values go to their pages."""
-        part = slice(rows.start, rows.end)
-        q, k, v = split_qkv(self.model.config, qkv_N[part])
-        cos, sin = self.model.rope[batch.positions_N[part]].unbind(1)
-        rotated_q, rotated_k = position_qk(self.model.config, layer, q, k, cos, sin)
-        q.copy_(rotated_q.mul_(self.scale))
-        self.pool.write(number, batch.pages_N[part], batch.slots_N[part], rotated_k.to(v.dtype), v)
-
-    def _look(self, reader: "_PageReader", glance: Glance, q_NHD: Tensor, y_NHD: Tensor) -> None:
-        if glance.rows.start == glance.rows.end:
-            reader.gather(glance)
-            return
-        groups = self.model.config.num_heads // self.model.config.num_kv_heads
-        heads = slice(glance.heads.start * groups, glance.heads.end * groups)
-        rows = slice(glance.rows.start, glance.rows.end)
-        end = glance.first_query + glance.rows.end - glance.rows.start
-        k_KTD, v_KTD, first_key = reader.up_to(glance, end)
-        y_NHD[rows, heads] = attend(q_NHD[rows, heads], k_KTD, v_KTD, first_key, glance.first_query, reader.window)
 
     # The head
 
@@ -217,7 +201,7 @@ class LanguageStage:
         batch, model = step.batch, self.model
         if not batch.asked_by:
             return
-        chosen_RE = rms_norm(step.x_NE[batch.asked_rows], model.final_norm, model.config.norm_eps)
+        chosen_RE = self.operators.norm(step.x_NE[batch.asked_rows], model.final_norm)
         num_rows = len(batch.asked_by)
         grid = self.tiling.linear(num_rows, *model.head.size, model.dtype.itemsize)
         for rows in grid.rows:
@@ -231,38 +215,6 @@ class LanguageStage:
                 logits = logits_RV[few.start : few.end]
                 drawn += self.sampler.draw(logits, batch.asked_by[part], batch.asked_for[part])
                 yield step.tile("sample")
-
-
-class _PageReader:
-    """Gathers a segment's keys and values from its pages once per layer and group of heads."""
-
-    def __init__(self, pool: KVPool, batch: Batch, layer: int, window: int | None) -> None:
-        self.pool = pool
-        self.batch = batch
-        self.layer = layer
-        self.window = window
-        self._held: tuple[int, Span] | None = None
-        self._keys: tuple[Tensor, Tensor]
-        self._start = 0
-
-    def up_to(self, glance: Glance, end: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values (K, T, D) that the glance's queries may see, and the position of the first of them."""
-        assert self._held == (glance.segment, glance.heads), "looked before it was gathered"
-        first = self._start
-        if self.window is not None:
-            first = max(first, glance.first_query - self.window + 1)
-        k, v = self._keys
-        return k[:, first - self._start : end - self._start], v[:, first - self._start : end - self._start], first
-
-    def gather(self, glance: Glance) -> None:
-        """Copy what the glances after this one, of the same segment and heads, may see."""
-        segment, table = self.batch.segments[glance.segment], self.batch.tables[glance.segment]
-        page_tokens = self.pool.shape.page_tokens
-        oldest = 0 if self.window is None else max(0, segment.first_position - self.window + 1)
-        first_page = oldest // page_tokens
-        self._start = first_page * page_tokens
-        self._keys = self.pool.read(self.layer, table[first_page:], slice(glance.heads.start, glance.heads.end))
-        self._held = (glance.segment, glance.heads)
 
 
 def _linear(linear: Linear, x: Tensor, columns: Span) -> Tensor:
