@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # the server's
     "max_tokens": (1, 2**31),
     "min_tokens": (0, 2**31),
     "logprobs": (0, 20),
+    "prompt_logprobs": (0, 20),
     "seed": (-(2**63), 2**63 - 1),
 }
 _MAX_STOPS = 4
@@ -66,6 +67,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     seed: int | None = None
     slo: SLO = field(default_factory=SLO)
 
@@ -112,6 +114,7 @@ class Completion:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on, if asked for
     finish_reason: str | None = None
     record: Record | None = None
 
@@ -260,6 +263,7 @@ class LLM:
             logit_bias=tuple(params.logit_bias.items()),
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             num_logprobs=params.logprobs,
+            num_prompt_logprobs=params.prompt_logprobs,
         )
 
     def _turn(self, *, wait: bool = True) -> bool:
@@ -301,6 +305,7 @@ class LLM:
                 return
             open_.answer.token_ids += commit.tokens
             open_.answer.logprobs += commit.logprobs
+            open_.answer.prompt_logprobs += commit.prompt_logprobs
             passed = open_.matcher.feed(open_.detokenizer.feed(commit.tokens))
             open_.answer.text += passed.text
             if passed.stop is not None:

@@ -14,6 +14,7 @@ from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.scheduler import Scheduler
 from headway.core.settings import SchedulerSettings
+from headway.core.work import TokenLogprobs
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import weights
 from headway.placement.driver import Driver
@@ -58,6 +59,7 @@ class Assembled:
         rates: Rates = SLOW,
         dtype: torch.dtype = torch.float32,
         prefix_caching: bool = True,
+        chunk_tokens: int | None = None,
     ) -> None:
         model = weights.load(folder, dtype)
         c = model.config
@@ -69,11 +71,14 @@ class Assembled:
             pack_tokens=pack_tokens,
             tile_s=0.01,
             prefix_caching=prefix_caching,
+            preempt="operator" if chunk_tokens is None else "chunk",
+            chunk_tokens=chunk_tokens or 512,
             refuse_unattainable=False,
         )
         cost = CostModel(CostFit(step_s=1.0, token_s=1.0))
         self.scheduler = Scheduler(settings, cost, PageTable(num_pages, page_tokens))
         self.answers: dict[str, list[int]] = {}
+        self.scores: dict[str, list[TokenLogprobs]] = {}  # of prompts
         self.records: dict[str, Record] = {}
         self.driver: Driver
 
@@ -92,6 +97,7 @@ class Assembled:
     def _tell(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             self.answers.setdefault(effect.commit.request_id, []).extend(effect.commit.tokens)
+            self.scores.setdefault(effect.commit.request_id, []).extend(effect.commit.prompt_logprobs)
         elif isinstance(effect, ev.End):
             assert effect.record.request_id not in self.records, "ended twice"
             self.records[effect.record.request_id] = effect.record

@@ -97,6 +97,19 @@ def test_logprobs_are_those_of_the_tokens_delivered(llm):
         assert len(logprob.top) == 3
 
 
+def test_a_prompts_own_tokens_are_scored(llm):
+    """Beside an answer, and as a whole equal to what the model says when the same text is its answer."""
+    text = "def read(self):\n    return self.value\n"
+    (scored,) = llm.generate(text, SamplingParams(temperature=0.0, max_tokens=2, logprobs=0, prompt_logprobs=2))
+    assert len(scored.prompt_logprobs) == len(scored.prompt_tokens) - 1
+    assert all(len(score.top) == 2 for score in scored.prompt_logprobs)
+    longer = (*scored.prompt_tokens, scored.token_ids[0])
+    (again,) = llm.generate([longer], SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0))
+    assert again.prompt_logprobs[-1].logprob == pytest.approx(scored.logprobs[0].logprob, abs=1e-4)
+    (plain,) = llm.generate(text, GREEDY)
+    assert plain.prompt_logprobs == []
+
+
 def test_an_interrupt_leaves_nothing_behind(llm, monkeypatch):
     """Ctrl-C in the middle of a step of two: it reaches the caller, no page is held, and the next answer is right."""
     (expected,) = llm.generate("import ", GREEDY)
@@ -217,6 +230,7 @@ def test_an_llm_that_is_closed_or_dropped_leaves_no_file_behind():
         ("max_tokens", 0),
         ("min_tokens", -1),
         ("logprobs", 21),
+        ("prompt_logprobs", 21),
         ("seed", 2**63),
         ("stop", ("a", "b", "c", "d", "e")),
         ("stop", ("",)),

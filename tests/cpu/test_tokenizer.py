@@ -231,3 +231,33 @@ def test_folders_that_cannot_be_used_say_so_in_one_sentence(tmp_path: Path) -> N
 def test_an_unknown_way_to_spell_is_refused_rather_than_guessed(decoder: dict[str, str] | None) -> None:
     with pytest.raises(ModelError, match="decoder"):
         Tokenizer(byte_level(), decoder)
+
+
+@kinds
+@given(text=st.text(alphabet="the quickdfx():é你😀\n ", max_size=20))
+def test_a_text_in_the_midst_of_another_gets_no_space_of_its_own(kind: str, text: str) -> None:
+    """As the text behind a cursor: its tokens spell it and nothing else."""
+    tokenizer = TOKENIZERS[kind]
+    detokenizer = tokenizer.detokenizer()
+    assert detokenizer.feed(tokenizer.encode_rest(text)) + detokenizer.flush() == text
+
+
+def test_strangers_text_can_be_read_without_special_tokens() -> None:
+    """What spells one is spelled out, and comes back as it was; the tokenizer itself is as before."""
+    literal = EMBEDDED.literal()
+    text = "a<|endoftext|>b<|fim_middle|>"
+    ids = literal.encode(text)
+    assert not set(ids) & {EMBEDDED.token_id("<|endoftext|>"), EMBEDDED.token_id("<|fim_middle|>")}
+    assert EMBEDDED.decode(ids) == literal.decode(ids) == text
+    assert EMBEDDED.token_id("<|endoftext|>") in EMBEDDED.encode(text)
+    assert literal.encode("def f(x):") == EMBEDDED.encode("def f(x):")
+
+
+def test_what_a_model_wants_before_a_text() -> None:
+    backend = tokenizers.Tokenizer.from_str(BACKENDS["byte level"].to_str())
+    begin, end = backend.token_to_id("<s>"), backend.token_to_id("</s>")
+    for form, expected in (("$A", ()), ("<s> $A", (begin,)), ("<s> $A </s>", (begin,)), ("$A </s>", ())):
+        backend.post_processor = processors.TemplateProcessing(
+            single=form, special_tokens=[("<s>", begin), ("</s>", end)]
+        )
+        assert Tokenizer(backend, json.loads(backend.to_str())["decoder"]).opening == expected

@@ -27,6 +27,7 @@ samplings = st.builds(
     logit_bias=st.lists(st.tuples(COUNTS, FLOATS), max_size=3).map(tuple),
     seed=st.integers(0, 2**63 - 1),
     num_logprobs=st.none() | COUNTS,
+    num_prompt_logprobs=st.none() | COUNTS,
 )
 requests = st.builds(
     Request,
@@ -43,7 +44,10 @@ requests = st.builds(
     adapter=st.none() | TEXT,
 )
 logprobs = st.builds(TokenLogprobs, FLOATS, st.lists(st.tuples(COUNTS, FLOATS), max_size=2).map(tuple))
-commits = st.builds(Commit, TEXT, st.lists(COUNTS, max_size=3).map(tuple), st.lists(logprobs, max_size=3).map(tuple))
+several_logprobs = st.lists(logprobs, max_size=3).map(tuple)
+commits = st.builds(
+    Commit, TEXT, st.lists(COUNTS, max_size=3).map(tuple), several_logprobs, prompt_logprobs=several_logprobs
+)
 records = st.builds(
     Record,
     request_id=TEXT,

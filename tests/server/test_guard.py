@@ -175,7 +175,7 @@ def test_our_own_mistake_is_a_500_that_tells_nothing(caplog: pytest.LogCaptureFi
     async def story() -> None:
         desk = await Desk("ok").start()
 
-        def broken(*_: object) -> None:
+        def broken(*_: object, **__: object) -> None:
             raise RuntimeError("a secret")
 
         desk.door._intake._ask = broken  # type: ignore[method-assign, assignment]

@@ -51,6 +51,46 @@ def test_chat(connect: Connect) -> None:
             assert stream.get_final_completion().choices[0].finish_reason == "stop"
 
 
+def test_responses(connect: Connect) -> None:
+    desk, client = connect("Grüße 😀")
+    with client:
+        answer = client.responses.create(model="embedded", input="Hallo", instructions="Grüß zurück.", store=False)
+        assert answer.output_text == "Grüße 😀"
+        assert (answer.status, answer.error) == ("completed", None)
+        assert answer.usage.output_tokens == len(desk.ids) + 1
+        conversation = [{"role": "user", "content": "Hallo"}, *answer.output, {"role": "user", "content": "Und?"}]
+        assert client.responses.create(model="embedded", input=conversation).output_text == "Grüße 😀"
+        events = list(client.responses.create(model="embedded", input="Hallo", stream=True))
+        assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == "Grüße 😀"
+        with client.responses.stream(model="embedded", input="Hallo") as stream:
+            texts = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
+            assert texts[-1] == "Grüße 😀"
+            final = stream.get_final_response()
+        assert final.output_text == "Grüße 😀"
+        assert final.usage.model_extra["headway"]["preemptions"] == 0
+        with pytest.raises(openai.BadRequestError, match="No response is kept") as kept:
+            client.responses.create(model="embedded", input="x", previous_response_id=answer.id)
+        assert kept.value.param == "previous_response_id"
+        with pytest.raises(openai.NotFoundError, match="No response is kept"):
+            client.responses.retrieve(answer.id)
+        desk.link.fate = Fate("failed", "engine_lost", "It died.", num_tokens=1)
+        with pytest.raises(openai.APIError, match="It died"):
+            list(client.responses.create(model="embedded", input="x", stream=True))
+
+
+def test_echo_suffix_and_best_of(connect: Connect) -> None:
+    desk, client = connect("a + b")
+    with client:
+        answer = client.completions.create(model="embedded", prompt="x", echo=True, logprobs=1, max_tokens=9)
+        assert answer.choices[0].text == "xa + b"
+        assert answer.choices[0].logprobs.token_logprobs[0] is None
+        answer = client.completions.create(model="embedded", prompt="def f(a, b):", suffix="\n\nprint(f(1, 2))")
+        assert answer.choices[0].text == "a + b"
+        assert desk.text.tokenizer.token_id("<|fim_middle|>") == desk.link.requests[-1].prompt[-1]
+        answer = client.completions.create(model="embedded", prompt="x", best_of=3, max_tokens=9)
+        assert answer.usage.completion_tokens == 3 * (len(desk.ids) + 1)
+
+
 def test_targets_go_in_by_extra_body_and_come_back_in_usage(connect: Connect) -> None:
     desk, client = connect("ok")
     with client:

@@ -151,9 +151,9 @@ def test_messages_are_checked(messages: Any, param: str) -> None:
 @pytest.mark.parametrize(
     ("path", "field", "value"),
     [
-        (COMPLETIONS, "suffix", "end"),
-        (COMPLETIONS, "echo", True),
-        (COMPLETIONS, "best_of", 3),
+        (CHAT, "suffix", "end"),
+        (CHAT, "echo", True),
+        (CHAT, "best_of", 3),
         (COMPLETIONS, "use_beam_search", True),
         (CHAT, "response_format", {"type": "json_object"}),
         (CHAT, "response_format", {"type": "json_schema", "json_schema": {}}),
@@ -166,7 +166,8 @@ def test_messages_are_checked(messages: Any, param: str) -> None:
         (CHAT, "modalities", ["text", "audio"]),
         (CHAT, "regex", "a*"),
         (CHAT, "add_generation_prompt", False),
-        (COMPLETIONS, "prompt_logprobs", 0),
+        (COMPLETIONS, "return_token_ids", True),
+        (COMPLETIONS, "response_format", {"type": "json_object"}),
     ],
 )
 def test_a_constraint_that_would_be_ignored_is_refused(path: str, field: str, value: Any) -> None:

@@ -69,6 +69,28 @@ def test_usage_comes_last_for_who_asks_and_is_null_before(path: str, body: dict[
     run(story)
 
 
+@pytest.mark.parametrize(("path", "body"), [(COMPLETIONS, PROMPT), (CHAT, TALK)])
+def test_usage_so_far_in_every_chunk(path: str, body: dict[str, object]) -> None:
+    """As dashboards like it: the tokens of this choice by now; the last chunk has the whole account."""
+
+    async def story() -> None:
+        desk = await Desk("one two three").start()
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        *chunks, last = await desk.stream(path, body | {"n": 2, "stream_options": options})
+        num_answer = len(desk.ids) + 1
+        for index in (0, 1):
+            usages = [chunk["usage"] for chunk in chunks if chunk["choices"][0]["index"] == index]
+            counts = [usage["completion_tokens"] for usage in usages]
+            assert counts == sorted(counts)
+            assert (min(counts), counts[-1]) == (1, num_answer)
+            assert all(usage["total_tokens"] - usage["prompt_tokens"] == usage["completion_tokens"] for usage in usages)
+        assert last["usage"]["completion_tokens"] == 2 * num_answer
+        first = (await desk.stream(path, body | {"stream_options": {"continuous_usage_stats": True}}))[0]
+        assert "usage" not in first
+
+    run(story)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     text=st.text(alphabet="ab \n😀é", min_size=1, max_size=12),

@@ -54,7 +54,7 @@ def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
     slo = ticket.request.slo
     if slo.total_s is None:
         return slo.ttft_s
-    answer_s = (ticket.max_tokens - 1) * cost.next_tokens(1, len(ticket.request.prompt))
+    answer_s = max(0, ticket.max_tokens - 1) * cost.next_tokens(1, len(ticket.request.prompt))
     left_s = max(slo.total_s / 2, slo.total_s - answer_s)
     return left_s if slo.ttft_s is None else min(slo.ttft_s, left_s)
 

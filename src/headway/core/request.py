@@ -25,7 +25,8 @@ class Sampling:
 
     The random stream is a function of `seed` and the token's position alone, so what else is in the batch,
     or how often the request was suspended, never changes a token. `num_logprobs` None asks for no logprobs,
-    0 for the chosen token's only, k for the k best besides. `max_tokens` bounds the new tokens, `stop_ids` end them.
+    0 for the chosen token's only, k for the k best besides; `num_prompt_logprobs` asks the same of the prompt's own
+    tokens, from the second on.
     """
 
     temperature: float = 1.0
@@ -38,6 +39,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Request:
     `priority` has vLLM's sign: lower is earlier. `tenant` salts the prefix cache: equal prompts of two tenants share
     no page, and each has its share of the device. `cache_salt` salts it once more, within the tenant. `slo_class` is
     the name under which the ledger counts the request.
-    `stop_ids` end the answer (the id itself is delivered, not shown); they count from `min_tokens` on.
+    `max_tokens` bounds the answer; 0: the prompt is read, and nothing is drawn. `stop_ids` end the answer (the id
+    itself is delivered, not shown); they count from `min_tokens` on.
     """
 
     id: str

@@ -131,7 +131,7 @@ class Scheduler:
 
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
-        if len(step.tickets) == len(step.work.segments):  # else it became shorter than its price on the way
+        if len(step.tickets) == len(step.work.segments) and not step.scores:  # else it was not what its price was for
             self.cost.observe(step.price, done.busy_s)
         over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
@@ -145,16 +145,26 @@ class Scheduler:
                 effects.append(self._fail(ticket, "not_finite", commit.failure, now))
                 continue
             ticket.num_computed += len(segment.tokens)
+            ticket.num_scored += 0 if commit is None else len(commit.prompt_logprobs)
             self._tenants.charge(ticket.request.tenant, len(segment.tokens))
             self._holdings.publish(ticket)
             if ticket.state is State.LEAVING:
                 effects.append(self._finish_leaving(ticket, now))
-            elif commit is not None:
+            elif commit is not None and commit.tokens:
                 self._commit(ticket, commit, now, effects)
-            else:  # a chunk in the middle of a prompt
-                ticket.move(State.QUEUED)
-                self._queue.add(ticket, now)
+            else:
+                self._read(ticket, commit, now, effects)
         return effects
+
+    def _read(self, ticket: Ticket, commit: Commit | None, now: float, effects: list[ev.Effect]) -> None:
+        """A piece of the prompt is read, and no token was drawn after it: there is more of it, or that was all."""
+        if commit is not None:
+            effects.append(ev.Deliver(commit))
+        if ticket.max_tokens == 0 and ticket.num_to_compute == 0:
+            effects.append(self._end(ticket, State.FINISHED, "length", now))
+        else:
+            ticket.move(State.QUEUED)
+            self._queue.add(ticket, now)
 
     def _commit(self, ticket: Ticket, commit: Commit, now: float, effects: list[ev.Effect]) -> None:
         record, request = ticket.record, ticket.request

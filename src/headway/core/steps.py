@@ -124,5 +124,6 @@ def _segment(ticket: Ticket, most: int | None) -> Segment:
     start, request = ticket.num_computed, ticket.request
     end = len(ticket.tokens) if most is None else min(len(ticket.tokens), start + most)
     tokens = tuple(ticket.tokens[start:end])
-    logits_at = (len(tokens) - 1,) if end == len(ticket.tokens) else ()
-    return Segment(request.id, tokens, start, start, tuple(ticket.pages), logits_at, request.adapter)
+    logits_at = (len(tokens) - 1,) if ticket.draws_after(end) else ()
+    scored_at = ticket.scored_within(start, end)
+    return Segment(request.id, tokens, start, start, tuple(ticket.pages), logits_at, request.adapter, scored_at)

@@ -33,6 +33,7 @@ class Ticket:
     step: "Step | None" = None
     starved_since: float | None = None
     pending_end: tuple[State, str] | None = None  # how it ends once it has left its step
+    num_scored: int = 0  # of the prompt's tokens, from the second on: their logprobs have been told
 
     @classmethod
     def open(cls, number: int, request: Request, longest: int) -> "Ticket":
@@ -49,6 +50,22 @@ class Ticket:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def num_to_score(self) -> int:
+        """Tokens of the prompt whose logprobs are asked and not told yet."""
+        asked = self.request.sampling.num_prompt_logprobs is not None
+        return len(self.request.prompt) - 1 - self.num_scored if asked else 0
+
+    def draws_after(self, end: int) -> bool:
+        """Whether a token is to be drawn when the first `end` of its tokens are computed."""
+        return end == len(self.tokens) and self.max_tokens > 0
+
+    def scored_within(self, start: int, end: int) -> range:
+        """Of the positions start … end - 1, counted from `start`: those after which a prompt token is to be scored."""
+        if not self.num_to_score:
+            return range(0)
+        return range(max(0, self.num_scored - start), min(end, len(self.request.prompt) - 1) - start)
 
     @property
     def expiry(self) -> float:
@@ -79,6 +96,11 @@ class Step:
     progress: float = 0.0
     seen_at: float = 0.0
     parked_since: float | None = None
+
+    @property
+    def scores(self) -> bool:
+        """Whether it tells logprobs of prompts, which its price leaves out."""
+        return any(segment.scored_at for segment in self.work.segments)
 
     @property
     def remaining_s(self) -> float:

@@ -13,7 +13,8 @@ class Segment(NamedTuple):
     """One request's share of a forward pass: `tokens` at positions first_position, first_position + 1, …
 
     `pages` hold positions 0 … first_position + len(tokens) - 1 of the request, in order; the first `context_tokens`
-    positions are already in them. `logits_at` are the offsets in `tokens` after which a token is to be drawn.
+    positions are already in them. `logits_at` are the offsets in `tokens` after which a token is to be drawn,
+    `scored_at` those after which the prompt goes on, and is to be told how likely its own next token was.
     """
 
     request_id: str
@@ -23,6 +24,7 @@ class Segment(NamedTuple):
     pages: tuple[int, ...]
     logits_at: tuple[int, ...]
     adapter: str | None = None
+    scored_at: range = range(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,18 @@ class Commit(NamedTuple):
     """Tokens that a step adds to a request: 0 … k of them, with logprobs beside each where asked.
 
     `failure` says why no token could be drawn: this request ends with it, the others in the step go on.
+    `prompt_logprobs` are those of the prompt's next tokens, in order, where asked: each is told once.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     failure: str = ""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Outcome(NamedTuple):
-    """What a finished step gives back: one commit per segment that asked for logits."""
+    """What a finished step gives back: one commit per segment that asked for logits, to draw from or to score by."""
 
     commits: tuple[Commit, ...]
     counters: Mapping[str, float] = {}

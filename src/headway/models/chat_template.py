@@ -33,6 +33,7 @@ class ChatTemplate:
     """A compiled template with the special tokens that it may mention."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         self._special_tokens = dict(special_tokens)
         self._template = _environment().from_string(source)
 

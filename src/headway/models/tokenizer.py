@@ -35,6 +35,7 @@ _SAMPLING_DEFAULTS = {  # name -> least, most
     "max_new_tokens": (1, 2**31),
 }
 LONG_CHARACTERS = 8192  # about a millisecond's work
+_APART = "☺"  # joins no token with what follows it
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -97,6 +98,37 @@ class Tokenizer:
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
         return tuple(encoding.ids)
 
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """What the model wants before any text, such as a mark for its beginning."""
+        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        starts = (at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare)
+        return whole[: next(starts, 0)]
+
+    def encode_rest(self, text: str) -> tuple[int, ...]:
+        """The ids of a text in the midst of another: without what a first word gets, be it a space or a mark."""
+        if not self._how.leading_space:
+            return self.encode(text, add_special_tokens=False)
+        before = self.encode(_APART, add_special_tokens=False)
+        ids = self.encode(_APART + text, add_special_tokens=False)
+        return ids[len(before) :] if ids[: len(before)] == before else self.encode(text, add_special_tokens=False)
+
+    def literal(self, texts: Iterable[str] = ()) -> "Tokenizer":
+        """The same vocabulary for strangers' text: where it spells a special token, or one of these, it stays text."""
+        also = frozenset(texts)
+        content = msgspec.json.decode(self._backend.to_str())
+        for entry in content["added_tokens"]:
+            entry["special"] = entry["special"] or entry["content"] in also
+        backend = tokenizers.Tokenizer.from_buffer(msgspec.json.encode(content))
+        backend.encode_special_tokens = True
+        return Tokenizer(
+            backend,
+            content["decoder"],
+            special_tokens=self.special_tokens,
+            vocab_size=self.vocab_size,
+            eos_ids=self.eos_ids,
+        )
+
     def decode(self, tokens: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of a whole. A detokenizer's pieces add up to it, but for the space that starts a text."""
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
@@ -122,6 +154,11 @@ class Tokenizer:
             return spelled.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
+    def token_piece(self, token: int) -> str:
+        """One token as the vocabulary has it, where a space may be a Ġ."""
+        spelled: str | None = self._backend.id_to_token(token)
+        return f"<|{token}|>" if spelled is None else spelled
 
     def token_id(self, text: str) -> int | None:
         """The id of exactly this token, such as a sentinel; None if the vocabulary lacks it."""

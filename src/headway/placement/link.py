@@ -80,8 +80,8 @@ class FakeLink:
 
     Token k of an answer is `script(request)[k]` as long as the script goes, and (sum of the prompt + k) modulo
     `vocab_size` from there on. Token t has the logprob -t/1000, and the candidates beside it are t, t+1, t+2, … Stop
-    ids, min_tokens and max_tokens count as in a real engine. While `serving` is False nobody gets a first token, while
-    `flowing` is False nobody gets another one.
+    ids, min_tokens and max_tokens count as in a real engine, and a prompt's tokens have such logprobs as well. While
+    `serving` is False nobody gets a first token, while `flowing` is False nobody gets another one.
     """
 
     def __init__(
@@ -166,6 +166,7 @@ class FakeLink:
     async def _answer(self, call: _Call) -> AsyncIterator[Reply]:
         request, record = call.request, call.record
         script = self.script(request)
+        scores = self._scores(request)
         record.predicted_ttft_s = self.predicted_ttft_s
         self._note()
         if not self._refuses():
@@ -179,8 +180,15 @@ class FakeLink:
             if self.fate is not None and k >= self.fate.num_tokens:
                 call.ending = self.fate
                 break
+            if k == 0 and scores:  # the prompt is read in two pieces
+                yield Delivered(Commit(request.id, (), prompt_logprobs=scores[: len(scores) // 2]))
+                scores = scores[len(scores) // 2 :]
+            if request.max_tokens == 0:
+                yield Delivered(Commit(request.id, (), prompt_logprobs=scores))
+                call.ending = Fate("finished", "length")
+                break
             token = script[k] if k < len(script) else (sum(request.prompt) + k) % self.vocab_size
-            yield Delivered(self._commit(request, token))
+            yield Delivered(self._commit(request, token, scores if k == 0 else ()))
             record.last_token = time.monotonic()
             if record.first_token is None:
                 record.first_token = record.last_token
@@ -204,12 +212,19 @@ class FakeLink:
         fate = self.fate
         return fate is not None and fate.kind == "refused" and fate.reason != "deadline_expired"
 
-    def _commit(self, request: Request, token: int) -> Commit:
+    def _commit(self, request: Request, token: int, scores: tuple[TokenLogprobs, ...]) -> Commit:
         num_top = request.sampling.num_logprobs
         if num_top is None:
-            return Commit(request.id, (token,))
-        top = tuple(((token + k) % self.vocab_size, -((token + k) % self.vocab_size) / 1000) for k in range(num_top))
-        return Commit(request.id, (token,), (TokenLogprobs(-token / 1000, top),))
+            return Commit(request.id, (token,), prompt_logprobs=scores)
+        return Commit(request.id, (token,), (self._logprobs(token, num_top),), prompt_logprobs=scores)
+
+    def _scores(self, request: Request) -> tuple[TokenLogprobs, ...]:
+        num_top = request.sampling.num_prompt_logprobs
+        return () if num_top is None else tuple(self._logprobs(token, num_top) for token in request.prompt[1:])
+
+    def _logprobs(self, token: int, num_top: int) -> TokenLogprobs:
+        others = [(token + k) % self.vocab_size for k in range(num_top)]
+        return TokenLogprobs(-token / 1000, tuple((other, -other / 1000) for other in others))
 
     def _end_soon(self, request_id: str, fate: Fate) -> None:
         call = self._open.get(request_id)

@@ -25,11 +25,15 @@ from headway.server.guard import Guard, Keys, on_http_exception
 from headway.server.intake import Ask, Intake
 from headway.server.life import Call
 from headway.server.metrics import CONTENT_TYPE, Metrics
+from headway.server.openapi import document
+from headway.server.responses import ResponsesBody
+from headway.server.responses_shapes import ResponsesShape
 from headway.server.shapes import ChatShape, CompletionShape, Shape, Usage, usage_of
-from headway.server.stream import Finish, Update, updates
+from headway.server.stream import Finish, Update, shown_answers, updates
 from headway.server.terms import tenant_of
 from headway.server.timeline import MAX_CALLS, Timelines, shown
-from headway.server.transport import EventStream, read_body, unless_gone
+from headway.server.tokens import Tokens
+from headway.server.transport import UNNAMED, EventStream, Framing, read_body, unless_gone
 from headway.server.verdict import SloReport, class_counted, reports
 
 log = logging.getLogger("headway.door")
@@ -55,6 +59,7 @@ class Door:
         self.metrics = Metrics(link, self.names[0])
         self._tokenizer = text.tokenizer
         self._intake = Intake(text, self.names, settings.slo_classes)
+        self._tokens = Tokens(text, self._intake)
         self._timelines = Timelines()
         self._link = link
         self._settings = settings
@@ -65,14 +70,20 @@ class Door:
         routes = [
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/responses/{id}", self.kept_response, methods=["GET", "DELETE"]),
             Route("/v1/requests/{id}/timeline", self.timeline, methods=["GET"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.model, methods=["GET"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", self.tokenizer_info, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.prometheus, methods=["GET"]),
             Route("/state", self.state, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
             *(Route(path, _page(*page), methods=["GET"]) for path, page in PAGE.items()),
         ]
         known_paths = frozenset(route.path for route in routes)
@@ -99,11 +110,26 @@ class Door:
         ask = await self._intake.chat(body, request.headers, request.scope["headway.call_id"], arrival, room)
         return await self._answer(request, ask, ChatShape(ask, self._tokenizer))
 
-    async def _answer(self, request: Request, ask: Ask, shape: Shape) -> Response | EventStream:
+    async def responses(self, request: Request) -> Response | EventStream:
+        content = await read_body(request, self._settings.max_body_bytes)
+        arrival = time.monotonic()
+        body = schema.decode(content, ResponsesBody)
+        room = self._admitting().max_model_len
+        ask = await self._intake.response(body, request.headers, request.scope["headway.call_id"], arrival, room)
+        shape = ResponsesShape(ask, body, self._tokenizer)
+        return await self._answer(request, ask, shape, shape.framing)
+
+    async def kept_response(self, request: Request) -> Response:
+        raise ApiError(404, "response_not_found", "No response is kept here: keep the answer that you got.", param="id")
+
+    async def _answer(
+        self, request: Request, ask: Ask, shape: Shape, framing: Framing = UNNAMED
+    ) -> Response | EventStream:
         call = Call(ask, self.metrics)
         self._timelines.keep(call)
         if ask.stream:
-            return EventStream(self._stream(ask, call, shape), self._settings.sse_keep_alive_interval, call.headers)
+            keep_alive_s = self._settings.sse_keep_alive_interval
+            return EventStream(self._stream(ask, call, shape), keep_alive_s, call.headers, framing)
         whole = await unless_gone(request.receive, self._collect(ask, call, shape))
         return Response(whole, headers=call.headers(), media_type="application/json")
 
@@ -129,7 +155,7 @@ class Door:
                     answers[update.choice].append(update)
                     if update.finish is not None:
                         finishes[update.choice] = update.finish
-        return shape.whole(answers, self._account(ask, finishes))
+        return shape.whole(shown_answers(ask, answers), self._account(ask, finishes))
 
     def _account(self, ask: Ask, finishes: dict[int, Finish]) -> Usage:
         usage = usage_of(ask, [finishes[choice] for choice in range(len(ask.requests))])
@@ -143,11 +169,15 @@ class Door:
 
     def _admitting(self) -> EngineFacts:
         """The engine's facts, if a request may enter. One that starts again keeps requests waiting instead."""
-        state, facts = self._link.state, self._link.facts
+        state = self._link.state
         if state == "draining":
             raise not_ready("draining", "The server is shutting down: send the request to another one.")
         if state == "down":
             raise not_ready("engine_down", "The engine is not running: try again later.")
+        return self._loaded()
+
+    def _loaded(self) -> EngineFacts:
+        facts = self._link.facts
         if facts is None:
             raise not_ready("starting", "The model is still being loaded: try again in a moment.")
         return facts
@@ -165,6 +195,19 @@ class Door:
                 param="id",
             )
         return _json(shown(call), headers={"cache-control": "no-store"})
+
+    # Text and ids
+
+    async def tokenize(self, request: Request) -> Response:
+        body = schema.decode(await read_body(request, self._settings.max_body_bytes), schema.TokenizeBody)
+        return _json(await self._tokens.tokenize(body, self._loaded().max_model_len))
+
+    async def detokenize(self, request: Request) -> Response:
+        body = schema.decode(await read_body(request, self._settings.max_body_bytes), schema.DetokenizeBody)
+        return _json(await self._tokens.detokenize(body))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        return _json(self._tokens.info())
 
     # The model, and how the server does
 
@@ -217,6 +260,9 @@ class Door:
                 "classes": self.metrics.judged,
             }
         )
+
+    async def openapi(self, request: Request) -> Response:
+        return _json(document(__version__, with_keys=bool(self._settings.api_key)))
 
     async def version(self, request: Request) -> Response:
         return _json({"version": __version__})

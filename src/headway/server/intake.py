@@ -7,25 +7,43 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from headway.config import SloClass
 from headway.core.request import Request, Sampling
 from headway.models.chat_template import RESERVED, ChatTemplateError
+from headway.models.infill import Infill
 from headway.models.tokenizer import LONG_CHARACTERS, ModelText
 from headway.server.errors import ApiError, bad_request
-from headway.server.schema import MAX_CHOICES, Body, ChatBody, CompletionBody, Message
+from headway.server.responses import ResponsesBody
+from headway.server.schema import (
+    MAX_CHOICES,
+    MAX_SCORES,
+    MAX_TOKENIZED,
+    Body,
+    ChatBody,
+    CompletionBody,
+    Message,
+    TokenizeBody,
+)
 from headway.server.terms import terms_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _serial = itertools.count()
+Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One call, understood. `requests[p * n + i]` is sample i of prompt p, and its place is the choice's index."""
+    """One call, understood. `requests[p * d + i]` is sample i of prompt p, if d are drawn of each, of which the best
+    `num_answers` are shown; if all of them are, the place of a request is the choice's index.
+
+    `echoes` are the prompts as text, where they are to stand before their answers. Of logprobs, `num_logprobs` and
+    `num_prompt_logprobs` are shown; None: none. `own_stop_ids` end an answer without being named in it.
+    """
 
     id: str
     model: str
@@ -36,6 +54,21 @@ class Ask:
     skip_special_tokens: bool
     stream: bool
     include_usage: bool
+    continuous_usage: bool = False
+    num_answers: int = 1
+    echoes: tuple[str, ...] = ()
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    own_stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def num_drawn(self) -> int:
+        """Answers to each prompt, shown or not."""
+        return len(self.requests) // self.num_prompts
+
+    def echo_of(self, place: int) -> str | None:
+        """What is to stand before the answer of this request, if anything."""
+        return self.echoes[place // self.num_drawn] if self.echoes else None
 
 
 def request_id(headers: Mapping[str, str]) -> str:
@@ -49,6 +82,8 @@ class Intake:
 
     def __init__(self, text: ModelText, served_names: tuple[str, ...], classes: tuple[SloClass, ...] = ()) -> None:
         self._text = text
+        self._infill: Infill | None = None
+        self._infill_is_known = False
         self._names = served_names
         self._classes = {one.name: one for one in classes}
 
@@ -56,17 +91,26 @@ class Intake:
         self, body: CompletionBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
     ) -> Ask:
         """Raises ApiError 400 or 404."""
-        model = self._check_model(body.model)
+        model = self.check_model(body.model)
         given = body.prompts
-        num_choices = len(given) * (body.n or 1)
+        num_choices = len(given) * body.num_samples
         if not 0 < num_choices <= MAX_CHOICES:
-            raise bad_request(f"`prompt` times `n` must make 1 to {MAX_CHOICES} answers, not {num_choices}.", "prompt")
-        inline = sum(len(prompt) for prompt in given) <= LONG_CHARACTERS
+            raise bad_request(
+                f"`prompt` times `n` (or `best_of`) must make 1 to {MAX_CHOICES} answers, not {num_choices}.", "prompt"
+            )
+        infill = await self._infill_for(body, given)
+        special = body.add_special_tokens is not False
+        suffix = body.suffix or ""
+        ends: tuple[int, ...] = ()
+        encode: Encode = partial(self._text.tokenizer.encode, add_special_tokens=special)
+        if infill is not None:
+            ends = infill.end_ids
+            encode = partial(infill.prompt, suffix=suffix, add_special_tokens=special)
+        inline = sum(len(prompt) + len(suffix) for prompt in given) <= LONG_CHARACTERS
         prompts = []
         for prompt in given:
             if isinstance(prompt, str):
-                special = body.add_special_tokens is not False
-                ids = await self._encode(prompt, max_model_len, "prompt", inline=inline, add_special_tokens=special)
+                ids = await self._encode(prompt, max_model_len, "prompt", encode, inline=inline, beside=len(suffix))
             else:
                 ids = tuple(prompt)
             prompts.append(self._check_prompt(ids, max_model_len, "prompt"))
@@ -77,24 +121,77 @@ class Intake:
             headers,
             arrival,
             prompts,
-            body.max_tokens or self._default_tokens(DEFAULT_COMPLETION_TOKENS),
+            self._default_tokens(DEFAULT_COMPLETION_TOKENS) if body.max_tokens is None else body.max_tokens,
+            ends=ends,
+            echoes=tuple(map(self._as_text, given)) if body.echo else (),
         )
 
+    async def _infill_for(self, body: CompletionBody, given: Sequence[str | list[int]]) -> Infill | None:
+        """How the model is asked for what stands before the suffix; None if there is none."""
+        if not body.suffix:
+            return None
+        if not all(isinstance(prompt, str) for prompt in given):
+            raise bad_request("With a `suffix`, give the `prompt` as text: the model's marks go around it.", "prompt")
+        if not self._infill_is_known:
+            self._infill = await asyncio.to_thread(Infill.of, self._text.tokenizer)
+            self._infill_is_known = True
+        if self._infill is None:
+            raise bad_request(
+                "This model cannot fill in the middle, its vocabulary has no sentinels for that: leave `suffix` out.",
+                "suffix",
+                "unsupported_parameter",
+            )
+        return self._infill
+
+    def _as_text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self._text.tokenizer.decode(prompt, skip_special_tokens=False)
+
     async def chat(
-        self, body: ChatBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
+        self,
+        body: ChatBody,
+        headers: Mapping[str, str],
+        call_id: str,
+        arrival: float,
+        max_model_len: int,
+        prefix: str = "chatcmpl-",
     ) -> Ask:
         """Raises ApiError 400 or 404."""
-        model = self._check_model(body.model)
+        model = self.check_model(body.model)
         rendered = await asyncio.to_thread(self._render, body)
         inline = len(rendered) <= LONG_CHARACTERS
         special = bool(body.add_special_tokens)  # templates bring their own
-        ids = await self._encode(rendered, max_model_len, "messages", inline=inline, add_special_tokens=special)
+        encode = partial(self._text.tokenizer.encode, add_special_tokens=special)
+        ids = await self._encode(rendered, max_model_len, "messages", encode, inline=inline)
         prompt = self._check_prompt(ids, max_model_len, "messages")
         asked = body.max_completion_tokens or body.max_tokens
         max_tokens = asked or self._default_tokens(max_model_len - len(prompt))
-        return self._ask(f"chatcmpl-{call_id}", model, body, headers, arrival, [prompt], max_tokens)
+        return self._ask(f"{prefix}{call_id}", model, body, headers, arrival, [prompt], max_tokens)
 
-    def _check_model(self, name: str | None) -> str:
+    async def response(
+        self, body: ResponsesBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
+    ) -> Ask:
+        """Raises ApiError 400 or 404."""
+        try:
+            return await self.chat(body.as_chat(), headers, call_id, arrival, max_model_len, "resp_")
+        except ApiError as error:
+            if error.param == "messages":  # its name in a chat
+                error.param = "input"
+            raise
+
+    async def tokens_of(self, body: TokenizeBody) -> tuple[int, ...]:
+        """The ids of a text or a rendered conversation. Raises ApiError 400."""
+        if body.messages is None:
+            text, special = body.prompt or "", body.add_special_tokens is not False
+        else:
+            chat = ChatBody(messages=body.messages, chat_template_kwargs=body.chat_template_kwargs)
+            text, special = await asyncio.to_thread(self._render, chat), bool(body.add_special_tokens)
+        if len(text) > MAX_TOKENIZED:
+            raise bad_request(f"The conversation has over {MAX_TOKENIZED} characters: send it in parts.", "messages")
+        encode = partial(self._text.tokenizer.encode, add_special_tokens=special)
+        return encode(text) if len(text) <= LONG_CHARACTERS else await asyncio.to_thread(encode, text)
+
+    def check_model(self, name: str | None) -> str:
+        """The name under which it is served. Raises ApiError 404."""
         if not name:
             return self._names[0]
         if name not in self._names:
@@ -122,16 +219,17 @@ class Intake:
             raise bad_request(str(error), "messages", "chat_template_error") from error
 
     async def _encode(
-        self, text: str, max_model_len: int, param: str, *, inline: bool, add_special_tokens: bool
+        self, text: str, max_model_len: int, param: str, encode: Encode, *, inline: bool, beside: int = 0
     ) -> tuple[int, ...]:
-        """`inline`: in the event loop, since for little text a thread costs more than it saves."""
-        tokenizer = self._text.tokenizer
+        """`inline`: in the event loop, since for little text a thread costs more than it saves. `beside`: so many other
+        characters are encoded with it."""
         if inline:
-            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        at_least = len(text) // await asyncio.to_thread(lambda: tokenizer.longest_token)
+            return encode(text)
+        longest = await asyncio.to_thread(lambda: self._text.tokenizer.longest_token)
+        at_least = (len(text) + beside) // longest
         if at_least >= max_model_len:  # no need to tokenize megabytes to know that
             raise _too_long(f"at least {at_least}", max_model_len, param)
-        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(encode, text)
 
     def _check_prompt(self, ids: tuple[int, ...], max_model_len: int, param: str) -> tuple[int, ...]:
         if not ids:
@@ -155,13 +253,17 @@ class Intake:
         arrival: float,
         prompts: list[tuple[int, ...]],
         max_tokens: int,
+        *,
+        ends: tuple[int, ...] = (),
+        echoes: tuple[str, ...] = (),
     ) -> Ask:
         min_tokens = body.min_tokens or 0
         if min_tokens > max_tokens:
             raise bad_request(f"`min_tokens` {min_tokens} is more than max_tokens {max_tokens}.", "min_tokens")
         terms = terms_of(body, headers, self._classes)
-        eos_ids = () if body.ignore_eos else self._text.tokenizer.eos_ids
-        stop_ids = tuple(dict.fromkeys((*eos_ids, *(body.stop_token_ids or ()))))
+        own_stop_ids = () if body.ignore_eos else (*self._text.tokenizer.eos_ids, *ends)
+        stop_ids = tuple(dict.fromkeys((*own_stop_ids, *(body.stop_token_ids or ()))))
+        self._check_scores(body, prompts)
         # engines know a request by an id of our own: callers may send the same X-Request-Id twice
         call = next(_serial)
         requests = tuple(
@@ -179,7 +281,7 @@ class Intake:
                 slo_class=terms.slo_class,
                 cache_salt=body.cache_salt or "",
             )
-            for index, (prompt, seed) in enumerate(_samples(prompts, body.n or 1, body.seed))
+            for index, (prompt, seed) in enumerate(_samples(prompts, body.num_samples, body.seed))
         )
         return Ask(
             id=public_id,
@@ -191,10 +293,30 @@ class Intake:
             skip_special_tokens=body.skip_special_tokens is not False,
             stream=bool(body.stream),
             include_usage=bool(body.stream_options and body.stream_options.include_usage),
+            continuous_usage=bool(body.stream_options and body.stream_options.continuous_usage_stats),
+            num_answers=body.n or 1,
+            echoes=echoes,
+            num_logprobs=body.num_logprobs,
+            num_prompt_logprobs=body.prompt_logprobs,
+            own_stop_ids=frozenset(own_stop_ids),
         )
+
+    def _check_scores(self, body: Body, prompts: list[tuple[int, ...]]) -> None:
+        """What is told of every token of a prompt is made, sent and held at once: not without limit."""
+        if body.num_prompt_logprobs is None:
+            return
+        num_scores = sum(map(len, prompts)) * body.num_samples * (body.num_prompt_logprobs + 1)
+        if num_scores > MAX_SCORES:
+            param = "logprobs" if body.prompt_logprobs is None else "prompt_logprobs"
+            raise bad_request(
+                f"The tokens of the prompts times their logprobs make {num_scores}, more than {MAX_SCORES}: "
+                f"ask for fewer `{param}`, or send the prompts one by one.",
+                param,
+            )
 
     def _sampling(self, body: Body, seed: int) -> Sampling:
         defaults = self._text.sampling_defaults
+        chooses = body.num_samples > (body.n or 1)  # by the logprobs of the answers
 
         def chosen(said: float | None, name: str, otherwise: float) -> float:
             return defaults.get(name, otherwise) if said is None else said
@@ -209,7 +331,8 @@ class Intake:
             repetition_penalty=float(chosen(body.repetition_penalty, "repetition_penalty", 1.0)),
             logit_bias=self._bias(body),
             seed=seed,
-            num_logprobs=body.num_logprobs,
+            num_logprobs=0 if chooses and body.num_logprobs is None else body.num_logprobs,
+            num_prompt_logprobs=body.num_prompt_logprobs,
         )
 
     def _bias(self, body: Body) -> tuple[tuple[int, float], ...]:

@@ -17,6 +17,10 @@ MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_IDS = 1024  # entries of logit_bias, stop_token_ids
 MAX_LOGPROBS = 20
+MAX_SAMPLES = 128  # of one prompt
+MAX_SCORES = 2**18  # logprobs of one call, its prompts' tokens times the candidates for each
+MAX_TOKENIZED = 2**20  # characters of one call to /tokenize
+MAX_DETOKENIZED = 2**18  # ids of one call to /detokenize
 
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -26,6 +30,7 @@ TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # usage so far in every chunk; needs include_usage
 
 
 class Targets(msgspec.Struct):
@@ -41,7 +46,7 @@ class Body(msgspec.Struct, kw_only=True):
     """What every kind of generation may ask for. None is: not said."""
 
     model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
@@ -52,6 +57,7 @@ class Body(msgspec.Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None  # less would overflow a logit
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_IDS)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     seed: Int64 | None = None
     stop: str | list[str] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_IDS)] | None = None
@@ -72,19 +78,42 @@ class Body(msgspec.Struct, kw_only=True):
         raise NotImplementedError
 
     @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def num_samples(self) -> int:
+        """How many answers are drawn for each prompt, whether or not all of them are shown."""
+        return self.n or 1
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class CompletionBody(Body, kw_only=True):
-    """POST /v1/completions"""
+    """POST /v1/completions. With a `suffix`, what stands between it and the prompt is asked for."""
 
     prompt: str | list[str | TokenId | list[TokenId]]
+    suffix: str | None = None
+    echo: bool | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((number for number in asked if number is not None), default=None)
+
+    @property
+    def num_samples(self) -> int:
+        return max(self.n or 1, self.best_of or 1)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -129,9 +158,28 @@ class ChatBody(Body, kw_only=True):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-B = TypeVar("B", bound=Body)
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """POST /tokenize: a text, or a conversation as the model's template renders it."""
 
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # name -> values that ask for nothing, besides empty ones
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_DETOKENIZED)]
+
+
+B = TypeVar("B", bound=msgspec.Struct)
+
+# name -> values that ask for nothing, besides empty ones; where a body has a field of that name, it is understood
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": (),
     "audio": (),
     "bad_words": (),
@@ -152,10 +200,13 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # name -> values that ask for noth
     "json_schema": (),
     "logits_processors": (),
     "modalities": (["text"],),
+    "no_stop_trim": (),
     "prompt_embeds": (),
     "prompt_logprobs": (),
     "regex": (),
     "response_format": ({"type": "text"},),
+    "return_token_ids": (),
+    "return_tokens_as_token_ids": (),
     "stop_regex": (),
     "structural_tag": (),
     "structured_outputs": (),
@@ -181,24 +232,25 @@ def decode(content: bytes, kind: type[B]) -> B:
         raise bad_request(f"The body is not JSON: {_brief(error)}.", code="invalid_json") from error
     if not isinstance(fields, dict):
         raise bad_request("The body must be a JSON object.", code="invalid_json")
-    _refuse_unsupported(fields)
+    _refuse_unsupported(fields, frozenset(kind.__struct_fields__))
     try:
         body = msgspec.convert(fields, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         raise _invalid(error) from error
-    _check(body)
+    if isinstance(body, Body):
+        _check(body)
+    elif isinstance(body, TokenizeBody):
+        _check_tokenize(body)
     return body
 
 
-def _refuse_unsupported(fields: dict[str, Any]) -> None:
+def _refuse_unsupported(fields: dict[str, Any], understood: frozenset[str]) -> None:
     for name, asking in _ASK_EVEN_IF_EMPTY.items():
-        if fields.get(name) == asking:
+        if name not in understood and fields.get(name) == asking:
             raise _unsupported(name)
     for name, neutral in _UNSUPPORTED.items():
         value = fields.get(name)
-        if not value or value in neutral:
-            continue
-        if name == "best_of" and value == fields.get("n"):
+        if name in understood or not value or value in neutral:
             continue
         raise _unsupported(name)
 
@@ -220,10 +272,36 @@ def _check(body: Body) -> None:
         raise bad_request(f"Every string of `stop` must have 1 to {MAX_STOP_CHARACTERS} characters.", "stop")
     if body.stream_options is not None and not body.stream:
         raise bad_request("`stream_options` needs `stream` to be true.", "stream_options")
+    if body.prompt_logprobs is not None and body.stream:
+        raise bad_request("`prompt_logprobs` are not sent in a stream: leave `stream` out.", "prompt_logprobs")
+    if isinstance(body, CompletionBody):
+        _check_completion(body)
     if isinstance(body, ChatBody):
         if body.top_logprobs and not body.logprobs:
             raise bad_request("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
         _check_messages(body.messages)
+
+
+def _check_completion(body: CompletionBody) -> None:
+    if body.max_tokens == 0 and not body.echo and body.prompt_logprobs is None:
+        raise bad_request("`max_tokens` must be at least 1, unless `echo` asks for the prompt itself.", "max_tokens")
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise bad_request(f"`best_of` {body.best_of} is less than `n` {body.n}: draw at least as many.", "best_of")
+    if body.best_of is not None and body.best_of > (body.n or 1) and body.stream:
+        raise bad_request(
+            "Which answers are the best is known at their end: leave `best_of` or `stream` out.", "best_of"
+        )
+    if body.suffix and body.echo:
+        raise bad_request("`echo` shows a prompt that the answer goes on from: leave it or `suffix` out.", "echo")
+
+
+def _check_tokenize(body: TokenizeBody) -> None:
+    if (body.prompt is None) == (body.messages is None):
+        raise bad_request("Give either `prompt`, a text, or `messages`, a conversation.", "prompt")
+    if body.messages is not None:
+        _check_messages(body.messages)
+    elif len(body.prompt or "") > MAX_TOKENIZED:
+        raise bad_request(f"`prompt` may have at most {MAX_TOKENIZED} characters: send it in parts.", "prompt")
 
 
 def _check_messages(messages: list[Message]) -> None:

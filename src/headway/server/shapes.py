@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from headway.core.work import TokenLogprobs
 from headway.models.tokenizer import Tokenizer
 from headway.server.intake import Ask
 from headway.server.stream import Finish, Piece, ShownToken, Update
@@ -47,11 +48,30 @@ class Usage(msgspec.Struct):
     headway: Timing
 
 
+class RunningUsage(msgspec.Struct):
+    """Of one choice, so far."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+
+
+class PromptLogprob(msgspec.Struct):
+    """A candidate for a place in the prompt; the `rank` of one that is not among the best is not known."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by token id; the first token has none
+
+
 class CompletionLogprobs(msgspec.Struct):
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(msgspec.Struct):
@@ -60,6 +80,7 @@ class CompletionChoice(msgspec.Struct):
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class ChatLogprob(msgspec.Struct):
@@ -107,6 +128,9 @@ class ChatChunkChoice(msgspec.Struct):
     stop_reason: str | int | UnsetType | None = UNSET
 
 
+AnyUsage = Usage | RunningUsage | UnsetType | None
+
+
 class Envelope(msgspec.Struct):
     """Around choices of any kind, whole or in chunks."""
 
@@ -115,7 +139,8 @@ class Envelope(msgspec.Struct):
     created: int
     model: str
     choices: list[Any]
-    usage: Usage | UnsetType | None = UNSET
+    usage: AnyUsage = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Shape(Protocol):
@@ -134,7 +159,7 @@ class Shape(Protocol):
 def usage_of(ask: Ask, finishes: Sequence[Finish]) -> Usage:
     """The account of a call: a prompt counts once, however many answers it gets."""
     records = [finish.record for finish in finishes]
-    samples = len(ask.requests) // ask.num_prompts
+    samples = ask.num_drawn
     prompt_tokens = sum(len(request.prompt) for request in ask.requests[::samples])
     cached_tokens = sum(record.num_cached_tokens for record in records[::samples])
     completion_tokens = sum(
@@ -169,24 +194,24 @@ class CompletionShape:
         self._ask = ask
         self._tokenizer = tokenizer
         self._created = int(time.time())
-        self._no_usage: UnsetType | None = None if ask.include_usage else UNSET
 
     def chunks(self, update: Update) -> list[bytes]:
         text = update.piece.text if update.piece is not None else ""
         choice = CompletionChoice(update.choice, text, self._logprobs([update]))
-        return [self._envelope([_finish(choice, update.finish)], self._no_usage)]
+        return [self._envelope([_finish(choice, update.finish)], _usage_so_far(self._ask, update))]
 
     def usage_chunk(self, usage: Usage) -> bytes:
         return self._envelope([], usage)
 
     def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
-        choices = [
-            _finish(CompletionChoice(index, _text(updates), self._logprobs(updates)), updates[-1].finish)
-            for index, updates in enumerate(answers)
-        ]
+        choices = []
+        for index, updates in enumerate(answers):
+            choice = CompletionChoice(index, _text(updates), self._logprobs(updates))
+            choice.prompt_logprobs = _prompt_logprobs(self._ask, updates, self._tokenizer)
+            choices.append(_finish(choice, updates[-1].finish))
         return self._envelope(choices, usage)
 
-    def _envelope(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> bytes:
+    def _envelope(self, choices: list[CompletionChoice], usage: AnyUsage) -> bytes:
         return _encode(Envelope(self._ask.id, "text_completion", self._created, self._ask.model, choices, usage))
 
     def _logprobs(self, updates: Sequence[Update]) -> CompletionLogprobs | None:
@@ -198,12 +223,16 @@ class CompletionShape:
         for token, offset, logprobs in shown:
             found.text_offset.append(offset)
             found.tokens.append(spell(token))
-            found.token_logprobs.append(_finite(logprobs.logprob))
-            best: dict[str, float] = {}
-            for other, logprob in (*logprobs.top, (token, logprobs.logprob)):
-                best.setdefault(spell(other), _finite(logprob))  # the first of equal spellings is the likeliest
-            found.top_logprobs.append(best)
+            found.token_logprobs.append(None if logprobs is None else _finite(logprobs.logprob))
+            found.top_logprobs.append(None if logprobs is None else self._best(token, logprobs))
         return found
+
+    def _best(self, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
+        spell = self._tokenizer.token_text
+        best: dict[str, float] = {}
+        for other, logprob in (*logprobs.top[: self._ask.num_logprobs], (token, logprobs.logprob)):
+            best.setdefault(spell(other), _finite(logprob))  # the first of equal spellings is the likeliest
+        return best
 
 
 class ChatShape:
@@ -213,20 +242,20 @@ class ChatShape:
         self._ask = ask
         self._tokenizer = tokenizer
         self._created = int(time.time())
-        self._no_usage: UnsetType | None = None if ask.include_usage else UNSET
         self._begun: set[int] = set()
 
     def chunks(self, update: Update) -> list[bytes]:
-        index, piece, finish = update
+        index, piece, finish = update.choice, update.piece, update.finish
+        usage = _usage_so_far(self._ask, update)
         chunks = []
         if index not in self._begun:
             self._begun.add(index)
-            chunks.append(self._chunk(ChatChunkChoice(index, Delta("assistant", ""))))
+            chunks.append(self._chunk(ChatChunkChoice(index, Delta("assistant", "")), usage))
         delta = Delta(content=piece.text) if piece is not None else Delta()
         choice = ChatChunkChoice(index, delta, self._logprobs([update]))
         if finish is not None:
             choice.stop_reason = None
-        chunks.append(self._chunk(_finish(choice, finish)))
+        chunks.append(self._chunk(_finish(choice, finish), usage))
         return chunks
 
     def usage_chunk(self, usage: Usage) -> bytes:
@@ -237,28 +266,40 @@ class ChatShape:
             _finish(ChatChoice(index, ChatMessage(_text(updates)), self._logprobs(updates)), updates[-1].finish)
             for index, updates in enumerate(answers)
         ]
-        return self._envelope("chat.completion", choices, usage)
+        return self._envelope(
+            "chat.completion", choices, usage, _prompt_logprobs(self._ask, answers[0], self._tokenizer)
+        )
 
-    def _chunk(self, choice: ChatChunkChoice) -> bytes:
-        return self._envelope("chat.completion.chunk", [choice], self._no_usage)
+    def _chunk(self, choice: ChatChunkChoice, usage: AnyUsage) -> bytes:
+        return self._envelope("chat.completion.chunk", [choice], usage)
 
-    def _envelope(self, kind: str, choices: Sequence[Any], usage: Usage | UnsetType | None) -> bytes:
-        return _encode(Envelope(self._ask.id, kind, self._created, self._ask.model, list(choices), usage))
+    def _envelope(
+        self,
+        kind: str,
+        choices: Sequence[Any],
+        usage: AnyUsage,
+        prompt_logprobs: PromptLogprobs | UnsetType = UNSET,
+    ) -> bytes:
+        ask, created = self._ask, self._created
+        return _encode(Envelope(ask.id, kind, created, ask.model, list(choices), usage, prompt_logprobs))
 
     def _logprobs(self, updates: Sequence[Update]) -> ChatLogprobs | None:
         shown = _shown(updates)
         if not shown and not _always_has_logprobs(self._ask):
             return None
-        return ChatLogprobs([self._token(token) for token in shown])
+        return ChatLogprobs([token_logprob(token, self._tokenizer) for token in shown])
 
-    def _token(self, shown: ShownToken) -> ChatTokenLogprob:
-        def spelled(token: int, logprob: float) -> ChatLogprob:
-            text = self._tokenizer.token_text(token)
-            return ChatLogprob(text, _finite(logprob), list(self._tokenizer.token_bytes(token)))
 
-        top = [spelled(token, logprob) for token, logprob in shown.logprobs.top]
-        chosen = spelled(shown.token, shown.logprobs.logprob)
-        return ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
+def token_logprob(shown: ShownToken, tokenizer: Tokenizer) -> ChatTokenLogprob:
+    """A token of an answer with its logprobs, spelled in text and in bytes."""
+    assert shown.logprobs is not None, "a token of an answer"
+
+    def spelled(token: int, logprob: float) -> ChatLogprob:
+        return ChatLogprob(tokenizer.token_text(token), _finite(logprob), list(tokenizer.token_bytes(token)))
+
+    top = [spelled(token, logprob) for token, logprob in shown.logprobs.top]
+    chosen = spelled(shown.token, shown.logprobs.logprob)
+    return ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
 
 
 Choice = TypeVar("Choice", CompletionChoice, ChatChoice, ChatChunkChoice)
@@ -269,6 +310,33 @@ def _finish(choice: Choice, finish: Finish | None) -> Choice:
         choice.finish_reason = finish.reason
         choice.stop_reason = finish.stop_reason
     return choice
+
+
+def _usage_so_far(ask: Ask, update: Update) -> AnyUsage:
+    """What a chunk says of it: nothing, null, or the choice's tokens by now."""
+    if not ask.include_usage:
+        return UNSET
+    if not ask.continuous_usage:
+        return None
+    num_prompt = len(ask.requests[update.choice].prompt)
+    return RunningUsage(num_prompt, num_prompt + update.num_tokens, update.num_tokens)
+
+
+def _prompt_logprobs(ask: Ask, updates: Sequence[Update], tokenizer: Tokenizer) -> PromptLogprobs | UnsetType:
+    """Of one answer's prompt, in vLLM's shape, if they were asked for by their own name."""
+    finish, num_top = updates[-1].finish, ask.num_prompt_logprobs
+    if finish is None or num_top is None:
+        return UNSET
+    found: PromptLogprobs = [None]
+    prompt = ask.requests[updates[-1].choice].prompt
+    for token, logprobs in zip(prompt[1:], finish.prompt_logprobs, strict=True):
+        place = {
+            str(other): PromptLogprob(_finite(logprob), rank, tokenizer.token_text(other))
+            for rank, (other, logprob) in enumerate(logprobs.top[:num_top], 1)
+        }
+        place.setdefault(str(token), PromptLogprob(_finite(logprobs.logprob), None, tokenizer.token_text(token)))
+        found.append(place)
+    return found
 
 
 def _text(updates: Sequence[Update]) -> str:
@@ -282,7 +350,7 @@ def _shown(updates: Sequence[Update]) -> list[ShownToken]:
 
 def _always_has_logprobs(ask: Ask) -> bool:
     """A whole answer that asked for them has the field even if it shows no token; a chunk without tokens has not."""
-    return ask.requests[0].sampling.num_logprobs is not None and not ask.stream
+    return ask.num_logprobs is not None and not ask.stream
 
 
 def _finite(logprob: float) -> float:

@@ -4,6 +4,7 @@ Owns incremental text, stop strings, logprobs and the account of a call. Knows n
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Literal, NamedTuple, Protocol
@@ -22,11 +23,12 @@ FinishReason = Literal["stop", "length"]
 
 
 class ShownToken(NamedTuple):
-    """A token of the answer with its logprobs; `offset` is where its text starts, in characters of the answer."""
+    """A token of the answer with its logprobs; `offset` is where its text starts, in characters of the answer. Only
+    the first of an echoed prompt has none: nothing stands before it."""
 
     token: int
     offset: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
 
 
 class Piece(NamedTuple):
@@ -37,62 +39,105 @@ class Piece(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """`stop_reason` is the stop string or the stop id that ended the answer, if the caller named it."""
+    """`stop_reason` is the stop string or the stop id that ended the answer, if the caller named it. `mean_logprob` is
+    that of the drawn tokens, and `prompt_logprobs` are those of the prompt from its second token on, if asked for."""
 
     reason: FinishReason
     stop_reason: str | int | None
     num_tokens: int
     record: Record
+    mean_logprob: float | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Answer:
-    """One choice on its way from tokens to text."""
+    """One choice on its way from tokens to text; with an `echo`, behind that text of its prompt."""
 
-    def __init__(self, ask: Ask, request: Request, tokenizer: Tokenizer) -> None:
+    def __init__(self, ask: Ask, request: Request, tokenizer: Tokenizer, echo: str | None = None) -> None:
         self.num_tokens = 0
         self.stopped_by: str | None = None  # a stop string; the engine is to be told
         self._request = request
-        self._eos_ids = tokenizer.eos_ids
+        self._own_stop_ids = ask.own_stop_ids
         self._stop_ids = frozenset(request.stop_ids)
+        self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer(skip_special_tokens=ask.skip_special_tokens)
         self._matcher = StopMatcher(ask.stops, include_stop=ask.include_stop) if ask.stops else None
-        self._num_decoded = 0  # characters
-        self._num_shown = 0
+        self._lists_tokens = ask.num_logprobs is not None
+        self._lists_last = echo is not None  # whoever scores a prompt counts on its tokens and all that were drawn
+        self._echo = echo  # as long as it is not shown
+        self._prompt_logprobs: list[TokenLogprobs] = []
+        self._logprobs: list[float] = []
+        self._num_decoded = len(echo or "")  # characters
+        self._num_shown = len(echo or "")
         self._waiting: list[ShownToken] = []  # whose text is not shown yet
 
     def has_stopped(self) -> bool:
         return self.stopped_by is not None
 
     def take(self, commit: Commit) -> Piece | None:
-        """New tokens; the piece that they complete, if any. What comes after a stop is dropped."""
+        """New tokens; the piece that they complete, if any. What comes after a stop is dropped. An echo waits for the
+        first token, so that clients measure a true time to it."""
+        self._prompt_logprobs += commit.prompt_logprobs
         shown: list[str] = []
         for index, token in enumerate(commit.tokens):
             if self.has_stopped():
                 break
             self.num_tokens += 1
-            if token in self._stop_ids and self.num_tokens > self._request.min_tokens:
-                break  # by the engine's own rule, the last one
+            is_last = token in self._stop_ids and self.num_tokens > self._request.min_tokens  # by the engine's own rule
             if commit.logprobs:
-                self._waiting.append(ShownToken(token, self._num_decoded, commit.logprobs[index]))
+                self._note(token, commit.logprobs[index], is_last=is_last)
+            if is_last:
+                break
             text = self._detokenizer.feed((token,))
             if text:
                 shown.append(self._pass(text))
-        return self._piece("".join(shown)) if shown else None
+        piece = self._piece("".join(shown)) if shown else None
+        return self._behind_echo(piece) if commit.tokens else None
 
     def end(self, record: Record) -> tuple[Piece | None, Finish]:
         """The last of the text, and how it ended. Raises ApiError if there is no complete answer."""
         if self.has_stopped():
-            return None, Finish("stop", self.stopped_by, self.num_tokens, record)
+            return None, self._finish("stop", self.stopped_by, record)
         if record.kind != "finished":
             raise from_record(record)
         text = self._pass(self._detokenizer.flush())
         if self._matcher is not None and not self.has_stopped():
             text += self._matcher.rest()
-        piece = self._piece(text, last=not self.has_stopped())
+        piece = self._behind_echo(self._piece(text, last=not self.has_stopped()))
         if self.has_stopped():
-            return piece, Finish("stop", self.stopped_by, self.num_tokens, record)
-        named = record.stop_id if record.stop_id not in self._eos_ids else None
-        return piece, Finish("stop" if record.reason == "stop" else "length", named, self.num_tokens, record)
+            return piece, self._finish("stop", self.stopped_by, record)
+        named = record.stop_id if record.stop_id not in self._own_stop_ids else None
+        return piece, self._finish("stop" if record.reason == "stop" else "length", named, record)
+
+    def _finish(self, reason: FinishReason, stop_reason: str | int | None, record: Record) -> Finish:
+        mean_logprob = sum(self._logprobs) / len(self._logprobs) if self._logprobs else None
+        return Finish(reason, stop_reason, self.num_tokens, record, mean_logprob, tuple(self._prompt_logprobs))
+
+    def _note(self, token: int, logprobs: TokenLogprobs, *, is_last: bool) -> None:
+        self._logprobs.append(logprobs.logprob)
+        if self._lists_tokens and (self._lists_last or not is_last):
+            self._waiting.append(ShownToken(token, self._num_decoded, logprobs))
+
+    def _behind_echo(self, piece: Piece | None) -> Piece | None:
+        """With the prompt before it, if that is still to be shown."""
+        if self._echo is None:
+            return piece
+        text, self._echo = self._echo, None
+        tokens = self._prompt_tokens(text) if self._lists_tokens else ()
+        return Piece(text, tokens) if piece is None else Piece(text + piece.text, tokens + piece.tokens)
+
+    def _prompt_tokens(self, text: str) -> tuple[ShownToken, ...]:
+        detokenizer = self._tokenizer.detokenizer(skip_special_tokens=False)
+        offsets, num_decoded = [], 0
+        for token in self._request.prompt:
+            offsets.append(num_decoded)
+            num_decoded += len(detokenizer.feed((token,)))
+        before = num_decoded + len(detokenizer.flush()) - len(text)  # a mark or a space that the model wants in front
+        logprobs = (None, *self._prompt_logprobs)
+        return tuple(
+            ShownToken(token, min(max(0, offset - before), len(text)), about)
+            for token, offset, about in zip(self._request.prompt, offsets, logprobs, strict=True)
+        )
 
     def _pass(self, text: str) -> str:
         """What of this text may be shown now."""
@@ -113,11 +158,12 @@ class Answer:
 
 
 class Update(NamedTuple):
-    """Something happened to one choice: more text, its ending, or both."""
+    """Something happened to one choice, which has `num_tokens` by now: more text, its ending, or both."""
 
     choice: int
     piece: Piece | None
     finish: Finish | None = None
+    num_tokens: int = 0
 
 
 class Meter(Protocol):
@@ -141,7 +187,7 @@ async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter
 
     However this ends, nothing of the call is left running at the engine.
     """
-    answers = [Answer(ask, request, tokenizer) for request in ask.requests]
+    answers = [Answer(ask, request, tokenizer, ask.echo_of(place)) for place, request in enumerate(ask.requests)]
     open_requests = dict(enumerate(ask.requests))
     try:
         async with aclosing(_replies(link, ask.requests)) as replies:
@@ -149,19 +195,37 @@ async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter
                 answer, request = answers[index], ask.requests[index]
                 if isinstance(reply, Ended):
                     meter.ended(open_requests.pop(index), reply.record)
-                    yield Update(index, *answer.end(reply.record))
+                    yield Update(index, *answer.end(reply.record), answer.num_tokens)
                 elif isinstance(reply, Admitted):
                     meter.admitted(request, reply.predicted_ttft_s)
                 elif not answer.has_stopped():
-                    meter.delivered(request, len(reply.commit.tokens))
+                    if reply.commit.tokens:
+                        meter.delivered(request, len(reply.commit.tokens))
                     piece = answer.take(reply.commit)
                     if answer.has_stopped():
                         link.stop(request.id)
                     if piece is not None:
-                        yield Update(index, piece)
+                        yield Update(index, piece, num_tokens=answer.num_tokens)
     finally:
         for request in open_requests.values():
             meter.abandoned(request)
+
+
+def shown_answers(ask: Ask, answers: Sequence[list[Update]]) -> list[list[Update]]:
+    """Those to be shown, of complete answers in the order of the requests: all, or of each prompt the ones that are
+    likeliest per token, best first."""
+    if ask.num_answers == ask.num_drawn:
+        return list(answers)
+    shown: list[list[Update]] = []
+    for start in range(0, len(answers), ask.num_drawn):
+        ranked = sorted(answers[start : start + ask.num_drawn], key=_mean_logprob, reverse=True)
+        shown += ranked[: ask.num_answers]
+    return shown
+
+
+def _mean_logprob(updates: list[Update]) -> float:
+    finish = updates[-1].finish
+    return -math.inf if finish is None or finish.mean_logprob is None else finish.mean_logprob
 
 
 async def _replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -16,7 +16,6 @@ log = logging.getLogger("headway.door")
 
 BODY_TIMEOUT_S = 60.0
 KEEP_ALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
 
 T = TypeVar("T")
 
@@ -84,8 +83,35 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+class Framing(Protocol):
+    """How a stream's events look on the wire, beyond being JSON."""
+
+    done: bytes  # the last word
+
+    def event(self, content: bytes) -> bytes:
+        """One event."""
+
+    def error(self, error: ApiError) -> bytes:
+        """What went wrong when the status was out already, as JSON."""
+
+
+class Unnamed:
+    """As completions and chats are streamed."""
+
+    done = b"data: [DONE]\n\n"
+
+    def event(self, content: bytes) -> bytes:
+        return b"data: %b\n\n" % content
+
+    def error(self, error: ApiError) -> bytes:
+        return error.body
+
+
+UNNAMED: Framing = Unnamed()
+
+
 class EventStream:
-    """Answers with server-sent events, each the `data:` of one JSON text.
+    """Answers with server-sent events, each of one JSON text in its `framing`.
 
     The status line waits for the first event, so that whoever is refused before it gets a true status. After
     `keep_alive_s` seconds of silence a comment is sent (0: never), which settles the status. `headers` is asked at that
@@ -97,9 +123,11 @@ class EventStream:
         events: AsyncGenerator[list[bytes], None],
         keep_alive_s: float,
         headers: Callable[[], Mapping[str, str]] = dict,
+        framing: Framing = UNNAMED,
     ) -> None:
         self._events = events
         self._headers = headers
+        self._framing = framing
         self._keep_alive_s = keep_alive_s
         self._sent_at = time.monotonic()
         self._begun = False
@@ -117,14 +145,15 @@ class EventStream:
         try:
             async with aclosing(self._events) as news:  # left in the midst of a send, it would linger until collected
                 async for events in news:
-                    await self._send(send, b"".join([b"data: %b\n\n" % event for event in events]))
+                    await self._send(send, b"".join(map(self._framing.event, events)))
         except Exception as error:
             if not self._begun:
                 raise
             if not isinstance(error, ApiError):
                 log.exception("A stream broke off")
-            await self._send(send, b"data: %b\n\n" % (error if isinstance(error, ApiError) else internal()).body)
-        await self._send(send, DONE)
+            known = error if isinstance(error, ApiError) else internal()
+            await self._send(send, self._framing.event(self._framing.error(known)))
+        await self._send(send, self._framing.done)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, content: bytes) -> None:

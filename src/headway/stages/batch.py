@@ -46,7 +46,7 @@ class Batch:
     tables: tuple[Tensor, ...]  # page numbers of each segment, in order
     asked_rows: Tensor  # rows whose logits are asked, in order of segments
     asked_by: list[str]  # whose they are
-    asked_for: list[int]  # the position of the token to be drawn from each
+    asked_for: list[int]  # the position of the token to be drawn, or scored, from each
 
     @property
     def num_rows(self) -> int:
@@ -67,9 +67,10 @@ def make_batch(segments: Sequence[Segment], page_lists: PageLists, page_tokens: 
         start, first = len(tokens), segment.first_position
         tokens += segment.tokens
         rows.append(Span(start, len(tokens)))
-        asked_rows += [start + offset for offset in segment.logits_at]
-        asked_by += [segment.request_id] * len(segment.logits_at)
-        asked_for += [first + offset + 1 for offset in segment.logits_at]
+        offsets = (*segment.scored_at, *segment.logits_at)
+        asked_rows += [start + offset for offset in offsets]
+        asked_by += [segment.request_id] * len(offsets)
+        asked_for += [first + offset + 1 for offset in offsets]
         where = np.arange(first, first + len(segment.tokens))
         table = page_lists.of(segment)[: (first + len(segment.tokens) - 1) // page_tokens + 1]
         positions.append(where)

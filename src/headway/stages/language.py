@@ -10,6 +10,7 @@ for one tile of rows at a time only, which bounds what a suspended prompt keeps.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from headway.stages.sample import Sampler
 from headway.stages.stage import Running
 from headway.stages.tiling import Grid, Span, Tiling
 
+MAX_LOGITS_BYTES = 32 << 20  # of prompts that are scored, at a time
+
 
 @dataclass(slots=True)
 class _Pass:
@@ -39,6 +42,7 @@ class _Pass:
     o: Grid
     gate_up: Grid
     down: Grid
+    head: Grid
     of: int
     number: int = 0
     left: tuple[str, ...] = field(default=())
@@ -131,8 +135,23 @@ class LanguageStage:
         }
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
-        of = per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows) + 2
-        return _Pass(batch, x_NE, qkv, small, attention, o, gate_up, down, of)
+        head = self._cut_head(batch)
+        of = 1 + per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows)
+        of += sum(len(head.columns) + len(self._draws(rows)) for rows in head.rows)
+        return _Pass(batch, x_NE, qkv, small, attention, o, gate_up, down, head, of)
+
+    def _cut_head(self, batch: Batch) -> Grid:
+        """Few rows are drawn from, one a member; where prompts are scored there are many, and their logits are never
+        all there at once."""
+        if not batch.asked_by:
+            return Grid((), ())
+        model, size = self.model, self.model.dtype.itemsize
+        highest = max(len(batch.segments), MAX_LOGITS_BYTES // (model.config.vocab_size * size))
+        return self.tiling.linear(len(batch.asked_by), *model.head.size, size, highest)
+
+    def _draws(self, rows: Span) -> tuple[Span, ...]:
+        """Of a block of rows of logits, those that are drawn from, or scored by, in one tile."""
+        return self.tiling.elementwise(rows.end - rows.start, 4 * self.model.config.vocab_size)
 
     def _without(self, step: _Pass, leaving: set[str]) -> _Pass:
         """The same step after some members have left; their pages are not touched any more."""
@@ -197,24 +216,21 @@ class LanguageStage:
     # The head
 
     def _head(self, step: _Pass, drawn: list[Commit]) -> Iterator[Tile]:
-        """Final norm, logits of the asked rows only, one drawn token for each."""
+        """Final norm, logits of the asked rows only; from each a token is drawn, or the prompt's next one scored."""
         batch, model = step.batch, self.model
-        if not batch.asked_by:
-            return
-        chosen_RE = self.operators.norm(step.x_NE[batch.asked_rows], model.final_norm)
-        num_rows = len(batch.asked_by)
-        grid = self.tiling.linear(num_rows, *model.head.size, model.dtype.itemsize)
-        for rows in grid.rows:
-            logits_RV = chosen_RE.new_empty(rows.end - rows.start, model.config.vocab_size)
-            whole = Span(0, rows.end - rows.start)
-            for columns in grid.columns:
-                _linear_into(logits_RV, model.head, chosen_RE[rows.start : rows.end], whole, columns)
+        for rows in step.head.rows:
+            chosen = batch.asked_rows[rows.start : rows.end]
+            chosen_RE = self.operators.norm(step.x_NE[chosen], model.final_norm)
+            logits_RV = chosen_RE.new_empty(len(chosen), model.config.vocab_size)
+            for columns in step.head.columns:
+                _linear_into(logits_RV, model.head, chosen_RE, Span(0, len(chosen)), columns)
                 yield step.tile("head")
-            for few in self.tiling.elementwise(len(logits_RV), 4 * model.config.vocab_size):
+            for few in self._draws(rows):
                 part = slice(rows.start + few.start, rows.start + few.end)
                 logits = logits_RV[few.start : few.end]
                 drawn += self.sampler.draw(logits, batch.asked_by[part], batch.asked_for[part])
                 yield step.tile("sample")
+            del chosen_RE, logits_RV, logits  # before the next block's are made
 
 
 def _linear(linear: Linear, x: Tensor, columns: Span) -> Tensor:
@@ -231,16 +247,19 @@ def _linear_into(target: Tensor, linear: Linear, x: Tensor, rows: Span, columns:
 
 def _merged(drawn: Iterable[Commit]) -> tuple[Commit, ...]:
     """One commit per request, in order of first appearance."""
-    merged: dict[str, Commit] = {}
+    by_request: dict[str, list[Commit]] = {}
     for commit in drawn:
-        before = merged.get(commit.request_id)
-        merged[commit.request_id] = (
-            commit
-            if before is None
-            else before._replace(
-                tokens=before.tokens + commit.tokens,
-                logprobs=before.logprobs + commit.logprobs,
-                failure=before.failure or commit.failure,
-            )
-        )
-    return tuple(merged.values())
+        by_request.setdefault(commit.request_id, []).append(commit)
+    return tuple(_joined(commits) for commits in by_request.values())
+
+
+def _joined(commits: Sequence[Commit]) -> Commit:
+    if len(commits) == 1:
+        return commits[0]
+    return Commit(
+        commits[0].request_id,
+        tokens=tuple(chain.from_iterable(commit.tokens for commit in commits)),
+        logprobs=tuple(chain.from_iterable(commit.logprobs for commit in commits)),
+        failure=next((commit.failure for commit in commits if commit.failure), ""),
+        prompt_logprobs=tuple(chain.from_iterable(commit.prompt_logprobs for commit in commits)),
+    )

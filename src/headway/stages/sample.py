@@ -41,7 +41,8 @@ class Sampler:
         self._sessions.pop(request_id, None)
 
     def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:
-        """Draw the token that stands at `positions[r]` of request `request_ids[r]` from row r; one row per request.
+        """Draw the token at `positions[r]` of request `request_ids[r]` from row r; one row per request. Where that is
+        within the prompt, the token is known and the row tells how likely it was; of such rows there may be many.
 
         A row that is not finite costs nobody but its own request, whose commit then has a failure and no token.
         The first token's position is the prompt's length, and each position follows the last. A position may be drawn
@@ -50,13 +51,21 @@ class Sampler:
         turns = []
         for request_id, position in zip(request_ids, positions, strict=True):
             session = self._sessions[request_id]
-            session.rewind(position - len(session.request.prompt))
-            turns.append(session)
-        best = _best(logits_RV, [row for row, session in enumerate(turns) if session.is_plain])
-        return tuple(
-            session.commit(best[row]) if row in best else session.draw(_floats(logits_RV[row]))
-            for row, session in enumerate(turns)
-        )
+            num_drawn = position - len(session.request.prompt)
+            if num_drawn >= 0:
+                session.rewind(num_drawn)
+            turns.append((session, num_drawn))
+        plain = [row for row, (session, num_drawn) in enumerate(turns) if num_drawn >= 0 and session.is_plain]
+        best = _best(logits_RV, plain)
+        commits = []
+        for row, (session, num_drawn) in enumerate(turns):
+            if row in best:
+                commits.append(session.commit(best[row]))
+            elif num_drawn >= 0:
+                commits.append(session.draw(_floats(logits_RV[row])))
+            else:
+                commits.append(session.score(_floats(logits_RV[row]), positions[row]))
+        return tuple(commits)
 
 
 @dataclass(slots=True)
@@ -123,6 +132,15 @@ class _Session:
         asked = sampling.num_logprobs
         return self.commit(token, () if asked is None else (token_logprobs(logits_V, token, asked),))
 
+    def score(self, logits_V: Floats, position: int) -> Commit:
+        """How likely the prompt's own token at `position` was."""
+        asked = self.request.sampling.num_prompt_logprobs
+        assert asked is not None, f"{self.request.id}: nobody asked about its prompt"
+        if not _is_finite(logits_V.max()):
+            return Commit(self.request.id, (), failure=_NOT_FINITE)
+        scored = token_logprobs(logits_V, self.request.prompt[position], asked)
+        return Commit(self.request.id, (), prompt_logprobs=(scored,))
+
     def _scores(self, logits_V: Floats) -> Floats:
         """A copy of the logits with bias, penalties and the mask of min_tokens applied."""
         sampling = self.request.sampling
@@ -181,8 +199,11 @@ def token_logprobs(logits_V: Floats, token: int, num_top: int) -> TokenLogprobs:
     num_top = min(num_top, len(logits_V))
     if num_top == 0:
         return TokenLogprobs(float(logits_V[token]) - log_total, ())
-    ids = np.flatnonzero(weights >= _heaviest(weights, num_tokens=num_top).least)
-    ids = ids[np.argsort(-logits_V[ids], kind="stable")][:num_top]
+    if num_top == 1:  # what evaluations ask of every token of a prompt
+        ids = np.array([logits_V.argmax()])
+    else:
+        ids = np.flatnonzero(weights >= _heaviest(weights, num_tokens=num_top).least)
+        ids = ids[np.argsort(-logits_V[ids], kind="stable")][:num_top]
     top = tuple((int(i), float(logits_V[i]) - log_total) for i in ids)
     return TokenLogprobs(float(logits_V[token]) - log_total, top)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Protocol
 
 from headway.core.request import Request
-from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
+from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, TokenLogprobs, Work
 
 Running = Generator[Tile, None, Outcome]
 
@@ -34,8 +34,9 @@ class FakeStage:
 
     Its pages hold tokens instead of keys and values. The next token of a request is
     `next_token(all its tokens so far)`, read back from its pages: whoever gets another's page, or a page given away
-    too early, answers wrongly. A step has `num_layers` layers of `tiles_per_layer` tiles; before each tile ends,
-    `spend(num_tokens)` is called, where a simulation advances its clock.
+    too early, answers wrongly. Token t of a prompt has the logprob -t / 1000. A step has `num_layers` layers of
+    `tiles_per_layer` tiles; before each tile ends, `spend(num_tokens)` is called, where a simulation advances its
+    clock.
     """
 
     VOCABULARY = 1009
@@ -53,6 +54,7 @@ class FakeStage:
         self.spend = spend
         self.memory: dict[tuple[int, int], int] = {}  # (page, offset in it) -> token
         self.open_requests: set[str] = set()
+        self._prompts: dict[str, tuple[int, ...]] = {}
         self._leaving: dict[int, set[str]] = {}
 
     @classmethod
@@ -63,9 +65,11 @@ class FakeStage:
     def open(self, request: Request) -> None:
         assert request.id not in self.open_requests
         self.open_requests.add(request.id)
+        self._prompts[request.id] = request.prompt
 
     def close(self, request_id: str) -> None:
         self.open_requests.discard(request_id)
+        self._prompts.pop(request_id, None)
 
     def drop(self, work_id: int, request_id: str) -> None:
         self._leaving.setdefault(work_id, set()).add(request_id)
@@ -87,7 +91,8 @@ class FakeStage:
                     ends = Boundary.LAYER if place == self.tiles_per_layer - 1 else Boundary.OPERATOR
                     yield Tile(number, of, "fake", left, ends)
                     number, left = number + 1, ()
-            return Outcome(tuple(self._commit(segment) for segment in segments if segment.logits_at))
+            asked = [segment for segment in segments if segment.logits_at or segment.scored_at]
+            return Outcome(tuple(self._commit(segment) for segment in asked))
         finally:
             self._leaving.pop(work.id, None)
 
@@ -97,7 +102,13 @@ class FakeStage:
             self.memory[segment.pages[page], slot] = token
 
     def _commit(self, segment: Segment) -> Commit:
-        end = segment.first_position + segment.logits_at[-1] + 1
+        first, prompt = segment.first_position + 1, self._prompts[segment.request_id]
+        scores = tuple(TokenLogprobs(-prompt[first + offset] / 1000, ()) for offset in segment.scored_at)
+        drawn = (self.next_token(self._written(segment)),) if segment.logits_at else ()
+        return Commit(segment.request_id, drawn, prompt_logprobs=scores)
+
+    def _written(self, segment: Segment) -> tuple[int, ...]:
+        """All tokens of the request, up to the end of the segment."""
+        end = segment.first_position + len(segment.tokens)
         places = (divmod(position, self.page_tokens) for position in range(end))
-        tokens = tuple(self.memory[segment.pages[page], slot] for page, slot in places)
-        return Commit(segment.request_id, (self.next_token(tokens),))
+        return tuple(self.memory[segment.pages[page], slot] for page, slot in places)
