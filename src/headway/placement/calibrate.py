@@ -22,6 +22,7 @@ from headway.placement.fitting import Shape, fit_cost
 from headway.placement.prices import Prices
 from headway.stages.batch import PageLists, make_batch
 from headway.stages.language import LanguageStage
+from headway.stages.matrices import Matrices
 from headway.stages.native import operators_for
 from headway.stages.operators import Operators
 from headway.stages.sample import Sampler
@@ -47,9 +48,10 @@ class Calibration(NamedTuple):
     num_touched_pages: int
     bound_s: float
     max_model_len: int
+    matrices: Matrices
 
     def measure(self) -> Prices:
-        rates = measure_rates(self.model, self.pool, self.num_touched_pages)
+        rates = measure_rates(self.model, self.matrices, self.pool, self.num_touched_pages)
         stage = self._stage(rates)
         fitted = fit_cost(lambda shape: step_s(stage, shape), self.max_model_len, self._expected(rates))
         return Prices(rates, fitted.fit, fitted.error)
@@ -75,36 +77,39 @@ class Calibration(NamedTuple):
         )
 
     def _stage(self, rates: Rates) -> LanguageStage:
-        return LanguageStage(self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size))
+        return LanguageStage(
+            self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size), self.matrices
+        )
 
 
-def measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
+def measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
     """The rates of an undisturbed device: the better of all threads together and of one alone, each.
 
     Threads that must wait for each other are slower than one as long as a neighbour holds a core; but these rates
     decide for the engine's whole life how operators are cut, and the neighbour will go.
     """
     num_threads = torch.get_num_threads()
-    together = _measure_rates(model, pool, num_touched_pages)
+    together = _measure_rates(model, matrices, pool, num_touched_pages)
     if model.device.type != "cpu" or num_threads == 1:
         return together
     torch.set_num_threads(1)
     try:
-        alone = _measure_rates(model, pool, num_touched_pages)
+        alone = _measure_rates(model, matrices, pool, num_touched_pages)
     finally:
         torch.set_num_threads(num_threads)
     return Rates(*map(max, astuple(together), astuple(alone)))
 
 
-def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
+def _measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
     """Seconds per unit of each kind of operator: what an undisturbed device does."""
-    config, layer, device, operators = model.config, model.layers[0], model.device, operators_for(model, pool)
+    config, device, operators = model.config, model.device, operators_for(model, pool)
     x = torch.randn(PROBE_ROWS, config.hidden_size, device=device).to(model.dtype)
-    few_layers = model.layers[:4]
-    d_in, d_out = layer.gate_up.size
-    linear_s = _best(lambda: layer.gate_up(x), device)
-    stream_s = _best(lambda: [each.gate_up(x[:1]) for each in few_layers], device)
-    wide = layer.gate_up(x)
+    few = [layer.gate_up for layer in matrices.layers[:4]]
+    d_in, d_out = few[0].size
+    whole = Span(0, d_out)
+    linear_s = _best(lambda: few[0].columns(x, whole), device)
+    stream_s = _best(lambda: [matrix.columns(x[:1], whole) for matrix in few], device)
+    wide = few[0].columns(x, whole)
     active_s = _best(lambda: operators.activate(wide), device)
 
     num_keys = min(PROBE_KEYS, len(model.rope))
@@ -115,7 +120,7 @@ def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rate
     attention_s = _best(probe.looking(0), device)
     return Rates(
         linear_flops=2.0 * PROBE_ROWS * d_in * d_out / linear_s,
-        linear_bytes=len(few_layers) * layer.gate_up.weight.nbytes / stream_s,
+        linear_bytes=len(few) * few[0].num_bytes / stream_s,
         attention_flops=4.0 * num_queries * num_keys * config.q_size / attention_s,
         copy_bytes=_copy_rate(model, operators, num_touched_pages),
         elements=min(PROBE_ROWS, len(model.rope)) * (config.q_size + 2 * config.kv_size) / small_s,

@@ -19,9 +19,10 @@ from torch import Tensor
 from headway.core.request import Request
 from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
-from headway.models.decoder import Decoder, Layer, Linear
+from headway.models.decoder import Decoder, Layer
 from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LaunchAhead
+from headway.stages.matrices import Matrices, matrices_of
 from headway.stages.native import operators_for
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
@@ -57,8 +58,12 @@ class _Pass:
 class LanguageStage:
     """Runs steps of one decoder over one pool."""
 
-    def __init__(self, model: Decoder, pool: KVPool, tiling: Tiling, sampler: Sampler) -> None:
+    def __init__(
+        self, model: Decoder, pool: KVPool, tiling: Tiling, sampler: Sampler, matrices: Matrices | None = None
+    ) -> None:
+        """`matrices`: the model's own, in whatever order; by default as it has them."""
         self.model = model
+        self.matrices = matrices or matrices_of(model)
         self.pool = pool
         self.tiling = tiling
         self.sampler = sampler
@@ -119,11 +124,12 @@ class LanguageStage:
     def _cut(self, batch: Batch, x_NE: Tensor) -> _Pass:
         """How this step's operators are cut into tiles: fixed from here on."""
         config, tiling, n = self.model.config, self.tiling, batch.num_rows
-        layer, size = self.model.layers[0], self.model.dtype.itemsize
-        qkv, o = (tiling.linear(n, *linear.size, size) for linear in (layer.qkv, layer.o))
-        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest=tiling.most_active_rows(layer.gate_up.size[1]))
+        layer, size = self.matrices.layers[0], self.model.dtype.itemsize
+        qkv, o = (tiling.linear(n, *matrix.size, size, step=matrix.step) for matrix in (layer.qkv, layer.o))
+        highest = tiling.most_active_rows(layer.gate_up.size[1])
+        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest, layer.gate_up.step)
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
-        down = tiling.linear(highest, *layer.down.size, size)
+        down = tiling.linear(highest, *layer.down.size, size, step=layer.down.step)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
         heads = (config.num_heads, config.num_kv_heads, config.head_size)
         attention = {
@@ -145,9 +151,9 @@ class LanguageStage:
         all there at once."""
         if not batch.asked_by:
             return Grid((), ())
-        model, size = self.model, self.model.dtype.itemsize
-        highest = max(len(batch.segments), MAX_LOGITS_BYTES // (model.config.vocab_size * size))
-        return self.tiling.linear(len(batch.asked_by), *model.head.size, size, highest)
+        head, size = self.matrices.head, self.model.dtype.itemsize
+        highest = max(len(batch.segments), MAX_LOGITS_BYTES // (head.size[1] * size))
+        return self.tiling.linear(len(batch.asked_by), *head.size, size, highest, head.step)
 
     def _draws(self, rows: Span) -> tuple[Span, ...]:
         """Of a block of rows of logits, those that are drawn from, or scored by, in one tile."""
@@ -171,12 +177,13 @@ class LanguageStage:
 
     def _layer(self, step: _Pass, number: int, layer: Layer) -> Iterator[Tile]:
         config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
+        matrices = self.matrices.layers[number]
 
         qkv_N = x_NE.new_empty(n, config.q_size + 2 * config.kv_size)
         for rows in step.qkv.rows:
             normed = operators.norm(x_NE[rows.start : rows.end], layer.input_norm)
             for columns in step.qkv.columns:
-                _linear_into(qkv_N, layer.qkv, normed, rows, columns)
+                qkv_N[rows.start : rows.end, columns.start : columns.end] = matrices.qkv.columns(normed, columns)
                 yield step.tile("qkv")
 
         for rows in step.small:
@@ -193,8 +200,8 @@ class LanguageStage:
         y_N = y_NHD.flatten(1)
         for rows in step.o.rows:
             for columns in step.o.columns:
-                x_NE[rows.start : rows.end, columns.start : columns.end] += _linear(
-                    layer.o, y_N[rows.start : rows.end], columns
+                x_NE[rows.start : rows.end, columns.start : columns.end] += matrices.o.columns(
+                    y_N[rows.start : rows.end], columns
                 )
                 yield step.tile("o")
         del qkv_N, q_NHD, y_NHD, y_N, look
@@ -202,14 +209,14 @@ class LanguageStage:
         for rows in step.gate_up.rows:
             x = x_NE[rows.start : rows.end]
             normed = operators.norm(x, layer.post_norm)
-            wide = normed.new_empty(len(x), layer.gate_up.size[1])
+            wide = normed.new_empty(len(x), matrices.gate_up.size[1])
             for columns in step.gate_up.columns:
-                _linear_into(wide, layer.gate_up, normed, Span(0, len(x)), columns)
+                wide[:, columns.start : columns.end] = matrices.gate_up.columns(normed, columns)
                 yield step.tile("gate_up")
             middle = operators.activate(wide)
             yield step.tile("activation")
             for columns in step.down.columns:
-                x[:, columns.start : columns.end] += _linear(layer.down, middle, columns)
+                x[:, columns.start : columns.end] += matrices.down.columns(middle, columns)
                 is_last = rows.end == n and columns.end == config.hidden_size
                 yield step.tile("down", Boundary.LAYER if is_last else Boundary.OPERATOR)
 
@@ -223,7 +230,7 @@ class LanguageStage:
             chosen_RE = self.operators.norm(step.x_NE[chosen], model.final_norm)
             logits_RV = chosen_RE.new_empty(len(chosen), model.config.vocab_size)
             for columns in step.head.columns:
-                _linear_into(logits_RV, model.head, chosen_RE, Span(0, len(chosen)), columns)
+                logits_RV[:, columns.start : columns.end] = self.matrices.head.columns(chosen_RE, columns)
                 yield step.tile("head")
             for few in self._draws(rows):
                 part = slice(rows.start + few.start, rows.start + few.end)
@@ -231,18 +238,6 @@ class LanguageStage:
                 drawn += self.sampler.draw(logits, batch.asked_by[part], batch.asked_for[part])
                 yield step.tile("sample")
             del chosen_RE, logits_RV, logits  # before the next block's are made
-
-
-def _linear(linear: Linear, x: Tensor, columns: Span) -> Tensor:
-    """Some output columns of a linear operator."""
-    if columns.end - columns.start == linear.size[1]:
-        return linear(x)
-    bias = None if linear.bias is None else linear.bias[columns.start : columns.end]
-    return F.linear(x, linear.weight[columns.start : columns.end], bias)
-
-
-def _linear_into(target: Tensor, linear: Linear, x: Tensor, rows: Span, columns: Span) -> None:
-    target[rows.start : rows.end, columns.start : columns.end] = _linear(linear, x, columns)
 
 
 def _merged(drawn: Iterable[Commit]) -> tuple[Commit, ...]:

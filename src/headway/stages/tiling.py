@@ -61,15 +61,28 @@ class Tiling:
         self.rates = rates
         self.aim_s = bound_s * AIM
 
-    def linear(self, num_rows: int, d_in: int, d_out: int, element_bytes: int, highest: int | None = None) -> Grid:
-        """The grid for x (num_rows, d_in) @ (d_in, d_out), no tile of more than `highest` rows."""
+    def linear(
+        self,
+        num_rows: int,
+        d_in: int,
+        d_out: int,
+        element_bytes: int,
+        highest: int | None = None,
+        step: int = 1,
+    ) -> Grid:
+        """The grid for x (num_rows, d_in) @ (d_in, d_out), no tile of more than `highest` rows. Columns are cut at
+        multiples of `step`."""
         cell_s = 2.0 * d_in / self.rates.linear_flops  # one row, one column
         read_s = d_in * element_bytes / self.rates.linear_bytes  # one column's weights
         height = min(num_rows, highest or num_rows, max(TALL_ROWS, int(self.aim_s / (cell_s * d_out))))
-        if cell_s * height * MIN_COLUMNS > self.aim_s:
-            height = max(1, int(self.aim_s / (cell_s * MIN_COLUMNS)))
-        width = int(self.aim_s / max(cell_s * height, read_s))
-        return Grid(spans(num_rows, height), spans(d_out, max(MIN_COLUMNS, width - width % MIN_COLUMNS)))
+        narrowest = min(d_out, max(MIN_COLUMNS, step))
+        if cell_s * height * narrowest > self.aim_s:
+            height = max(1, int(self.aim_s / (cell_s * narrowest)))
+        width = max(narrowest, int(self.aim_s / max(cell_s * height, read_s)))
+        if step == 1:
+            return Grid(spans(num_rows, height), spans(d_out, max(MIN_COLUMNS, width - width % MIN_COLUMNS)))
+        parts = spans(ceil(d_out / step), width // step)
+        return Grid(spans(num_rows, height), tuple(Span(a * step, min(d_out, b * step)) for a, b in parts))
 
     def most_active_rows(self, width: int) -> int:
         """How many rows of `width` elements the activation of the MLP may take at a time."""
