@@ -57,6 +57,11 @@ class Ticket:
         asked = self.request.sampling.num_prompt_logprobs is not None
         return len(self.request.prompt) - 1 - self.num_scored if asked else 0
 
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether all its tokens must be computed for it, because something is asked of each that no page keeps."""
+        return bool(self.num_to_score) or self.request.pooling == "mean"
+
     def draws_after(self, end: int) -> bool:
         """Whether a token is to be drawn when the first `end` of its tokens are computed."""
         return end == len(self.tokens) and self.max_tokens > 0

@@ -113,6 +113,7 @@ def build_engine(settings: EngineSettings) -> Engine:
         cost_error=prices.error,
         cost_source=cost_source,
         pack_tokens=pack_tokens,
+        hidden_size=model.config.hidden_size,
         operators=stage.operators.name,
     )
     return Engine(settings, facts, scheduler, stage, pool)

@@ -24,6 +24,7 @@ from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LaunchAhead
 from headway.stages.matrices import Matrices, matrices_of
 from headway.stages.native import operators_for
+from headway.stages.pooling import Pooler
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
 from headway.stages.tiling import Grid, Span, Tiling
@@ -67,6 +68,7 @@ class LanguageStage:
         self.pool = pool
         self.tiling = tiling
         self.sampler = sampler
+        self.pooler = Pooler()
         self.operators = operators_for(model, pool)
         self._page_lists = PageLists()
         self._leaving: dict[int, set[str]] = {}
@@ -79,9 +81,11 @@ class LanguageStage:
 
     def open(self, request: Request) -> None:
         self.sampler.open(request)
+        self.pooler.open(request)
 
     def close(self, request_id: str) -> None:
         self.sampler.close(request_id)
+        self.pooler.close(request_id)
         self._page_lists.forget(request_id)
 
     def drop(self, work_id: int, request_id: str) -> None:
@@ -106,10 +110,12 @@ class LanguageStage:
                     fence.passed()
                     yield tile
             drawn: list[Commit] = []
-            for tile in self._head(step, drawn):
+            sums: list[tuple[Segment, Tensor]] = []
+            for tile in chain(self._pool(step, sums), self._head(step, drawn)):
                 fence.passed()
                 yield tile
-            return Outcome(_merged(drawn))
+            vectors = [self.pooler.take(segment, sum_E) for segment, sum_E in sums]
+            return Outcome(_merged(chain(drawn, filter(None, vectors))))
         finally:
             self._leaving.pop(work.id, None)
 
@@ -222,6 +228,21 @@ class LanguageStage:
 
     # The head
 
+    def _pool(self, step: _Pass, sums: list[tuple[Segment, Tensor]]) -> Iterator[Tile]:
+        """Final norm and sum, float64, of the rows that go into vectors."""
+        size = self.model.config.hidden_size
+        for segment, rows in zip(step.batch.segments, step.batch.rows, strict=True):
+            wanted = self.pooler.wanted(segment)
+            if wanted is None:
+                continue
+            sum_E = torch.zeros(size, dtype=torch.float64, device=self.model.device)
+            for part in self.tiling.elementwise(wanted.end - wanted.start, 4 * size):
+                start = rows.start + wanted.start
+                normed = self.operators.norm(step.x_NE[start + part.start : start + part.end], self.model.final_norm)
+                sum_E += normed.sum(0, dtype=torch.float64)
+                yield step.tile("pool")
+            sums.append((segment, sum_E))
+
     def _head(self, step: _Pass, drawn: list[Commit]) -> Iterator[Tile]:
         """Final norm, logits of the asked rows only; from each a token is drawn, or the prompt's next one scored."""
         batch, model = step.batch, self.model
@@ -257,4 +278,5 @@ def _joined(commits: Sequence[Commit]) -> Commit:
         logprobs=tuple(chain.from_iterable(commit.logprobs for commit in commits)),
         failure=next((commit.failure for commit in commits if commit.failure), ""),
         prompt_logprobs=tuple(chain.from_iterable(commit.prompt_logprobs for commit in commits)),
+        vector=next((commit.vector for commit in commits if commit.vector), ()),
     )
