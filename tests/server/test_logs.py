@@ -1,4 +1,4 @@
-"""What the server writes of calls: a line each, in which nothing that a stranger sent breaks a line or tells a secret."""
+"""A line for every call, in which nothing that a stranger sent breaks a line or tells a secret."""
 
 import asyncio
 import json

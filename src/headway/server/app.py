@@ -1,5 +1,6 @@
 """The routes of the door. Each is short: read, understand, submit, tell."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -213,7 +214,10 @@ class Door:
                     answers[update.choice].append(update)
                     if update.finish is not None:
                         finishes[update.choice] = update.finish
-        return shape.whole(shown_answers(ask, answers), self._account(ask, finishes))
+        chosen, usage = shown_answers(ask, answers), self._account(ask, finishes)
+        if ask.scores_prompts:  # a large answer, which others need not wait for
+            return await asyncio.to_thread(shape.whole, chosen, usage)
+        return shape.whole(chosen, usage)
 
     def _account(self, ask: Ask, finishes: dict[int, Finish]) -> Usage:
         usage = usage_of(ask, [finishes[choice] for choice in range(len(ask.requests))])

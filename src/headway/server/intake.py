@@ -66,6 +66,10 @@ class Ask:
         """Answers to each prompt, shown or not."""
         return len(self.requests) // self.num_prompts
 
+    @property
+    def scores_prompts(self) -> bool:
+        return self.requests[0].sampling.num_prompt_logprobs is not None
+
     def echo_of(self, place: int) -> str | None:
         """What is to stand before the answer of this request, if anything."""
         return self.echoes[place // self.num_drawn] if self.echoes else None

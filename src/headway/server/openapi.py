@@ -94,8 +94,8 @@ class Version(msgspec.Struct):
 
 
 class Operation(NamedTuple):
-    """One method of one path. `answer` is a type, or a media type if it is no JSON. `errors` are told as an Error,
-    besides those that any call may get; `otherwise` is a status whose answer has the same type."""
+    """One method of one path. `answer` is a type, a media type if it is no JSON, or None. `errors` are told
+    as an Error, besides those that any call may get; `otherwise` is a status whose answer has the same type."""
 
     method: str
     path: str
@@ -154,8 +154,8 @@ OPERATIONS = (
     ),
     Operation("post", "/v1/score", "How alike texts are", Scores, ScoreBody, generates=True, errors=_GENERATING),
     Operation("post", "/score", "The same", Scores, ScoreBody, generates=True, errors=_GENERATING),
-    Operation("get", "/v1/responses/{id}", "Nothing is kept: always 404", Error, errors=(404,)),
-    Operation("delete", "/v1/responses/{id}", "Nothing is kept: always 404", Error, errors=(404,)),
+    Operation("get", "/v1/responses/{id}", "Nothing is kept: always 404", None, errors=(404,)),
+    Operation("delete", "/v1/responses/{id}", "Nothing is kept: always 404", None, errors=(404,)),
     Operation("get", "/v1/requests/{id}/timeline", "What became of a call, and when", Shown, errors=(400, 404)),
     Operation("get", "/v1/models", "The models served here", ModelList),
     Operation("get", "/v1/models/{name}", "One of them", ModelCard, errors=(404,)),
@@ -208,7 +208,9 @@ def _types() -> Iterator[Any]:
 
 def _described(operation: Operation, schema_of: dict[str, Any], *, with_keys: bool) -> dict[str, Any]:
     error = _json(schema_of[str(Error)])
-    answers: dict[str, Any] = {"200": {"description": "The answer", "content": _content(operation, schema_of)}}
+    answers: dict[str, Any] = {}
+    if operation.answer is not None:
+        answers["200"] = {"description": "The answer", "content": _content(operation, schema_of)}
     if operation.otherwise is not None:
         answers[str(operation.otherwise)] = {"description": "Not now", "content": _content(operation, schema_of)}
     refusals = [*operation.errors, 500] if operation.is_open or not with_keys else [*operation.errors, 401, 500]
