@@ -24,7 +24,7 @@ def test_a_vector_for_each_text_in_order() -> None:
         desk = await Desk().start()
         ids = list(TEXT.tokenizer.encode("b c"))
         for given in ("a", ["a", "b c"], [TEXT.tokenizer.encode("a"), ids], ids):
-            answer = (await desk.post("/v1/embeddings", {"input": given, "model": "fake"})).json()
+            answer = (await desk.post("/v1/embeddings", {"input": given, "model": "embedded"})).json()
             expected = [FakeLink.vector(request) for request in desk.link.requests]
             assert [each["embedding"] for each in answer["data"]] == [pytest.approx(vector) for vector in expected]
             assert [each["index"] for each in answer["data"]] == list(range(len(expected)))
@@ -32,7 +32,7 @@ def test_a_vector_for_each_text_in_order() -> None:
             num_tokens = sum(len(request.prompt) for request in desk.link.requests)
             assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == num_tokens
             assert answer["usage"]["completion_tokens"] == 0
-            assert (answer["object"], answer["model"]) == ("list", "fake")
+            assert (answer["object"], answer["model"]) == ("list", "embedded")
             assert all((r.max_tokens, r.pooling) == (0, "last") for r in desk.link.requests)
             desk.link.requests.clear()
 
@@ -158,8 +158,8 @@ def test_the_official_client() -> None:
     """It asks for base64 by itself, and gives back numbers."""
     desk = Desk()
     with Network(desk) as network, openai.OpenAI(base_url=f"{network.url}/v1", api_key="none") as client:
-        found = client.embeddings.create(model="fake", input=["a", "b c"])
-        floats = client.embeddings.create(model="fake", input="a", encoding_format="float")
+        found = client.embeddings.create(model="embedded", input=["a", "b c"])
+        floats = client.embeddings.create(model="embedded", input="a", encoding_format="float")
     assert found.data[0].embedding == pytest.approx(floats.data[0].embedding, abs=1e-6)
     assert len(found.data) == 2
     assert found.usage.prompt_tokens == 3

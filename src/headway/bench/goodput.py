@@ -46,7 +46,7 @@ EXPECTED = 0.75  # of a simulated goodput: where the search for the real one beg
 LONE_RUNS = 7
 LONE_RUNS_BESIDE = 3  # of a run, before it and after it
 DRIFT = 1.3  # between those two: more, and the run was disturbed
-MAX_TRIES = 2
+MAX_TRIES = 4
 REPEATS = 3  # of a run whose result is close
 say = Console(stderr=True).print
 
@@ -262,9 +262,6 @@ def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> d
     names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]
     starts = {name: max(draw[name].good, 1e-3) for name in names}
     found = contest(starts, field.attain, OVERALL, tolerance=2 * tolerance)
-    for name, contender in found.items():  # a rate at which all classes passed by the way counts too
-        for run in contender.runs:
-            draw[name].take([run], TTFT)
     return {name: contender.good for name, contender in found.items()}
 
 

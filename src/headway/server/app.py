@@ -23,7 +23,6 @@ from headway.placement.wire import EngineFacts
 from headway.server import schema
 from headway.server.embeddings import (
     EmbeddingBody,
-    Pooled,
     ScoreBody,
     Vector,
     check_dimensions,
@@ -141,7 +140,7 @@ class Door:
         arrival = time.monotonic()
         body = schema.decode(content, EmbeddingBody)
         check_dimensions(body, self._admitting().hidden_size)
-        ask = await self._texts(request, body.as_completion(), body.pooling, "embd", "input", arrival)
+        ask = await self._texts(request, body, "embd", "input", arrival)
         return await self._condensed(request, ask, lambda made, usage: embeddings_of(body, ask, made, usage))
 
     async def score(self, request: Request) -> Response:
@@ -149,25 +148,24 @@ class Door:
         arrival = time.monotonic()
         body = schema.decode(content, ScoreBody)
         body.check()
-        ask = await self._texts(request, body.as_completion(), body.pooling, "score", "text_1", arrival)
+        ask = await self._texts(request, body, "score", "text_1", arrival)
         created = int(time.time())
         return await self._condensed(request, ask, lambda made, usage: scores_of(body, ask, made, usage, created))
 
     async def _texts(
         self,
         request: Request,
-        body: schema.CompletionBody,
-        pooling: Pooled | None,
+        body: EmbeddingBody | ScoreBody,
         prefix: str,
         param: str,
         arrival: float,
     ) -> Ask:
         room, call_id = self._admitting().max_model_len, request.scope["headway.call_id"]
         try:
-            ask = await self._intake.completion(body, request.headers, call_id, arrival, room)
+            ask = await self._intake.completion(body.as_completion(), request.headers, call_id, arrival, room)
         except ApiError as error:
             raise renamed(error, param) from error
-        return pooled(ask, pooling or self._settings.pooling, f"{prefix}-{call_id}")
+        return pooled(ask, body.pooling or self._settings.pooling, f"{prefix}-{call_id}")
 
     async def _condensed(
         self, request: Request, ask: Ask, shape: Callable[[list[Vector], Usage], msgspec.Struct]

@@ -87,7 +87,7 @@ class ScoreBody(Terms, kw_only=True):
 def _completion(terms: Terms, texts: str | list[str | TokenId | list[TokenId]] | list[str]) -> CompletionBody:
     """The completion of nothing that reads the same texts on the same terms. Raises ApiError 400."""
     if isinstance(texts, list) and len(texts) > MAX_TEXTS and not isinstance(texts[0], int):
-        raise bad_request(f"A call may hold at most {MAX_TEXTS} texts, not {len(texts)}: send them in parts.", "input")
+        raise bad_request(f"A call may hold at most {MAX_TEXTS} texts, not {len(texts)}: send them in parts.", "prompt")
     return CompletionBody(
         model=terms.model,
         prompt=list(texts) if isinstance(texts, list) else texts,
