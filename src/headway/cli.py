@@ -5,7 +5,6 @@ A wrong argument ends with code 2, anything else that keeps it from working with
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -63,13 +62,13 @@ def _key(given: str) -> str:
 
 def _serve(engine: EngineSettings, door: DoorSettings) -> int:
     from headway.placement.supervise import EngineStartError, Supervisor
-    from headway.server import run
+    from headway.server import logs, run
+    from headway.server.tls import tls_options
 
-    logging.basicConfig(level=door.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for chatty in ("uvicorn", "asyncio"):
-        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logs.set_up(door.log_level, door.log_format)
+    tls = tls_options(door)
     listener = run.listen(door.host, door.port)
-    where = run.address(listener)
+    where = run.address(listener, "https" if tls else "http")
     print(f"Headway {__version__}: loading {engine.model or 'the embedded model'} …", flush=True)
 
     def announce(facts: Any, model: str) -> None:
@@ -239,7 +238,7 @@ def _what_was_resolved(facts: Any) -> str:
     lines = {
         "model": f"{facts.model_name}, {_count(facts.num_parameters)} parameters",
         "dtype": facts.dtype_reason if facts.dtype in facts.dtype_reason else f"{facts.dtype}, {facts.dtype_reason}",
-        "device": f"{facts.device}, {facts.num_threads} threads",
+        "device": f"{facts.device}, {facts.num_threads} threads, small operators {facts.operators}",
         "context": f"{facts.max_model_len} tokens, up to {facts.max_num_seqs} requests at once",
         "pages": f"{facts.num_pages} of {facts.page_tokens} tokens, {facts.pool_bytes / 2**20:.0f} MiB",
         "tile": f"{facts.max_tile_ms:g} ms at most",

@@ -127,6 +127,7 @@ class DoorSettings:
     api_key: tuple[str, ...] = setting(
         (), "server", "keys of which a caller must show one; also from HEADWAY_API_KEY", secret=True
     )
+    pooling: Literal["last", "mean"] = setting("last", "server", "how embeddings are made of hidden states")
     chat_template: str | None = setting(None, "server", "a file, or the template itself; default: the model's own")
     slo_classes: tuple[SloClass, ...] = setting(
         (), "server", "names that requests may ask for, such as chat=ttft:250,tpot:100,priority:-1 batch; in ms"
@@ -134,10 +135,20 @@ class DoorSettings:
     shutdown_timeout: float = setting(30.0, "server", "seconds that open requests get after Ctrl-C")
     sse_keep_alive_interval: float = setting(15.0, "server", "seconds of silence before a stream says so; 0: never")
     max_body_bytes: int = setting(8 * 1024 * 1024, "server", "of one request")
+    ssl_certfile: str | None = setting(None, "server", "PEM certificate, with those that vouch for it: serves HTTPS")
+    ssl_keyfile: str | None = setting(None, "server", "PEM key of the certificate; default: in the same file")
+    ssl_ca_certs: str | None = setting(None, "server", "PEM certificates by which callers' own are checked")
+    ssl_cert_reqs: int = setting(0, "server", "callers' certificates: 0 not asked for, 1 checked if shown, 2 required")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "server", "how much is logged")
+    log_format: Literal["text", "json"] = setting("text", "server", "lines for people, or a JSON object a line")
+    access_log: bool = setting(False, "server", "a line for every call: path, status, time, bytes, request id")
 
     def __post_init__(self) -> None:
         _at_least(self, shutdown_timeout=0, sse_keep_alive_interval=0, max_body_bytes=1024)
+        if self.log_format not in ("text", "json"):
+            raise ConfigError(f"--log-format {self.log_format} is unknown: choose text or json.")
+        if self.ssl_cert_reqs not in (0, 1, 2):
+            raise ConfigError(f"--ssl-cert-reqs {self.ssl_cert_reqs} is unknown: give 0, 1 or 2.")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} is out of range: give 0 to 65535.")
         if not all(key.strip() and key.isprintable() and key.isascii() for key in self.api_key):
@@ -146,6 +157,8 @@ class DoorSettings:
             raise ConfigError("--served-model-name is empty: give a name, or leave the flag out.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"--log-level {self.log_level} is unknown: choose debug, info, warning or error.")
+        if self.pooling not in ("last", "mean"):
+            raise ConfigError(f"--pooling {self.pooling} is unknown: choose last or mean.")
         names = [one.name for one in self.slo_classes]
         if len(names) > MAX_CLASSES:
             raise ConfigError(f"--slo-classes has {len(names)} names: give at most {MAX_CLASSES}.")

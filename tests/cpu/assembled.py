@@ -79,6 +79,7 @@ class Assembled:
         self.scheduler = Scheduler(settings, cost, PageTable(num_pages, page_tokens))
         self.answers: dict[str, list[int]] = {}
         self.scores: dict[str, list[TokenLogprobs]] = {}  # of prompts
+        self.vectors: dict[str, tuple[float, ...]] = {}
         self.records: dict[str, Record] = {}
         self.driver: Driver
 
@@ -98,6 +99,9 @@ class Assembled:
         if isinstance(effect, ev.Deliver):
             self.answers.setdefault(effect.commit.request_id, []).extend(effect.commit.tokens)
             self.scores.setdefault(effect.commit.request_id, []).extend(effect.commit.prompt_logprobs)
+            if effect.commit.vector:
+                assert effect.commit.request_id not in self.vectors, "told twice"
+                self.vectors[effect.commit.request_id] = effect.commit.vector
         elif isinstance(effect, ev.End):
             assert effect.record.request_id not in self.records, "ended twice"
             self.records[effect.record.request_id] = effect.record

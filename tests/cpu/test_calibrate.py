@@ -18,6 +18,7 @@ from headway.placement.calibrate import Calibration, step_s
 from headway.placement.engine import build_engine
 from headway.placement.fitting import BUDGET_S, MOST_REPEATS, NUM_ALWAYS, Shape, fit_cost, saturation, shapes
 from headway.stages.language import LanguageStage
+from headway.stages.matrices import matrices_of
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Rates, Tiling
 
@@ -157,7 +158,7 @@ def calibration() -> Calibration:
     )
     model = weights.random_decoder(config, 0, torch.float32)
     pool = KVPool(PoolShape(64, config.num_layers, 8, config.num_kv_heads, config.head_size, torch.float32))
-    return Calibration(model, pool, 64, 0.010, 96)
+    return Calibration(model, pool, 64, 0.010, 96, matrices_of(model))
 
 
 @torch.inference_mode()

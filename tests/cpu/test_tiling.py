@@ -85,6 +85,9 @@ def test_no_glance_is_planned_longer_than_the_bound(length, context, window):
     tiling = Tiling(rates, 0.010)
     costs = [cost_s for _, cost_s in tiling._glances([segment], 32, 8, 64, 2, window)]
     assert max(costs) <= 0.010
+    straight = list(tiling._glances([segment], 32, 8, 64, 2, window, gathers=False))
+    assert max(cost_s for _, cost_s in straight) <= 0.010
+    assert all(glance.rows.start < glance.rows.end for glance, _ in straight), "nothing is only gathered"
     if window is not None and context > window:
         unlimited = tiling._glances([segment], 32, 8, 64, 2, None)
         assert sum(costs) < sum(cost_s for _, cost_s in unlimited), "a window's keys are fewer"

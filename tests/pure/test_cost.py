@@ -47,8 +47,8 @@ def test_packing_saves_whole_steps() -> None:
 
 
 def test_an_empty_step_costs_what_any_step_does() -> None:
-    assert FIT.parts([]) == (10.0, False)
-    assert FIT.parts(LONG) == (pytest.approx(38.25), True)
+    assert FIT.price([]) == (10.0, False)
+    assert FIT.price(LONG) == (pytest.approx(38.25), True)
 
 
 def test_shares_of_a_work() -> None:
@@ -65,7 +65,7 @@ def test_the_correction_converges(factor: float, shares: list[Share]) -> None:
     fitted = cost.predict(shares)
     errors = []
     for _ in range(30):
-        cost.observe(shares, factor * fitted)
+        cost.observe(FIT.price(shares), factor * fitted)
         errors.append(abs(cost.predict(shares) / (factor * fitted) - 1))
     assert errors == sorted(errors, reverse=True)
     assert errors[7] < 0.25
@@ -77,7 +77,7 @@ def test_one_odd_step_does_not_turn_the_prediction_over() -> None:
     prediction by a fifth of that way."""
     cost = CostModel(FIT)
     fitted = cost.predict(LONG)
-    cost.observe(LONG, 100 * fitted)
+    cost.observe(FIT.price(LONG), 100 * fitted)
     assert cost.predict(LONG) == pytest.approx(fitted * (1 + 0.2 * 1))
     assert cost.correction == pytest.approx(1.2)
 
@@ -89,10 +89,10 @@ def test_a_slow_down_that_stays_is_followed(shares: list[Share]) -> None:
     cost = CostModel(FIT)
     fitted = cost.predict(shares)
     for _ in range(12):
-        cost.observe(shares, 5 * fitted)
+        cost.observe(FIT.price(shares), 5 * fitted)
     assert cost.predict(shares) == pytest.approx(5 * fitted, rel=0.15)
     for _ in range(20):
-        cost.observe(shares, fitted)
+        cost.observe(FIT.price(shares), fitted)
     assert cost.predict(shares) == pytest.approx(fitted, rel=0.15)
 
 
@@ -100,10 +100,10 @@ def test_prices_made_before_are_stale_when_they_are_wrong_by_much() -> None:
     """Small corrections leave the version alone, so that nobody is priced anew for nothing; a slow-down does not."""
     cost = CostModel(FIT)
     for number in range(50):
-        cost.observe(LONG, FIT.seconds(LONG) * (1.1 if number % 2 else 0.9))
+        cost.observe(FIT.price(LONG), FIT.seconds(LONG) * (1.1 if number % 2 else 0.9))
     assert cost.version == 0
     for _ in range(20):
-        cost.observe(LONG, 2 * FIT.seconds(LONG))
+        cost.observe(FIT.price(LONG), 2 * FIT.seconds(LONG))
     assert 1 <= cost.version <= 5
 
 
@@ -112,11 +112,11 @@ def test_the_two_sides_learn_apart() -> None:
     cost = CostModel(FIT)
     short, long = cost.predict(SHORT), cost.predict(LONG)
     for _ in range(10):
-        cost.observe(LONG, 5 * long)
+        cost.observe(FIT.price(LONG), 5 * long)
     assert cost.predict(SHORT) == short
     assert cost.predict(LONG) > 4 * long
     for _ in range(10):
-        cost.observe(SHORT, 0.5 * short)
+        cost.observe(FIT.price(SHORT), 0.5 * short)
     assert cost.predict(SHORT) < 0.6 * short
     assert cost.predict(LONG) > 4 * long
 
@@ -132,7 +132,7 @@ def test_the_upper_estimate_holds_nine_times_in_ten(seed: int, noise: float) -> 
     for _ in range(2000):
         taken_s = 1.3 * fitted * rng.uniform(1 - noise, 1 + noise)
         within.append(taken_s <= cost.upper(cost.predict(LONG)))
-        cost.observe(LONG, taken_s)
+        cost.observe(FIT.price(LONG), taken_s)
     assert 0.85 < sum(within[500:]) / 1500 < 0.97
 
 
@@ -140,8 +140,8 @@ def test_a_promise_is_never_tighter_than_the_mean_nor_absurdly_loose() -> None:
     """Steps like clockwork still leave two per cent; steps that vary a hundredfold triple the mean at most."""
     steady, wild = CostModel(FIT), CostModel(FIT)
     for number in range(300):
-        steady.observe(LONG, FIT.seconds(LONG))
-        wild.observe(LONG, FIT.seconds(LONG) * (0.2 if number % 3 else 20.0))
+        steady.observe(FIT.price(LONG), FIT.seconds(LONG))
+        wild.observe(FIT.price(LONG), FIT.seconds(LONG) * (0.2 if number % 3 else 20.0))
     assert steady.upper(1.0) == 1.02
     assert 1.02 < wild.upper(1.0) <= 3.0
 
@@ -150,10 +150,10 @@ def test_the_model_knows_how_wrong_it_is() -> None:
     """No error while steps take what was predicted; about a quarter when they are off by one, up and down in turn."""
     cost = CostModel(FIT)
     for _ in range(10):
-        cost.observe(LONG, FIT.seconds(LONG))
+        cost.observe(FIT.price(LONG), FIT.seconds(LONG))
     assert cost.mean_error == 0.0
     for number in range(400):
-        cost.observe(LONG, FIT.seconds(LONG) * (1.25 if number % 2 else 0.75))
+        cost.observe(FIT.price(LONG), FIT.seconds(LONG) * (1.25 if number % 2 else 0.75))
     assert cost.mean_error == pytest.approx(0.25, abs=0.04)
 
 
@@ -162,7 +162,7 @@ def test_an_error_that_is_corrected_is_forgotten() -> None:
     cost = CostModel(FIT)
     errors = []
     for _ in range(200):
-        cost.observe(LONG, 2 * FIT.seconds(LONG))
+        cost.observe(FIT.price(LONG), 2 * FIT.seconds(LONG))
         errors.append(cost.mean_error)
     assert max(errors) > 0.1
     assert errors[-1] < 0.001
@@ -174,15 +174,15 @@ def test_a_suspended_machine_teaches_nothing_absurd() -> None:
     fitted = cost.predict(LONG)
     low, high = CostModel.BOUNDS
     for _ in range(100):
-        cost.observe(LONG, 1e9)
+        cost.observe(FIT.price(LONG), 1e9)
     assert cost.predict(LONG) == pytest.approx(high * fitted)
     for _ in range(100):
-        cost.observe(LONG, 0.0)
+        cost.observe(FIT.price(LONG), 0.0)
     assert cost.predict(LONG) == pytest.approx(low * fitted)
 
 
 def test_a_free_step_teaches_nothing() -> None:
     """No fit at all: there is no ratio to learn from, and no division by zero."""
     cost = CostModel(CostFit(token_s=0.0))
-    cost.observe(LONG, 1.0)
+    cost.observe(cost.fit.price(LONG), 1.0)
     assert cost.predict(LONG) == 0.0

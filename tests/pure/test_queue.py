@@ -160,7 +160,7 @@ def happen(beside: Beside, what: str, how: object) -> None:
                 beside.discard(ticket)
         case "learns", (float() as factor, int() as num_tokens):
             share = [Share(num_tokens, 0)]
-            beside.cost.observe(share, factor * beside.cost.predict(share))
+            beside.cost.observe(FIT.price(share), factor * beside.cost.predict(share))
         case "serves", (str() as tenant, int() as num_tokens):
             if beside.tenants.num_waiting(tenant):
                 beside.tenants.charge(tenant, num_tokens)
@@ -210,7 +210,7 @@ def test_prices_are_made_anew_when_they_have_turned_out_wrong() -> None:
         beside.add(beside.ticket(100 + number, SLO(), 0, "", 0.0))
     before = sum(candidate.remaining_s for candidate in beside.in_order())
     for _ in range(20):
-        beside.cost.observe([Share(100, 0)], 3 * FIT.seconds([Share(100, 0)]))
+        beside.cost.observe(FIT.price([Share(100, 0)]), 3 * FIT.seconds([Share(100, 0)]))
     for _ in range(20):
         after = sum(candidate.remaining_s for candidate in beside.in_order())
     assert after == pytest.approx(3 * before, rel=CostModel.DRIFT)

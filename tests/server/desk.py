@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import httpx
@@ -85,20 +85,21 @@ def run(story: Callable[[], Awaitable[None]]) -> None:
 class Network:
     """A real server on a free port, in a thread of its own."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, tls: Mapping[str, Any] | None = None) -> None:
         self.desk = desk
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
     def __enter__(self) -> "Network":
         listener = listen("127.0.0.1", 0)
-        self.url = address(listener)
+        self.url = address(listener, "https" if self._tls else "http")
         self.port = listener.getsockname()[1]
         self._thread.start()
 
         async def begin() -> Http:
             await self.desk.start()
-            return Http(self.desk.app, listener)
+            return Http(self.desk.app, listener, self._tls)
 
         self._http = self.do(begin())
         return self

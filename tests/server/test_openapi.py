@@ -20,6 +20,10 @@ ASKED: list[tuple[str, str, Any]] = [  # method, path as documented, body
     ("post", "/v1/completions", {"prompt": "x", "suffix": "y", "best_of": 2, "slo": {"ttft_ms": 0.001}}),
     ("post", "/v1/chat/completions", {"messages": USER, "logprobs": True, "top_logprobs": 2, "prompt_logprobs": 0}),
     ("post", "/v1/responses", {"input": "x", "top_logprobs": 1, "metadata": {"a": "b"}, "user": "u"}),
+    ("post", "/v1/embeddings", {"input": ["x", "y"], "dimensions": 2, "user": "u"}),
+    ("post", "/v1/embeddings", {"input": [5, 6], "encoding_format": "base64", "slo": {"ttft_ms": 0.001}}),
+    ("post", "/v1/score", {"text_1": "x", "text_2": ["y", "z"]}),
+    ("post", "/score", {"text_1": "x", "text_2": "y", "pooling": "mean"}),
     ("post", "/tokenize", {"prompt": "x y", "return_token_strs": True}),
     ("post", "/detokenize", {"tokens": [5, 6]}),
     ("get", "/tokenizer_info", None),
@@ -88,6 +92,9 @@ def test_answers_are_as_it_says(method: str, path: str, body: Any) -> None:
     run(story)
 
 
+WRONG = dict.fromkeys(("prompt", "messages", "tokens", "input", "text_1"), 5)
+
+
 @pytest.mark.parametrize("path", [path for path, methods in DOCUMENT["paths"].items() if "post" in methods])
 def test_errors_are_as_it_says(path: str) -> None:
     """No JSON, a wrong type, another model, a large body, no key; where it generates, a refusal and an engine that is
@@ -101,7 +108,7 @@ def test_errors_are_as_it_says(path: str) -> None:
         async with desk.client() as client:
             asked = [
                 await client.post(path, content=b"{", headers=key | json_),
-                await client.post(path, json={"prompt": 5, "messages": 5, "tokens": 5, "input": 5}, headers=key),
+                await client.post(path, json=WRONG, headers=key),
                 await client.post(path, json=good | {"model": "theirs"}, headers=key),
                 await client.post(path, content=b" " * 6000, headers=key | json_),
                 await client.post(path, json=good),

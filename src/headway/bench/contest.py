@@ -83,9 +83,10 @@ class Contender:
         return math.sqrt(self.good * self.bad)
 
     def take(self, runs: Sequence[Run], judge: Judge) -> None:
-        """Runs at one rate, judged by their median."""
+        """Runs at one rate, judged by the median of those that were not disturbed, if there are any."""
         self.runs += runs
-        self.last_share = statistics.median(map(judge, runs))
+        calm = [run for run in runs if not run.disturbed]
+        self.last_share = statistics.median(map(judge, calm or runs))
         if self.last_share >= GOOD_SHARE:
             self.good = max(self.good, runs[0].rate)
         else:

@@ -73,6 +73,7 @@ class CaseResult(msgspec.Struct, frozen=True):
     model: str = ""
     num_discarded: int = 0  # runs that were disturbed and made again
     kernels: str = ""  # with which it was made, and the prices that the engine measured of them
+    most_rate: float = 0.0  # at which the prompts' own work would fill all time, were a step free; 0: not known
 
     def policy(self, name: str) -> Policy:
         return next(policy for policy in self.policies if policy.name == name)
@@ -224,11 +225,20 @@ def verdicts(cases: Sequence[CaseResult]) -> str:
                 continue
             ratios = [a / b for a, b in zip(case.policy(OURS).goodputs, other.goodputs, strict=False) if b > 0]
             found = statistics.median(ratios) if ratios else math.inf
-            lines.append(
-                f"- {case.model}, {case.name}: {'reached' if found >= wanted else 'not reached'}, {found:.2f} × "
-                f"{other.name} against {wanted:g}."
-            )
+            said = "reached" if found >= wanted else "not reached"
+            bound = "" if found >= wanted else _bound(case.most_rate, other)
+            lines.append(f"- {case.model}, {case.name}: {said}, {found:.2f} × {other.name} against {wanted:g}{bound}.")
     return "\n".join(lines)
+
+
+def _bound(most_rate: float, other: Policy) -> str:
+    """What no scheduler could exceed, as so many times another's goodput."""
+    if not other.goodput or not most_rate:
+        return ""
+    return (
+        f"; at {most_rate:.3g} requests a second, {most_rate / other.goodput:.2f} × {other.name}, the prompts' own "
+        "work would fill all time, were a step free and every wait possible"
+    )
 
 
 def _how(cases: Sequence[CaseResult]) -> str:

@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = ["lengths", "batch", "tokens", "sorted, padded", "padded", "scheduled ms",
               *(f"{way} / scheduled" for way in WAYS if way != SCHEDULED), "`pack` / all deciding"]  # fmt: skip
     body = (
-        f"{options.model}, {facts.dtype}, {facts.num_threads} threads; packs of up to {facts.pack_tokens} tokens. Real "
+        f"{options.model}, {facts.means}; packs of up to {facts.pack_tokens} tokens. Real "
         f"lengths are scaled to a mean of {options.mean_tokens} and cut at {options.longest}; uniform ones are all "
         f"{options.mean_tokens}. Medians of {options.rounds} rounds (least … most), each of which read another draw in "
         f"every way, every other one backwards. The last column is the time in which is decided, of the scheduled time."

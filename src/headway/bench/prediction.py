@@ -89,7 +89,7 @@ def judge(engine: Engine, chosen: Sequence[Case], num_rounds: int, calm: Calm) -
             if number == num_rounds - 1:
                 covered = taken_s <= cost.upper(corrected_s)
                 judged.append(Judged(case, cost.fit.seconds(case.shape), corrected_s, taken_s, covered))
-            cost.observe(case.shape, taken_s)
+            cost.observe(cost.fit.price(case.shape), taken_s)
     return sorted(judged, key=lambda one: chosen.index(one.case))
 
 
@@ -134,7 +134,7 @@ def page(engine: Engine, judged: Sequence[Judged], num_rounds: int, calm: Calm) 
     groups = ["steps", "number", "error before correction", "after", "within `upper`"]
     details = ["steps", "what", "taken ms", "fitted ms (off by)", "corrected ms (off by)"]
     return (
-        f"{facts.model_name}, {facts.dtype}, {facts.num_threads} threads. Fitted at the start ({facts.cost_source}; "
+        f"{facts.model_name}, {facts.means}. Fitted at the start ({facts.cost_source}; "
         f"{facts.cost_error:.1%} off on the steps held out then): {coefficients}.\n\n"
         "Error is the mean of |predicted / taken − 1| over one round of steps in a random order. *Before*: the fit "
         f"alone. *After*: with the online correction, which has seen the {num_rounds - 1} rounds before it. `upper` is "

@@ -182,7 +182,7 @@ def main() -> None:
         "tiles",
         "Longest tile, and the price of cutting",
         "python -m headway.bench.tiles",
-        f"{arguments.model}, {facts.dtype}, {facts.num_threads} threads, B = {arguments.max_tile_ms:g} ms.\n\n"
+        f"{arguments.model}, {facts.means}, B = {arguments.max_tile_ms:g} ms.\n\n"
         f"{report.table(header, rows)}\n\n{verdict}",
     )
 

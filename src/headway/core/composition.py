@@ -104,11 +104,12 @@ class Composer:
 
     def _with_room(self, now: float) -> list[tuple[Ticket, int | None]]:
         """All between two steps, with a page for the next token; who finds none may cost the latest comer its own."""
-        in_need = [ticket for ticket in self.between_steps() if not self.holdings.has_room(ticket)]
+        between = self.between_steps()
+        in_need = [ticket for ticket in between if not self.holdings.has_room(ticket)]
         for ticket in sorted(in_need, key=_urgency):
             while ticket.state is State.DECODING and not self.holdings.take_room(ticket, now):
                 self._recompute_later(max(self.between_steps(), key=_urgency), now)
-        return [(ticket, None) for ticket in self.between_steps()]
+        return [(ticket, None) for ticket in (self.between_steps() if in_need else between)]
 
     def _recompute_later(self, ticket: Ticket, now: float) -> None:
         """Back to the queue without its pages: its tokens are kept, their keys and values are computed again."""

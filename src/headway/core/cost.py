@@ -26,6 +26,13 @@ class Share(NamedTuple):
     context_tokens: int
 
 
+class Price(NamedTuple):
+    """What the formula says of one step, uncorrected, and whether arithmetic is the larger part of it."""
+
+    fitted_s: float
+    is_arithmetic: bool
+
+
 @dataclass(frozen=True, slots=True)
 class CostFit:
     """The coefficients of the formula, seconds each."""
@@ -37,10 +44,10 @@ class CostFit:
 
     def seconds(self, shares: Iterable[Share]) -> float:
         """The formula, uncorrected."""
-        return self.parts(shares)[0]
+        return self.price(shares).fitted_s
 
-    def parts(self, shares: Iterable[Share]) -> tuple[float, bool]:
-        """The formula's seconds, and whether arithmetic is the larger part of them."""
+    def price(self, shares: Iterable[Share]) -> Price:
+        """One step of these segments."""
         tokens = segments = 0
         pairs = 0.0
         for num_tokens, context_tokens in shares:
@@ -49,11 +56,15 @@ class CostFit:
             pairs += num_tokens * (context_tokens + num_tokens / 2)
         return self.of(tokens, segments, pairs)
 
-    def of(self, tokens: int, segments: int, pairs: float) -> tuple[float, bool]:
-        """The same from the sums."""
+    def next_tokens(self, num_segments: int, context_tokens: int) -> Price:
+        """One step of one token in each of so many segments, behind so much context in all."""
+        return self.of(num_segments, num_segments, context_tokens + num_segments / 2)
+
+    def of(self, tokens: int, segments: int, pairs: float) -> Price:
+        """One step, from the sums that the formula has."""
         arithmetic_s = self.token_s * tokens
         seconds = self.step_s + arithmetic_s + self.segment_s * segments + self.pair_s * pairs
-        return seconds, arithmetic_s > self.step_s
+        return Price(seconds, arithmetic_s > self.step_s)
 
 
 class CostModel:
@@ -78,8 +89,11 @@ class CostModel:
 
     def predict(self, shares: Iterable[Share]) -> float:
         """Seconds for one step of these segments, the mean."""
-        fitted, is_arithmetic = self.fit.parts(shares)
-        return fitted * self._correction[is_arithmetic]
+        return self.seconds(self.fit.price(shares))
+
+    def seconds(self, price: Price) -> float:
+        """The mean, by what steps have taken of late."""
+        return price.fitted_s * self._correction[price.is_arithmetic]
 
     def prefill(self, num_tokens: int, context_tokens: int = 0) -> float:
         """Seconds to read one prompt alone, the mean: in one step, or in chunks that each cost a step."""
@@ -90,8 +104,7 @@ class CostModel:
 
     def next_tokens(self, num_segments: int, context_tokens: int) -> float:
         """Seconds for one token of each of so many segments behind so much context in all, the mean."""
-        fitted, is_arithmetic = self.fit.of(num_segments, num_segments, context_tokens + num_segments / 2)
-        return fitted * self._correction[is_arithmetic]
+        return self.seconds(self.fit.next_tokens(num_segments, context_tokens))
 
     def upper(self, seconds: float) -> float:
         """So long will it take at most in nine cases of ten, if `seconds` is the mean."""
@@ -102,9 +115,9 @@ class CostModel:
         """How much slower than fitted long steps are at present."""
         return self._correction[True]
 
-    def observe(self, shares: Iterable[Share], taken_s: float) -> None:
-        """Learn from a step that took `taken_s` seconds of the device."""
-        fitted, is_arithmetic = self.fit.parts(shares)
+    def observe(self, price: Price, taken_s: float) -> None:
+        """Learn from a step of this price that took `taken_s` seconds of the device."""
+        fitted, is_arithmetic = price
         if fitted <= 0:
             return
         before = self._correction[is_arithmetic]

@@ -93,9 +93,9 @@ class Holdings:
             ticket.starved_since = now
 
     def _match(self, ticket: Ticket) -> list[int]:
-        """Pages that the ticket can start from: always leaves at least one token to compute. None as long as the prompt
-        itself is to be scored: that takes the hidden states of all its tokens, which no page has."""
-        if ticket.num_to_score:
+        """Pages that the ticket can start from: always leaves at least one token to compute. None for whom
+        every token's hidden state is needed: no page has those."""
+        if ticket.needs_every_row:
             return []
         usable = (len(ticket.tokens) - 1) // self.pages.page_tokens
         return self.pages.match(ticket.keys[:usable])

@@ -1,9 +1,9 @@
 """The legal moves of a request, as one table. The diagram in ARCHITECTURE.md is generated from it (`diagram`)."""
 
-from enum import Enum
+from enum import StrEnum
 
 
-class State(Enum):
+class State(StrEnum):
     """Where a request is. The last four are the only ways to end."""
 
     QUEUED = "queued"

@@ -5,6 +5,9 @@ Deadlines are absolute: they count from `Request.arrival`, seconds on the host's
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+Pooling = Literal["", "mean", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Request:
     `priority` has vLLM's sign: lower is earlier. `tenant` salts the prefix cache: equal prompts of two tenants share
     no page, and each has its share of the device. `cache_salt` salts it once more, within the tenant. `slo_class` is
     the name under which the ledger counts the request.
-    `max_tokens` bounds the answer; 0: the prompt is read, and nothing is drawn. `stop_ids` end the answer (the id
+    `max_tokens` bounds the answer; 0: the prompt is read, and nothing is drawn. `pooling` asks for a vector of the
+    prompt: the mean of its hidden states, or the last of them. `stop_ids` end the answer (the id
     itself is delivered, not shown); they count from `min_tokens` on.
     """
 
@@ -66,3 +70,4 @@ class Request:
     adapter: str | None = None
     slo_class: str = ""
     cache_salt: str = ""
+    pooling: Pooling = ""

@@ -132,7 +132,7 @@ class Scheduler:
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
         if len(step.tickets) == len(step.work.segments) and not step.scores:  # else it was not what its price was for
-            self.cost.observe(step.shares, done.busy_s)
+            self.cost.observe(step.price, done.busy_s)
         over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
@@ -160,6 +160,9 @@ class Scheduler:
         """A piece of the prompt is read, and no token was drawn after it: there is more of it, or that was all."""
         if commit is not None:
             effects.append(ev.Deliver(commit))
+            if commit.vector:  # the answer that a caller waits for as others wait for their first token
+                ticket.record.begin_answer(now, 0.0)
+                ticket.record.note(now, "first_token")
         if ticket.max_tokens == 0 and ticket.num_to_compute == 0:
             effects.append(self._end(ticket, State.FINISHED, "length", now))
         else:

@@ -7,7 +7,7 @@ step it should be is not decided here.
 from collections import Counter
 from collections.abc import Sequence
 
-from headway.core.cost import CostModel, shares_of
+from headway.core.cost import CostModel, Price, shares_of
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
 from headway.core.ticket import Step, Ticket
@@ -43,8 +43,8 @@ class Steps:
         self._num_works += 1
         work = Work(self._num_works, self._stage, tuple(_segment(ticket, most) for ticket, most in members))
         tickets = [ticket for ticket, _ in members]
-        shares = shares_of(work.segments)
-        step = Step(work, tickets, shares, self._cost.predict(shares), decoding, seen_at=now)
+        price = self._price(work.segments, decoding=decoding)
+        step = Step(work, tickets, price, self._cost.seconds(price), decoding, seen_at=now)
         self._open[work.id] = step
         for ticket in tickets:
             ticket.step = step
@@ -54,6 +54,11 @@ class Steps:
                     ticket.record.first_scheduled = now
                 ticket.record.note(now, "scheduled", f"{work.num_tokens} tokens of {len(tickets)} requests in the step")
         return step
+
+    def _price(self, segments: Sequence[Segment], *, decoding: bool) -> Price:
+        if decoding and sum([len(segment.tokens) for segment in segments]) == len(segments):
+            return self._cost.fit.next_tokens(len(segments), sum([segment.context_tokens for segment in segments]))
+        return self._cost.fit.price(shares_of(segments))
 
     def put_on_device(self, step: Step, now: float) -> Work:
         if step.parked_since is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from headway.core.cost import Share
+from headway.core.cost import Price
 from headway.core.ledger import Record
 from headway.core.lifecycle import State, check_move
 from headway.core.prefix import extend_keys, root_key
@@ -57,6 +57,11 @@ class Ticket:
         asked = self.request.sampling.num_prompt_logprobs is not None
         return len(self.request.prompt) - 1 - self.num_scored if asked else 0
 
+    @property
+    def needs_every_row(self) -> bool:
+        """Whether all its tokens must be computed for it, because something is asked of each that no page keeps."""
+        return bool(self.num_to_score) or self.request.pooling == "mean"
+
     def draws_after(self, end: int) -> bool:
         """Whether a token is to be drawn when the first `end` of its tokens are computed."""
         return end == len(self.tokens) and self.max_tokens > 0
@@ -90,7 +95,7 @@ class Step:
 
     work: Work
     tickets: list[Ticket]
-    shares: tuple[Share, ...]  # the work as far as its price goes
+    price: Price
     predicted_s: float
     decoding: bool
     progress: float = 0.0

@@ -72,7 +72,8 @@ class Commit(NamedTuple):
     """Tokens that a step adds to a request: 0 … k of them, with logprobs beside each where asked.
 
     `failure` says why no token could be drawn: this request ends with it, the others in the step go on.
-    `prompt_logprobs` are those of the prompt's next tokens, in order, where asked: each is told once.
+    `prompt_logprobs` are those of the prompt's next tokens, in order, where asked: each is told once. `vector` is what
+    the whole prompt was condensed to, where that was asked.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class Commit(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
     failure: str = ""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    vector: tuple[float, ...] = ()
 
 
 class Outcome(NamedTuple):

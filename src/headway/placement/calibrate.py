@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,17 +17,20 @@ from headway.core.cost import CostFit, Share
 from headway.core.request import Request, Sampling
 from headway.core.work import Segment, Work
 from headway.kv.pool import KVPool
-from headway.models.attention import attend
-from headway.models.decoder import Decoder, position_qk, split_qkv
-from headway.models.layers import silu_mul
+from headway.models.decoder import Decoder
 from headway.placement.fitting import Shape, fit_cost
 from headway.placement.prices import Prices
+from headway.stages.batch import PageLists, make_batch
 from headway.stages.language import LanguageStage
+from headway.stages.matrices import Matrices
+from headway.stages.native import operators_for
+from headway.stages.operators import Operators
 from headway.stages.sample import Sampler
-from headway.stages.tiling import Rates, Tiling
+from headway.stages.tiling import Glance, Rates, Span, Tiling
 
 PROBE_ROWS = 128
 PROBE_KEYS = 1024
+PROBE_QUERIES = 16
 PROBE_S = 0.03
 CALLS_S = 5e-4  # of a layer, for calling its operators
 SEGMENT_CALLS_S = 1e-4  # of a layer and segment
@@ -44,9 +48,10 @@ class Calibration(NamedTuple):
     num_touched_pages: int
     bound_s: float
     max_model_len: int
+    matrices: Matrices
 
     def measure(self) -> Prices:
-        rates = measure_rates(self.model, self.pool, self.num_touched_pages)
+        rates = measure_rates(self.model, self.matrices, self.pool, self.num_touched_pages)
         stage = self._stage(rates)
         fitted = fit_cost(lambda shape: step_s(stage, shape), self.max_model_len, self._expected(rates))
         return Prices(rates, fitted.fit, fitted.error)
@@ -72,64 +77,107 @@ class Calibration(NamedTuple):
         )
 
     def _stage(self, rates: Rates) -> LanguageStage:
-        return LanguageStage(self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size))
+        return LanguageStage(
+            self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size), self.matrices
+        )
 
 
-def measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
+def measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
     """The rates of an undisturbed device: the better of all threads together and of one alone, each.
 
     Threads that must wait for each other are slower than one as long as a neighbour holds a core; but these rates
     decide for the engine's whole life how operators are cut, and the neighbour will go.
     """
     num_threads = torch.get_num_threads()
-    together = _measure_rates(model, pool, num_touched_pages)
+    together = _measure_rates(model, matrices, pool, num_touched_pages)
     if model.device.type != "cpu" or num_threads == 1:
         return together
     torch.set_num_threads(1)
     try:
-        alone = _measure_rates(model, pool, num_touched_pages)
+        alone = _measure_rates(model, matrices, pool, num_touched_pages)
     finally:
         torch.set_num_threads(num_threads)
     return Rates(*map(max, astuple(together), astuple(alone)))
 
 
-def _measure_rates(model: Decoder, pool: KVPool, num_touched_pages: int) -> Rates:
+def _measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
     """Seconds per unit of each kind of operator: what an undisturbed device does."""
-    config, layer, device = model.config, model.layers[0], model.device
+    config, device, operators = model.config, model.device, operators_for(model, pool)
     x = torch.randn(PROBE_ROWS, config.hidden_size, device=device).to(model.dtype)
-    qkv = torch.randn(PROBE_ROWS, config.q_size + 2 * config.kv_size, device=device).to(model.dtype)
-    q, k, _ = split_qkv(config, qkv)
-    cos, sin = model.rope[:PROBE_ROWS].unbind(1) if len(model.rope) >= PROBE_ROWS else _repeated(model)
-    keys = torch.randn(config.num_kv_heads, PROBE_KEYS, config.head_size, device=device).to(model.dtype)
-    few_layers = model.layers[:4]
+    few = [layer.gate_up for layer in matrices.layers[:4]]
+    d_in, d_out = few[0].size
+    whole = Span(0, d_out)
+    linear_s = _best(lambda: few[0].columns(x, whole), device)
+    stream_s = _best(lambda: [matrix.columns(x[:1], whole) for matrix in few], device)
+    wide = few[0].columns(x, whole)
+    active_s = _best(lambda: operators.activate(wide), device)
 
-    d_in, d_out = layer.gate_up.size
-    linear_s = _best(lambda: layer.gate_up(x), device)
-    stream_s = _best(lambda: [each.gate_up(x[:1]) for each in few_layers], device)
-    attention_s = _best(lambda: attend(q[:16], keys, keys, 0, PROBE_KEYS - 16, None), device)
-    wide = layer.gate_up(x)
-    active_s = _best(lambda: silu_mul(wide), device)
-    small_s = _best(lambda: position_qk(config, layer, q, k, cos, sin), device)
+    num_keys = min(PROBE_KEYS, len(model.rope))
+    num_queries = min(PROBE_QUERIES, num_keys)
+    probe = _Probe(model, operators, min(PROBE_ROWS, len(model.rope)), len(model.rope), num_touched_pages)
+    small_s = _best(lambda: probe.place(), device)
+    probe = _Probe(model, operators, num_queries, num_keys, num_touched_pages)
+    attention_s = _best(probe.looking(0), device)
     return Rates(
         linear_flops=2.0 * PROBE_ROWS * d_in * d_out / linear_s,
-        linear_bytes=len(few_layers) * layer.gate_up.weight.nbytes / stream_s,
-        attention_flops=4.0 * 16 * PROBE_KEYS * config.q_size / attention_s,
-        copy_bytes=_copy_rate(pool, num_touched_pages, device),
-        elements=0.5 * qkv.numel() / small_s,  # the store to pages comes on top of the measured half
+        linear_bytes=len(few) * few[0].num_bytes / stream_s,
+        attention_flops=4.0 * num_queries * num_keys * config.q_size / attention_s,
+        copy_bytes=_copy_rate(model, operators, num_touched_pages),
+        elements=min(PROBE_ROWS, len(model.rope)) * (config.q_size + 2 * config.kv_size) / small_s,
         activations=wide.numel() / active_s,
     )
 
 
-def _copy_rate(pool: KVPool, num_touched_pages: int, device: torch.device) -> float:
-    """Bytes per second of gathering scattered pages that are in no cache: other pages and another layer each time."""
-    shape = pool.shape
-    num_pages = max(1, min(num_touched_pages, PROBE_KEYS // shape.page_tokens))
-    generator = torch.Generator().manual_seed(0)
+class _Probe:
+    """The last rows of a prompt, with pages that are scattered over those that may be touched."""
+
+    def __init__(self, model: Decoder, operators: Operators, num_rows: int, num_keys: int, num_touched: int) -> None:
+        shape, config = operators.pool.shape, model.config
+        num_pages = -(-num_keys // shape.page_tokens)
+        generator = torch.Generator().manual_seed(0)
+        pages = torch.randint(0, max(1, num_touched), (num_pages,), generator=generator).tolist()
+        first = num_keys - num_rows
+        segment = Segment("probe", (0,) * num_rows, first, first, tuple(pages), ())
+        self.batch = make_batch([segment], PageLists(), shape.page_tokens, model.device)
+        row_size = config.q_size + 2 * config.kv_size
+        self._qkv = torch.randn(num_rows, row_size, device=model.device).to(model.dtype)
+        self._q = torch.randn(num_rows, config.num_heads, config.head_size, device=model.device).to(model.dtype)
+        self._y = torch.empty_like(self._q)
+        self._model, self._operators = model, operators
+        whole = Span(0, config.num_kv_heads)
+        self._gathering = Glance(0, Span(0, 0), first, whole)
+        self._glance = Glance(0, Span(0, num_rows), first, whole)
+
+    def place(self) -> None:
+        model, rows = self._model, slice(0, len(self._qkv))
+        self._operators.place(self.batch, 0, model.layers[0], model.rope, self._qkv, rows)
+
+    def looking(self, layer: int) -> Callable[[], None]:
+        """Queries look at their keys; what must be gathered for that is gathered beforehand."""
+        operators = self._operators
+        look = operators.looking(self.batch, layer, self._q, self._y)
+        if operators.gathers:
+            look(operators.prepare(self.batch, [self._gathering]))
+        prepared = operators.prepare(self.batch, [self._glance])
+        return lambda: look(prepared)
+
+
+def _copy_rate(model: Decoder, operators: Operators, num_touched_pages: int) -> float:
+    """Bytes per second of gathering scattered pages that are in no cache, or of reading them for one query where
+    nothing is gathered: another layer each time."""
+    shape, device = operators.pool.shape, model.device
+    num_pages = max(1, min(num_touched_pages, PROBE_KEYS // shape.page_tokens, len(model.rope) // shape.page_tokens))
+    probe = _Probe(model, operators, 1, num_pages * shape.page_tokens, num_touched_pages)
+    table = probe.batch.tables[0]
     seconds = []
     for number in range(8):
-        table = torch.randint(0, max(1, num_touched_pages), (num_pages,), generator=generator).to(device)
+        layer = number % shape.num_layers
+        if operators.gathers:
+            read: Callable[[], object] = partial(operators.pool.read, layer, table)
+        else:
+            read = probe.looking(layer)
         begun = time.perf_counter()
-        pool.read(number % shape.num_layers, table)
+        read()
         _wait_for(device)
         seconds.append(time.perf_counter() - begun)
     return num_pages * shape.page_bytes / shape.num_layers / statistics.median(seconds)
@@ -177,9 +225,3 @@ def _best(operation: Callable[[], object], device: torch.device) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _repeated(model: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rope table of a model whose context is shorter than the probe."""
-    cos, sin = model.rope[torch.arange(PROBE_ROWS, device=model.device) % len(model.rope)].unbind(1)
-    return cos, sin

@@ -28,6 +28,8 @@ from headway.placement.memory import free_bytes, num_cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
 from headway.stages.language import LanguageStage
+from headway.stages.matrices import Matrices, packed
+from headway.stages.native import operators_for
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Tiling
 
@@ -68,9 +70,10 @@ def build_engine(settings: EngineSettings) -> Engine:
         pool = KVPool(shape, device)
         pool.fault_in(FIRST_FAULTED_BYTES)
     with _within_memory(), torch.inference_mode():
-        prices, cost_source = _prices(settings, model, pool, num_threads, max_model_len)
-        sampler = Sampler(model.config.vocab_size)
-        stage = LanguageStage(model, pool, Tiling(prices.rates, settings.max_tile_ms / 1e3), sampler)
+        model, matrices = packed(model)
+        prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
+        tiling, sampler = Tiling(prices.rates, settings.max_tile_ms / 1e3), Sampler(model.config.vocab_size)
+        stage = LanguageStage(model, pool, tiling, sampler, matrices)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
         SchedulerSettings(
@@ -110,17 +113,19 @@ def build_engine(settings: EngineSettings) -> Engine:
         cost_error=prices.error,
         cost_source=cost_source,
         pack_tokens=pack_tokens,
+        hidden_size=model.config.hidden_size,
+        operators=stage.operators.name,
     )
     return Engine(settings, facts, scheduler, stage, pool)
 
 
 def _prices(
-    settings: EngineSettings, model: Decoder, pool: KVPool, num_threads: int, max_model_len: int
+    settings: EngineSettings, model: Decoder, matrices: Matrices, pool: KVPool, num_threads: int, max_model_len: int
 ) -> tuple[Prices, str]:
     """By which operators are cut and steps are predicted, and where that is from."""
     shape = pool.shape
     num_touched_pages = min(shape.num_pages, FIRST_FAULTED_BYTES // shape.page_bytes)
-    calibration = Calibration(model, pool, num_touched_pages, settings.max_tile_ms / 1e3, max_model_len)
+    calibration = Calibration(model, pool, num_touched_pages, settings.max_tile_ms / 1e3, max_model_len, matrices)
     subject = Subject(
         config=model.config,
         dtype=str(model.dtype),
@@ -129,6 +134,7 @@ def _prices(
         page_tokens=shape.page_tokens,
         max_tile_ms=settings.max_tile_ms,
         longest_probe=min(max_model_len, LONGEST_PROBE),
+        operators=f"{operators_for(model, pool).name}, {type(matrices.head).__name__}",
     )
     return settle(subject.path if settings.cost_cache else None, calibration.measure, calibration.check)
 

@@ -5,6 +5,7 @@ no socket.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ class FakeLink:
 
     Token k of an answer is `script(request)[k]` as long as the script goes, and (sum of the prompt + k) modulo
     `vocab_size` from there on. Token t has the logprob -t/1000, and the candidates beside it are t, t+1, t+2, … Stop
-    ids, min_tokens and max_tokens count as in a real engine, and a prompt's tokens have such logprobs as well. While
+    ids, min_tokens and max_tokens count as in a real engine, and a prompt's tokens have such logprobs as well. A
+    prompt's vector is `vector`. While
     `serving` is False nobody gets a first token, while `flowing` is False nobody gets another one.
     """
 
@@ -120,6 +122,7 @@ class FakeLink:
             num_threads=1,
             max_tile_ms=10.0,
             load_s=0.0,
+            hidden_size=4,
         )
 
     async def start(self) -> None:
@@ -184,7 +187,9 @@ class FakeLink:
                 yield Delivered(Commit(request.id, (), prompt_logprobs=scores[: len(scores) // 2]))
                 scores = scores[len(scores) // 2 :]
             if request.max_tokens == 0:
-                yield Delivered(Commit(request.id, (), prompt_logprobs=scores))
+                yield Delivered(Commit(request.id, (), prompt_logprobs=scores, vector=self.vector(request)))
+                if request.pooling:
+                    record.first_token = time.monotonic()
                 call.ending = Fate("finished", "length")
                 break
             token = script[k] if k < len(script) else (sum(request.prompt) + k) % self.vocab_size
@@ -206,6 +211,14 @@ class FakeLink:
         record.message, record.retry_after_s = fate.message, fate.retry_after_s
         settle(record, State(fate.kind), fate.reason, time.monotonic())
         yield Ended(record)
+
+    @staticmethod
+    def vector(request: Request) -> tuple[float, ...]:
+        """The angle of as many degrees as the prompt has in all, to be worked out by hand."""
+        if not request.pooling:
+            return ()
+        angle = math.radians(sum(request.prompt))
+        return math.cos(angle), math.sin(angle), 0.0, 0.0
 
     def _refuses(self) -> bool:
         """At the gate: what expires in the queue was let in."""

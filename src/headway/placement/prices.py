@@ -141,6 +141,7 @@ class Subject(NamedTuple):
     page_tokens: int
     max_tile_ms: float
     longest_probe: int
+    operators: str = ""  # which ones: torch's, or those compiled for some kind of processor
 
     @property
     def path(self) -> Path | None:

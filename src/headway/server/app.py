@@ -21,6 +21,17 @@ from headway.models.tokenizer import ModelText
 from headway.placement.link import EngineLink
 from headway.placement.wire import EngineFacts
 from headway.server import schema
+from headway.server.embeddings import (
+    EmbeddingBody,
+    ScoreBody,
+    Vector,
+    check_dimensions,
+    embeddings_of,
+    pooled,
+    renamed,
+    scores_of,
+    vectors,
+)
 from headway.server.errors import ApiError, not_ready
 from headway.server.guard import Guard, Keys, on_http_exception
 from headway.server.intake import Ask, Intake
@@ -73,6 +84,9 @@ class Door:
             Route("/v1/chat/completions", self.chat_completions, methods=["POST"]),
             Route("/v1/responses", self.responses, methods=["POST"]),
             Route("/v1/responses/{id}", self.kept_response, methods=["GET", "DELETE"]),
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/score", self.score, methods=["POST"]),
+            Route("/score", self.score, methods=["POST"]),
             Route("/v1/requests/{id}/timeline", self.timeline, methods=["GET"]),
             Route("/v1/models", self.models, methods=["GET"]),
             Route("/v1/models/{name:path}", self.model, methods=["GET"]),
@@ -88,7 +102,8 @@ class Door:
             *(Route(path, _page(*page), methods=["GET"]) for path, page in PAGE.items()),
         ]
         known_paths = frozenset(route.path for route in routes)
-        guard = Middleware(Guard, Keys(self._settings.api_key), self.metrics, known_paths)
+        keys = Keys(self._settings.api_key)
+        guard = Middleware(Guard, keys, self.metrics, known_paths, self._settings.access_log)
         app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: on_http_exception})
         app.router.redirect_slashes = False  # it would send callers to whatever host their Host header names
         return app
@@ -119,6 +134,47 @@ class Door:
         ask = await self._intake.response(body, request.headers, request.scope["headway.call_id"], arrival, room)
         shape = ResponsesShape(ask, body, self._tokenizer)
         return await self._answer(request, ask, shape, shape.framing)
+
+    async def embeddings(self, request: Request) -> Response:
+        content = await read_body(request, self._settings.max_body_bytes)
+        arrival = time.monotonic()
+        body = schema.decode(content, EmbeddingBody)
+        check_dimensions(body, self._admitting().hidden_size)
+        ask = await self._texts(request, body, "embd", "input", arrival)
+        return await self._condensed(request, ask, lambda made, usage: embeddings_of(body, ask, made, usage))
+
+    async def score(self, request: Request) -> Response:
+        content = await read_body(request, self._settings.max_body_bytes)
+        arrival = time.monotonic()
+        body = schema.decode(content, ScoreBody)
+        body.check()
+        ask = await self._texts(request, body, "score", "text_1", arrival)
+        created = int(time.time())
+        return await self._condensed(request, ask, lambda made, usage: scores_of(body, ask, made, usage, created))
+
+    async def _texts(
+        self,
+        request: Request,
+        body: EmbeddingBody | ScoreBody,
+        prefix: str,
+        param: str,
+        arrival: float,
+    ) -> Ask:
+        room, call_id = self._admitting().max_model_len, request.scope["headway.call_id"]
+        try:
+            ask = await self._intake.completion(body.as_completion(), request.headers, call_id, arrival, room)
+        except ApiError as error:
+            raise renamed(error, param) from error
+        return pooled(ask, body.pooling or self._settings.pooling, f"{prefix}-{call_id}")
+
+    async def _condensed(
+        self, request: Request, ask: Ask, shape: Callable[[list[Vector], Usage], msgspec.Struct]
+    ) -> Response:
+        call = Call(ask, self.metrics)
+        self._timelines.keep(call)
+        with _telling(call):
+            made, finishes = await unless_gone(request.receive, vectors(self._link, ask, call))
+        return _json(shape(made, self._account(ask, dict(enumerate(finishes)))), headers=call.headers())
 
     async def kept_response(self, request: Request) -> Response:
         raise ApiError(404, "response_not_found", "No response is kept here: keep the answer that you got.", param="id")

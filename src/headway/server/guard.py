@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headway.server.errors import ApiError, internal
 from headway.server.intake import request_id
+from headway.server.logs import tell_access
 from headway.server.metrics import Metrics
 from headway.server.transport import CallerLeft
 
@@ -55,23 +57,27 @@ def _password(credentials: str) -> str:
 class Guard:
     """ASGI middleware around the routes. Every answer carries X-Request-Id; every error has the one shape."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, known_paths: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Keys, metrics: Metrics, known_paths: frozenset[str], tells_access: bool = False
+    ) -> None:
         self._app = app
         self._keys = keys
         self._metrics = metrics
         self._known_paths = known_paths
+        self._tells_access = tells_access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         call_id = scope["headway.call_id"] = request_id(headers)
-        begun = False
+        begun, status, num_bytes, at = False, 499, 0, time.monotonic()  # 499: nobody waited for the answer
 
         async def answer(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, status, num_bytes
+            num_bytes += len(message.get("body", b""))
             if message["type"] == "http.response.start":
-                begun = True
+                begun, status = True, message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = call_id
                 path = scope["path"] if scope["path"] in self._known_paths else "other"
                 self._metrics.answered(scope["method"], path, message["status"])
@@ -90,6 +96,10 @@ class Guard:
             if begun:
                 raise  # the server closes the connection, so that half an answer is not taken for a whole one
             await _tell(internal(), scope, receive, answer)
+        finally:
+            if self._tells_access:
+                seconds = time.monotonic() - at
+                tell_access(scope["method"], scope["path"], status, seconds, num_bytes, call_id)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

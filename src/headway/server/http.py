@@ -6,7 +6,8 @@ Everything else about HTTP is uvicorn's.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -102,7 +103,8 @@ class BoundedProtocol(HttpToolsProtocol):
 class Http:
     """A running server, until closed."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, tls: Mapping[str, Any] | None = None) -> None:
+        """`tls`: what `tls.tls_options` found; nothing for plain HTTP."""
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
@@ -114,6 +116,7 @@ class Http:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=5,
+            **(tls or {}),
             timeout_graceful_shutdown=5,  # by then every request has ended: this is for callers who do not read
         )
         self._server = _Server(config)

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from headway.placement.wire import Beat, EngineFacts
+from headway.server.embeddings import EmbeddingBody, Embeddings, ScoreBody, Scores
 from headway.server.metrics import CONTENT_TYPE, Judged
 from headway.server.responses import ResponsesBody
 from headway.server.responses_shapes import ResponseObject
@@ -142,6 +143,17 @@ OPERATIONS = (
         generates=True,
         errors=_GENERATING,
     ),
+    Operation(
+        "post",
+        "/v1/embeddings",
+        "Vectors of texts",
+        Embeddings,
+        EmbeddingBody,
+        generates=True,
+        errors=_GENERATING,
+    ),
+    Operation("post", "/v1/score", "How alike texts are", Scores, ScoreBody, generates=True, errors=_GENERATING),
+    Operation("post", "/score", "The same", Scores, ScoreBody, generates=True, errors=_GENERATING),
     Operation("get", "/v1/responses/{id}", "Nothing is kept: always 404", None, errors=(404,)),
     Operation("delete", "/v1/responses/{id}", "Nothing is kept: always 404", None, errors=(404,)),
     Operation("get", "/v1/requests/{id}/timeline", "What became of a call, and when", Shown, errors=(400, 404)),

@@ -38,12 +38,12 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def address(listener: socket.socket) -> str:
+def address(listener: socket.socket, scheme: str = "http") -> str:
     """Where a browser on this machine finds it."""
     host, port = listener.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "localhost"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def serve(
@@ -68,10 +68,11 @@ async def serve(
         from headway.models.tokenizer import open_model_text
         from headway.server.app import Door
         from headway.server.http import Http
+        from headway.server.tls import tls_options
 
         text = await asyncio.to_thread(open_model_text, model, settings.chat_template)
         door = Door(text, link, settings)
-        http = Http(door.app(), listener)
+        http = Http(door.app(), listener, tls_options(settings))
         await _first(starting, leave.wait())
         if not leave.is_set():
             assert link.facts is not None

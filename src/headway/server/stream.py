@@ -190,8 +190,8 @@ async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter
     answers = [Answer(ask, request, tokenizer, ask.echo_of(place)) for place, request in enumerate(ask.requests)]
     open_requests = dict(enumerate(ask.requests))
     try:
-        async with aclosing(_replies(link, ask.requests)) as replies:
-            async for index, reply in replies:
+        async with aclosing(replies(link, ask.requests)) as heard:
+            async for index, reply in heard:
                 answer, request = answers[index], ask.requests[index]
                 if isinstance(reply, Ended):
                     meter.ended(open_requests.pop(index), reply.record)
@@ -228,7 +228,7 @@ def _mean_logprob(updates: list[Update]) -> float:
     return -math.inf if finish is None or finish.mean_logprob is None else finish.mean_logprob
 
 
-async def _replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:
+async def replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:
     """The replies to all requests, each with its place. Left early, it cancels what is open."""
     open_ids = {request.id for request in requests}
     arrived: asyncio.Queue[tuple[int, Reply | Exception]] = asyncio.Queue()

@@ -19,14 +19,15 @@ from torch import Tensor
 from headway.core.request import Request
 from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
-from headway.models.attention import attend
-from headway.models.decoder import Decoder, Layer, Linear, position_qk, split_qkv
-from headway.models.layers import rms_norm, silu_mul
+from headway.models.decoder import Decoder, Layer
 from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LaunchAhead
+from headway.stages.matrices import Matrices, matrices_of
+from headway.stages.native import operators_for
+from headway.stages.pooling import Pooler
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
-from headway.stages.tiling import Glance, Grid, Span, Tiling
+from headway.stages.tiling import Grid, Span, Tiling
 
 MAX_LOGITS_BYTES = 32 << 20  # of prompts that are scored, at a time
 
@@ -39,7 +40,7 @@ class _Pass:
     x_NE: Tensor
     qkv: Grid
     small: tuple[Span, ...]
-    attention: dict[int | None, list[list[Glance]]]  # by the layer's window
+    attention: dict[int | None, list[object]]  # tiles as the operators want them, by the layer's window
     o: Grid
     gate_up: Grid
     down: Grid
@@ -58,12 +59,17 @@ class _Pass:
 class LanguageStage:
     """Runs steps of one decoder over one pool."""
 
-    def __init__(self, model: Decoder, pool: KVPool, tiling: Tiling, sampler: Sampler) -> None:
+    def __init__(
+        self, model: Decoder, pool: KVPool, tiling: Tiling, sampler: Sampler, matrices: Matrices | None = None
+    ) -> None:
+        """`matrices`: the model's own, in whatever order; by default as it has them."""
         self.model = model
+        self.matrices = matrices or matrices_of(model)
         self.pool = pool
         self.tiling = tiling
         self.sampler = sampler
-        self.scale = model.config.head_size**-0.5
+        self.pooler = Pooler()
+        self.operators = operators_for(model, pool)
         self._page_lists = PageLists()
         self._leaving: dict[int, set[str]] = {}
 
@@ -75,9 +81,11 @@ class LanguageStage:
 
     def open(self, request: Request) -> None:
         self.sampler.open(request)
+        self.pooler.open(request)
 
     def close(self, request_id: str) -> None:
         self.sampler.close(request_id)
+        self.pooler.close(request_id)
         self._page_lists.forget(request_id)
 
     def drop(self, work_id: int, request_id: str) -> None:
@@ -102,10 +110,12 @@ class LanguageStage:
                     fence.passed()
                     yield tile
             drawn: list[Commit] = []
-            for tile in self._head(step, drawn):
+            sums: list[tuple[Segment, Tensor]] = []
+            for tile in chain(self._pool(step, sums), self._head(step, drawn)):
                 fence.passed()
                 yield tile
-            return Outcome(_merged(drawn))
+            vectors = [self.pooler.take(segment, sum_E) for segment, sum_E in sums]
+            return Outcome(_merged(chain(drawn, filter(None, vectors))))
         finally:
             self._leaving.pop(work.id, None)
 
@@ -120,14 +130,21 @@ class LanguageStage:
     def _cut(self, batch: Batch, x_NE: Tensor) -> _Pass:
         """How this step's operators are cut into tiles: fixed from here on."""
         config, tiling, n = self.model.config, self.tiling, batch.num_rows
-        layer, size = self.model.layers[0], self.model.dtype.itemsize
-        qkv, o = (tiling.linear(n, *linear.size, size) for linear in (layer.qkv, layer.o))
-        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest=tiling.most_active_rows(layer.gate_up.size[1]))
+        layer, size = self.matrices.layers[0], self.model.dtype.itemsize
+        qkv, o = (tiling.linear(n, *matrix.size, size, step=matrix.step) for matrix in (layer.qkv, layer.o))
+        highest = tiling.most_active_rows(layer.gate_up.size[1])
+        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest, layer.gate_up.step)
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
-        down = tiling.linear(highest, *layer.down.size, size)
+        down = tiling.linear(highest, *layer.down.size, size, step=layer.down.step)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
         heads = (config.num_heads, config.num_kv_heads, config.head_size)
-        attention = {window: tiling.attention(batch.segments, *heads, size, window) for window in set(config.windows)}
+        attention = {
+            window: [
+                self.operators.prepare(batch, glances)
+                for glances in tiling.attention(batch.segments, *heads, size, window, gathers=self.operators.gathers)
+            ]
+            for window in set(config.windows)
+        }
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
         head = self._cut_head(batch)
@@ -140,9 +157,9 @@ class LanguageStage:
         all there at once."""
         if not batch.asked_by:
             return Grid((), ())
-        model, size = self.model, self.model.dtype.itemsize
-        highest = max(len(batch.segments), MAX_LOGITS_BYTES // (model.config.vocab_size * size))
-        return self.tiling.linear(len(batch.asked_by), *model.head.size, size, highest)
+        head, size = self.matrices.head, self.model.dtype.itemsize
+        highest = max(len(batch.segments), MAX_LOGITS_BYTES // (head.size[1] * size))
+        return self.tiling.linear(len(batch.asked_by), *head.size, size, highest, head.step)
 
     def _draws(self, rows: Span) -> tuple[Span, ...]:
         """Of a block of rows of logits, those that are drawn from, or scored by, in one tile."""
@@ -165,81 +182,76 @@ class LanguageStage:
     # One layer
 
     def _layer(self, step: _Pass, number: int, layer: Layer) -> Iterator[Tile]:
-        config, x_NE, n = self.model.config, step.x_NE, step.batch.num_rows
+        config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
+        matrices = self.matrices.layers[number]
 
         qkv_N = x_NE.new_empty(n, config.q_size + 2 * config.kv_size)
         for rows in step.qkv.rows:
-            normed = rms_norm(x_NE[rows.start : rows.end], layer.input_norm, config.norm_eps)
+            normed = operators.norm(x_NE[rows.start : rows.end], layer.input_norm)
             for columns in step.qkv.columns:
-                _linear_into(qkv_N, layer.qkv, normed, rows, columns)
+                qkv_N[rows.start : rows.end, columns.start : columns.end] = matrices.qkv.columns(normed, columns)
                 yield step.tile("qkv")
 
         for rows in step.small:
-            self._position_and_store(step.batch, number, layer, qkv_N, rows)
+            operators.place(step.batch, number, layer, self.model.rope, qkv_N, slice(rows.start, rows.end))
             yield step.tile("rope")
 
         q_NHD = qkv_N[:, : config.q_size].view(n, config.num_heads, config.head_size)
         y_NHD = torch.empty_like(q_NHD, memory_format=torch.contiguous_format)
-        reader = _PageReader(self.pool, step.batch, number, config.windows[number])
+        look = operators.looking(step.batch, number, q_NHD, y_NHD)
         for glances in step.attention[config.windows[number]]:
-            for glance in glances:
-                self._look(reader, glance, q_NHD, y_NHD)
+            look(glances)
             yield step.tile("attention")
 
         y_N = y_NHD.flatten(1)
         for rows in step.o.rows:
             for columns in step.o.columns:
-                x_NE[rows.start : rows.end, columns.start : columns.end] += _linear(
-                    layer.o, y_N[rows.start : rows.end], columns
+                x_NE[rows.start : rows.end, columns.start : columns.end] += matrices.o.columns(
+                    y_N[rows.start : rows.end], columns
                 )
                 yield step.tile("o")
-        del qkv_N, q_NHD, y_NHD, y_N, reader
+        del qkv_N, q_NHD, y_NHD, y_N, look
 
         for rows in step.gate_up.rows:
             x = x_NE[rows.start : rows.end]
-            normed = rms_norm(x, layer.post_norm, config.norm_eps)
-            wide = normed.new_empty(len(x), layer.gate_up.size[1])
+            normed = operators.norm(x, layer.post_norm)
+            wide = normed.new_empty(len(x), matrices.gate_up.size[1])
             for columns in step.gate_up.columns:
-                _linear_into(wide, layer.gate_up, normed, Span(0, len(x)), columns)
+                wide[:, columns.start : columns.end] = matrices.gate_up.columns(normed, columns)
                 yield step.tile("gate_up")
-            middle = silu_mul(wide)
+            middle = operators.activate(wide)
             yield step.tile("activation")
             for columns in step.down.columns:
-                x[:, columns.start : columns.end] += _linear(layer.down, middle, columns)
+                x[:, columns.start : columns.end] += matrices.down.columns(middle, columns)
                 is_last = rows.end == n and columns.end == config.hidden_size
                 yield step.tile("down", Boundary.LAYER if is_last else Boundary.OPERATOR)
 
-    def _position_and_store(self, batch: Batch, number: int, layer: Layer, qkv_N: Tensor, rows: Span) -> None:
-        """Rotate queries (scaled, in place) and keys; keys and values go to their pages."""
-        part = slice(rows.start, rows.end)
-        q, k, v = split_qkv(self.model.config, qkv_N[part])
-        cos, sin = self.model.rope[batch.positions_N[part]].unbind(1)
-        rotated_q, rotated_k = position_qk(self.model.config, layer, q, k, cos, sin)
-        q.copy_(rotated_q.mul_(self.scale))
-        self.pool.write(number, batch.pages_N[part], batch.slots_N[part], rotated_k.to(v.dtype), v)
-
-    def _look(self, reader: "_PageReader", glance: Glance, q_NHD: Tensor, y_NHD: Tensor) -> None:
-        if glance.rows.start == glance.rows.end:
-            reader.gather(glance)
-            return
-        groups = self.model.config.num_heads // self.model.config.num_kv_heads
-        heads = slice(glance.heads.start * groups, glance.heads.end * groups)
-        rows = slice(glance.rows.start, glance.rows.end)
-        end = glance.first_query + glance.rows.end - glance.rows.start
-        k_KTD, v_KTD, first_key = reader.up_to(glance, end)
-        y_NHD[rows, heads] = attend(q_NHD[rows, heads], k_KTD, v_KTD, first_key, glance.first_query, reader.window)
-
     # The head
+
+    def _pool(self, step: _Pass, sums: list[tuple[Segment, Tensor]]) -> Iterator[Tile]:
+        """Final norm and sum, float64, of the rows that go into vectors."""
+        size = self.model.config.hidden_size
+        for segment, rows in zip(step.batch.segments, step.batch.rows, strict=True):
+            wanted = self.pooler.wanted(segment)
+            if wanted is None:
+                continue
+            sum_E = torch.zeros(size, dtype=torch.float64, device=self.model.device)
+            for part in self.tiling.elementwise(wanted.end - wanted.start, 4 * size):
+                start = rows.start + wanted.start
+                normed = self.operators.norm(step.x_NE[start + part.start : start + part.end], self.model.final_norm)
+                sum_E += normed.sum(0, dtype=torch.float64)
+                yield step.tile("pool")
+            sums.append((segment, sum_E))
 
     def _head(self, step: _Pass, drawn: list[Commit]) -> Iterator[Tile]:
         """Final norm, logits of the asked rows only; from each a token is drawn, or the prompt's next one scored."""
         batch, model = step.batch, self.model
         for rows in step.head.rows:
             chosen = batch.asked_rows[rows.start : rows.end]
-            chosen_RE = rms_norm(step.x_NE[chosen], model.final_norm, model.config.norm_eps)
+            chosen_RE = self.operators.norm(step.x_NE[chosen], model.final_norm)
             logits_RV = chosen_RE.new_empty(len(chosen), model.config.vocab_size)
             for columns in step.head.columns:
-                _linear_into(logits_RV, model.head, chosen_RE, Span(0, len(chosen)), columns)
+                logits_RV[:, columns.start : columns.end] = self.matrices.head.columns(chosen_RE, columns)
                 yield step.tile("head")
             for few in self._draws(rows):
                 part = slice(rows.start + few.start, rows.start + few.end)
@@ -247,50 +259,6 @@ class LanguageStage:
                 drawn += self.sampler.draw(logits, batch.asked_by[part], batch.asked_for[part])
                 yield step.tile("sample")
             del chosen_RE, logits_RV, logits  # before the next block's are made
-
-
-class _PageReader:
-    """Gathers a segment's keys and values from its pages once per layer and group of heads."""
-
-    def __init__(self, pool: KVPool, batch: Batch, layer: int, window: int | None) -> None:
-        self.pool = pool
-        self.batch = batch
-        self.layer = layer
-        self.window = window
-        self._held: tuple[int, Span] | None = None
-        self._keys: tuple[Tensor, Tensor]
-        self._start = 0
-
-    def up_to(self, glance: Glance, end: int) -> tuple[Tensor, Tensor, int]:
-        """Keys and values (K, T, D) that the glance's queries may see, and the position of the first of them."""
-        assert self._held == (glance.segment, glance.heads), "looked before it was gathered"
-        first = self._start
-        if self.window is not None:
-            first = max(first, glance.first_query - self.window + 1)
-        k, v = self._keys
-        return k[:, first - self._start : end - self._start], v[:, first - self._start : end - self._start], first
-
-    def gather(self, glance: Glance) -> None:
-        """Copy what the glances after this one, of the same segment and heads, may see."""
-        segment, table = self.batch.segments[glance.segment], self.batch.tables[glance.segment]
-        page_tokens = self.pool.shape.page_tokens
-        oldest = 0 if self.window is None else max(0, segment.first_position - self.window + 1)
-        first_page = oldest // page_tokens
-        self._start = first_page * page_tokens
-        self._keys = self.pool.read(self.layer, table[first_page:], slice(glance.heads.start, glance.heads.end))
-        self._held = (glance.segment, glance.heads)
-
-
-def _linear(linear: Linear, x: Tensor, columns: Span) -> Tensor:
-    """Some output columns of a linear operator."""
-    if columns.end - columns.start == linear.size[1]:
-        return linear(x)
-    bias = None if linear.bias is None else linear.bias[columns.start : columns.end]
-    return F.linear(x, linear.weight[columns.start : columns.end], bias)
-
-
-def _linear_into(target: Tensor, linear: Linear, x: Tensor, rows: Span, columns: Span) -> None:
-    target[rows.start : rows.end, columns.start : columns.end] = _linear(linear, x, columns)
 
 
 def _merged(drawn: Iterable[Commit]) -> tuple[Commit, ...]:
@@ -310,4 +278,5 @@ def _joined(commits: Sequence[Commit]) -> Commit:
         logprobs=tuple(chain.from_iterable(commit.logprobs for commit in commits)),
         failure=next((commit.failure for commit in commits if commit.failure), ""),
         prompt_logprobs=tuple(chain.from_iterable(commit.prompt_logprobs for commit in commits)),
+        vector=next((commit.vector for commit in commits if commit.vector), ()),
     )

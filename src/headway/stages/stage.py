@@ -34,8 +34,9 @@ class FakeStage:
 
     Its pages hold tokens instead of keys and values. The next token of a request is
     `next_token(all its tokens so far)`, read back from its pages: whoever gets another's page, or a page given away
-    too early, answers wrongly. Token t of a prompt has the logprob -t / 1000. A step has `num_layers` layers of
-    `tiles_per_layer` tiles; before each one ends, `spend(num_tokens)` is called, where a simulation advances its clock.
+    too early, answers wrongly. Token t of a prompt has the logprob -t / 1000; its vector is the next token and 1. A step
+    has `num_layers` layers of `tiles_per_layer` tiles; before each tile ends, `spend(num_tokens)` is called, where a
+    simulation advances its clock.
     """
 
     VOCABULARY = 1009
@@ -53,7 +54,7 @@ class FakeStage:
         self.spend = spend
         self.memory: dict[tuple[int, int], int] = {}  # (page, offset in it) -> token
         self.open_requests: set[str] = set()
-        self._prompts: dict[str, tuple[int, ...]] = {}
+        self._requests: dict[str, Request] = {}
         self._leaving: dict[int, set[str]] = {}
 
     @classmethod
@@ -64,11 +65,11 @@ class FakeStage:
     def open(self, request: Request) -> None:
         assert request.id not in self.open_requests
         self.open_requests.add(request.id)
-        self._prompts[request.id] = request.prompt
+        self._requests[request.id] = request
 
     def close(self, request_id: str) -> None:
         self.open_requests.discard(request_id)
-        self._prompts.pop(request_id, None)
+        self._requests.pop(request_id, None)
 
     def drop(self, work_id: int, request_id: str) -> None:
         self._leaving.setdefault(work_id, set()).add(request_id)
@@ -90,8 +91,8 @@ class FakeStage:
                     ends = Boundary.LAYER if place == self.tiles_per_layer - 1 else Boundary.OPERATOR
                     yield Tile(number, of, "fake", left, ends)
                     number, left = number + 1, ()
-            asked = [segment for segment in segments if segment.logits_at or segment.scored_at]
-            return Outcome(tuple(self._commit(segment) for segment in asked))
+            commits = map(self._commit, segments)
+            return Outcome(tuple(commit for commit in commits if any(commit[1:])))
         finally:
             self._leaving.pop(work.id, None)
 
@@ -101,10 +102,13 @@ class FakeStage:
             self.memory[segment.pages[page], slot] = token
 
     def _commit(self, segment: Segment) -> Commit:
-        first, prompt = segment.first_position + 1, self._prompts[segment.request_id]
+        request = self._requests[segment.request_id]
+        first, prompt = segment.first_position + 1, request.prompt
         scores = tuple(TokenLogprobs(-prompt[first + offset] / 1000, ()) for offset in segment.scored_at)
         drawn = (self.next_token(self._written(segment)),) if segment.logits_at else ()
-        return Commit(segment.request_id, drawn, prompt_logprobs=scores)
+        ends = segment.first_position + len(segment.tokens) == len(prompt)
+        vector = (float(self.next_token(self._written(segment))), 1.0) if request.pooling and ends else ()
+        return Commit(segment.request_id, drawn, prompt_logprobs=scores, vector=vector)
 
     def _written(self, segment: Segment) -> tuple[int, ...]:
         """All tokens of the request, up to the end of the segment."""

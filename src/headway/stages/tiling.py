@@ -25,7 +25,7 @@ class Rates:
     linear_flops: float
     linear_bytes: float  # of weights, when few rows use them
     attention_flops: float
-    copy_bytes: float  # gathering pages
+    copy_bytes: float  # gathering pages, or reading them for one query
     elements: float  # of small operators between norm and attention
     activations: float  # elements of the MLP's middle
 
@@ -61,15 +61,28 @@ class Tiling:
         self.rates = rates
         self.aim_s = bound_s * AIM
 
-    def linear(self, num_rows: int, d_in: int, d_out: int, element_bytes: int, highest: int | None = None) -> Grid:
-        """The grid for x (num_rows, d_in) @ (d_in, d_out), no tile of more than `highest` rows."""
+    def linear(
+        self,
+        num_rows: int,
+        d_in: int,
+        d_out: int,
+        element_bytes: int,
+        highest: int | None = None,
+        step: int = 1,
+    ) -> Grid:
+        """The grid for x (num_rows, d_in) @ (d_in, d_out), no tile of more than `highest` rows. Columns are cut at
+        multiples of `step`."""
         cell_s = 2.0 * d_in / self.rates.linear_flops  # one row, one column
         read_s = d_in * element_bytes / self.rates.linear_bytes  # one column's weights
         height = min(num_rows, highest or num_rows, max(TALL_ROWS, int(self.aim_s / (cell_s * d_out))))
-        if cell_s * height * MIN_COLUMNS > self.aim_s:
-            height = max(1, int(self.aim_s / (cell_s * MIN_COLUMNS)))
-        width = int(self.aim_s / max(cell_s * height, read_s))
-        return Grid(spans(num_rows, height), spans(d_out, max(MIN_COLUMNS, width - width % MIN_COLUMNS)))
+        narrowest = min(d_out, max(MIN_COLUMNS, step))
+        if cell_s * height * narrowest > self.aim_s:
+            height = max(1, int(self.aim_s / (cell_s * narrowest)))
+        width = max(narrowest, int(self.aim_s / max(cell_s * height, read_s)))
+        if step == 1:
+            return Grid(spans(num_rows, height), spans(d_out, max(MIN_COLUMNS, width - width % MIN_COLUMNS)))
+        parts = spans(ceil(d_out / step), width // step)
+        return Grid(spans(num_rows, height), tuple(Span(a * step, min(d_out, b * step)) for a, b in parts))
 
     def most_active_rows(self, width: int) -> int:
         """How many rows of `width` elements the activation of the MLP may take at a time."""
@@ -87,11 +100,15 @@ class Tiling:
         head_size: int,
         element_bytes: int,
         window: int | None = None,
+        *,
+        gathers: bool = True,
     ) -> list[list[Glance]]:
-        """Tiles of attention, each a list of glances: long prompts are cut, decoding requests share a tile."""
+        """Tiles of attention, each a list of glances: long prompts are cut, decoding requests share a tile. Without
+        `gathers` no glance is there to copy keys and values only."""
         tiles: list[list[Glance]] = [[]]
         taken_s = 0.0
-        for glance, cost_s in self._glances(segments, num_heads, num_kv_heads, head_size, element_bytes, window):
+        sizes = (num_heads, num_kv_heads, head_size, element_bytes)
+        for glance, cost_s in self._glances(segments, *sizes, window, gathers):
             if tiles[-1] and taken_s + cost_s > self.aim_s:
                 tiles.append([])
                 taken_s = 0.0
@@ -107,6 +124,7 @@ class Tiling:
         head_size: int,
         element_bytes: int,
         window: int | None,
+        gathers: bool = True,
     ) -> Iterator[tuple[Glance, float]]:
         groups = num_heads // num_kv_heads
         start = 0
@@ -115,14 +133,15 @@ class Tiling:
             num_gathered = first + num_rows - (0 if window is None else max(0, first - window + 1))
             num_keys = num_gathered if window is None else min(num_gathered, window + MIN_QUERIES)
             # of one key-value head: copying its keys and values, reading them once for a block, one query's arithmetic
-            gather_s = 2.0 * num_gathered * head_size * element_bytes / self.rates.copy_bytes
+            gather_s = 2.0 * num_gathered * head_size * element_bytes / self.rates.copy_bytes if gathers else 0.0
             read_s = 2.0 * num_keys * head_size * element_bytes / self.rates.copy_bytes
             query_s = 4.0 * num_keys * groups * head_size / self.rates.attention_flops
             block_s = max(read_s, query_s * min(MIN_QUERIES, num_rows))
             heads_at_once = min(num_kv_heads, max(1, int(self.aim_s / max(gather_s, block_s))))
             for heads in spans(num_kv_heads, heads_at_once):
                 num_kv = heads.end - heads.start
-                yield Glance(index, Span(start, start), first, heads), gather_s * num_kv
+                if gathers:
+                    yield Glance(index, Span(start, start), first, heads), gather_s * num_kv
                 height = int(self.aim_s / (query_s * num_kv))
                 height = min(height, MAX_SCORE_BYTES // (num_kv * groups * num_keys * element_bytes))
                 for block in spans(num_rows, max(1, height)):

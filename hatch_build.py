@@ -1,0 +1,52 @@
+"""Compiles csrc/ while the package is built, once for each kind of processor that the compiler knows.
+
+Without a compiler, or where one of the kinds does not compile, nothing fails: torch's operators are used instead.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
+KINDS = {  # as stages/native.py chooses among them
+    "x86_64": {
+        "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"],
+        "avx512": AVX512,
+        "avx2": ["-mavx2", "-mfma"],
+        "plain": [],
+    },
+    "aarch64": {"neon": []},
+}
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
+
+
+class CompileOperators(BuildHookInterface):  # type: ignore[type-arg]
+    """Puts src/headway/native/kernels-KIND.so beside the sources, and into the wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        built = compile_all(Path(self.root))
+        if built:
+            build_data["artifacts"] += [str(path.relative_to(self.root)) for path in built]
+            build_data["pure_python"] = False
+            build_data["infer_tag"] = True
+
+
+def compile_all(root: Path, extra: tuple[str, ...] = ()) -> list[Path]:
+    """The libraries that could be built."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    folder, built = root / "src" / "headway" / "native", []
+    if compiler is None:
+        return []
+    folder.mkdir(exist_ok=True)
+    for kind, flags in KINDS.get(platform.machine(), {"plain": []}).items():
+        path, new = folder / f"kernels-{kind}.so", folder / f"kernels-{kind}.new"
+        command = [compiler, *FLAGS, *flags, *extra, str(root / "csrc" / "kernels.cpp"), "-o", str(new)]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            new.replace(path)  # a process that runs keeps the library that it has
+            built.append(path)
+    return built

@@ -1,0 +1,164 @@
+"""A decoder's matrices as the device multiplies with them best: as they are, or packed once at load.
+
+oneDNN puts the weights of every call into the order that its kernels want, unless it has been done beforehand: for few
+rows that takes longer than to multiply. Packed matrices are kept in parts of some columns, so that an operator can
+still be cut into tiles, and in place of the others, not beside them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from headway.models.decoder import Decoder, Layer, Linear
+from headway.stages.tiling import Span
+
+PART_CELLS = 1 << 20  # weights of a part, about: 512 rows of it take a few milliseconds
+LEAST_COLUMNS = 64  # parts are multiples of so many columns
+PACKED_FOR_ROWS = 64  # oneDNN chooses an order by how many rows to expect; this one suits one row as well
+
+
+class Matrix(Protocol):
+    """y = x @ weight.T + bias, of which any columns can be had that begin and end at multiples of `step`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(in, out)"""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+
+    def columns(self, x: Tensor, span: Span) -> Tensor:
+        """(n, in) -> (n, columns of the span)"""
+
+
+class Plain(NamedTuple):
+    """As the model has it."""
+
+    linear: Linear
+    step: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.linear.size
+
+    @property
+    def num_bytes(self) -> int:
+        return self.linear.weight.nbytes
+
+    def columns(self, x: Tensor, span: Span) -> Tensor:
+        linear = self.linear
+        if span.end - span.start == linear.size[1]:
+            return linear(x)
+        bias = None if linear.bias is None else linear.bias[span.start : span.end]
+        return F.linear(x, linear.weight[span.start : span.end], bias)
+
+
+class Packed:
+    """In oneDNN's order, in parts of `step` columns."""
+
+    def __init__(self, linear: Linear) -> None:
+        self.size = linear.size
+        self.num_bytes = linear.weight.nbytes
+        d_in, d_out = linear.size
+        self.step = min(d_out, max(LEAST_COLUMNS, PART_CELLS // d_in // LEAST_COLUMNS * LEAST_COLUMNS))
+        edges = range(0, d_out, self.step)
+        self._parts = [_reorder(linear.weight[start : start + self.step].contiguous()) for start in edges]
+        self._biases = [None if linear.bias is None else linear.bias[start : start + self.step] for start in edges]
+
+    def columns(self, x: Tensor, span: Span) -> Tensor:
+        first, last = span.start // self.step, -(-span.end // self.step)
+        if last == first + 1:
+            return _multiply(x, self._parts[first], self._biases[first])
+        y = x.new_empty(len(x), span.end - span.start)
+        for number in range(first, last):
+            start = (number - first) * self.step
+            y[:, start : start + self.step] = _multiply(x, self._parts[number], self._biases[number])
+        return y
+
+
+class LayerMatrices(NamedTuple):
+    qkv: Matrix
+    o: Matrix
+    gate_up: Matrix
+    down: Matrix
+
+
+class Matrices(NamedTuple):
+    """All of a model's."""
+
+    layers: tuple[LayerMatrices, ...]
+    head: Matrix
+
+
+def matrices_of(model: Decoder) -> Matrices:
+    """As they are. Nothing is copied."""
+    return _each(model, Plain)
+
+
+def packed(model: Decoder) -> tuple[Decoder, Matrices]:
+    """The matrices in the order that is best for this device, and the model without what is not needed beside them: its
+    linear operators keep their shape and no weights. Where nothing is to be gained, both are as before."""
+    if not is_packable(model.dtype, model.device):
+        return model, matrices_of(model)
+    is_tied = model.head.weight.data_ptr() == model.embedding_VE.data_ptr()
+    layers = tuple(LayerMatrices(*map(_take, _linears(layer))) for layer in model.layers)
+    head = Packed(model.head) if is_tied else _take(model.head)
+    return _hollow(model), Matrices(layers, head)
+
+
+def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
+    """float32 gains nothing: its kernels read weights as they are."""
+    return (
+        device.type == "cpu"
+        and dtype is torch.bfloat16
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _each(model: Decoder, make: Callable[[Linear], Matrix]) -> Matrices:
+    layers = tuple(LayerMatrices(*map(make, _linears(layer))) for layer in model.layers)
+    return Matrices(layers, make(model.head))
+
+
+def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear]:
+    return layer.qkv, layer.o, layer.gate_up, layer.down
+
+
+def _take(linear: Linear) -> Packed:
+    """Packed; the memory of the weights is given back at once, or loading would need twice as much."""
+    made = Packed(linear)
+    storage = linear.weight.untyped_storage()
+    if storage.resizable() and storage.nbytes() == linear.weight.nbytes:  # else it is a file's, or others are in it
+        storage.resize_(0)
+    return made
+
+
+def _hollow(model: Decoder) -> Decoder:
+    """Shapes without weights where matrices have them."""
+
+    def shell(linear: Linear) -> Linear:
+        return Linear(torch.empty(linear.weight.shape, dtype=linear.weight.dtype, device="meta"), linear.bias)
+
+    layers = [
+        layer._replace(qkv=shell(layer.qkv), o=shell(layer.o), gate_up=shell(layer.gate_up), down=shell(layer.down))
+        for layer in model.layers
+    ]
+    return model._replace(layers=tuple(layers), head=shell(model.head))
+
+
+def _reorder(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS)
+    return packed
+
+
+def _multiply(x: Tensor, part: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, part, bias, "none", [], "")
+    return y

@@ -1,0 +1,198 @@
+"""The compiled operators of csrc/kernels.cpp, if this machine can run them; `operators.py` has the same in torch.
+
+The library is built once per kind of processor when the package is installed, and needs nothing but the C++ and OpenMP
+runtimes that torch has loaded. Called through ctypes, which lets go of the interpreter lock. HEADWAY_NATIVE=0 leaves
+it alone.
+"""
+
+import ctypes
+import logging
+import os
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from headway.kv.pool import KVPool
+from headway.models.config import DecoderConfig
+from headway.models.decoder import Decoder, Layer
+from headway.stages.batch import Batch
+from headway.stages.operators import Operators
+from headway.stages.tiling import Glance
+
+log = logging.getLogger("headway.native")
+
+FOLDER = Path(__file__).parent.parent / "native"
+KINDS = {  # library -> what the processor must be able to do, the best first
+    "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "amx_tile", "amx_bf16"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
+    "avx2": {"avx2", "fma"},
+    "neon": {"asimd"},
+    "plain": set[str](),
+}
+INTERFACE = 1  # of the functions in csrc/kernels.cpp that this module knows
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_INT64 = ctypes.c_int64
+_POINTER = ctypes.c_void_p
+
+
+class Library(NamedTuple):
+    """The compiled operators, and for which kind of processor."""
+
+    kind: str
+    lib: ctypes.CDLL
+
+
+@cache
+def library() -> Library | None:
+    """The best one that there is and that this processor can run."""
+    if os.environ.get("HEADWAY_NATIVE", "1") == "0":
+        return None
+    able = abilities()
+    for kind, needed in KINDS.items():
+        path = FOLDER / f"kernels-{kind}.so"
+        if needed <= able and path.exists():
+            lib = _declared(ctypes.CDLL(str(path)))
+            if lib.headway_interface() == INTERFACE and lib.headway_ready():
+                return Library(kind, lib)
+    log.info("No compiled operators for this %s: torch's are used, which are slower.", platform.machine())
+    return None
+
+
+def abilities() -> frozenset[str]:
+    """What the processor says it can do, in Linux's words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    said = next((line for line in lines if line.lower().startswith(("flags", "features"))), ":")
+    return frozenset(said.partition(":")[2].split())
+
+
+def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in {
+        "attend": (*(_POINTER,) * 6, _INT64, ctypes.c_int),
+        "place": (_POINTER, _INT64, *(_POINTER,) * 6, ctypes.c_float, ctypes.c_int),
+        "norm": (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, ctypes.c_int),
+        "activate": (_POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
+    }.items():
+        function = getattr(lib, f"headway_{name}")
+        function.restype, function.argtypes = None, (ctypes.c_int, *arguments)
+    return lib
+
+
+def suits(found: Library, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the compiled operators can work on a model of this shape."""
+    lanes: int = found.lib.headway_lanes()
+    return (
+        device.type == "cpu"
+        and dtype in DTYPES
+        and config.head_size % (2 * lanes) == 0
+        and config.hidden_size % lanes == 0
+        and config.intermediate_size % lanes == 0
+        and config.num_heads // config.num_kv_heads <= 16
+    )
+
+
+class _Looks(NamedTuple):
+    """The glances of a tile as the library takes them."""
+
+    glances: NDArray[np.int64]
+    table: NDArray[np.int64]
+
+
+class NativeOperators(Operators):
+    """Attention from pages without gathering, rotation and page writes in one pass, norms and activations fused."""
+
+    gathers = False
+
+    def __init__(self, config: DecoderConfig, pool: KVPool, found: Library) -> None:
+        super().__init__(config, pool)
+        self.name = f"compiled for {found.kind}"
+        self._lib = found.lib
+        self._dtype = DTYPES[pool.shape.dtype]
+        shape = pool.shape
+        self._head_stride = shape.page_tokens * shape.head_size
+        self._value_offset = shape.num_kv_heads * self._head_stride
+        self._page_stride = shape.num_layers * 2 * self._value_offset
+        self._layer_bytes = 2 * self._value_offset * shape.dtype.itemsize
+        row = config.q_size + 2 * config.kv_size
+        self._heads = np.array(
+            [row, config.num_heads, config.num_kv_heads, config.head_size]
+            + [self._page_stride, self._head_stride, self._value_offset],
+            np.int64,
+        )
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        assert x.stride(-1) == 1
+        y = x.new_empty(x.shape)
+        self._lib.headway_norm(
+            self._dtype, x.data_ptr(), x.stride(0), weight.data_ptr(), y.data_ptr(), len(x), x.shape[1],
+            self.config.norm_eps, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def activate(self, wide: Tensor) -> Tensor:
+        y = wide.new_empty(len(wide), wide.shape[1] // 2)
+        self._lib.headway_activate(
+            self._dtype, wide.data_ptr(), y.data_ptr(), len(wide), y.shape[1], torch.get_num_threads()
+        )
+        return y
+
+    def place(self, batch: Batch, number: int, layer: Layer, rope: Tensor, qkv_N: Tensor, rows: slice) -> None:
+        part = qkv_N[rows]
+        self.norm_heads(layer, part)
+        positions, pages, slots = (each[rows] for each in (batch.positions_N, batch.pages_N, batch.slots_N))
+        self._lib.headway_place(
+            self._dtype, part.data_ptr(), len(part), positions.data_ptr(), rope.data_ptr(), pages.data_ptr(),
+            slots.data_ptr(), self._layer(number), self._heads.ctypes.data, self.scale, torch.get_num_threads(),
+        )  # fmt: skip
+
+    def prepare(self, batch: Batch, glances: list[Glance]) -> object:
+        segments = sorted({glance.segment for glance in glances})
+        tables = [batch.tables[segment].numpy() for segment in segments]
+        starts = dict(zip(segments, np.cumsum([0, *map(len, tables)]), strict=False))
+        rows = [
+            (
+                *(glance.rows.start, glance.rows.end - glance.rows.start),
+                *(glance.first_query, starts[glance.segment]),
+                *(glance.heads.start, glance.heads.end - glance.heads.start),
+            )
+            for glance in glances
+        ]
+        return _Looks(np.array(rows, np.int64), np.concatenate(tables))
+
+    def looking(self, batch: Batch, number: int, q_NHD: Tensor, y_NHD: Tensor) -> Callable[[object], None]:
+        config, layer = self.config, self._layer(number)
+        geometry = np.array(
+            [q_NHD.stride(0), y_NHD.stride(0), self._page_stride, self._head_stride, self._value_offset]
+            + [self.pool.shape.page_tokens, config.head_size, config.num_heads // config.num_kv_heads]
+            + [config.windows[number] or 0],
+            np.int64,
+        )
+
+        def look(prepared: object) -> None:
+            assert isinstance(prepared, _Looks)
+            self._lib.headway_attend(
+                self._dtype, q_NHD.data_ptr(), y_NHD.data_ptr(), layer, prepared.table.ctypes.data,
+                geometry.ctypes.data, prepared.glances.ctypes.data, len(prepared.glances), torch.get_num_threads(),
+            )  # fmt: skip
+
+        return look
+
+    def _layer(self, number: int) -> int:
+        return self.pool.blocks_PL2KSD.data_ptr() + number * self._layer_bytes
+
+
+def operators_for(model: Decoder, pool: KVPool) -> Operators:
+    """The compiled ones where they are there and suit the model, else torch's."""
+    found = library()
+    if found is not None and suits(found, model.config, model.dtype, model.device):
+        return NativeOperators(model.config, pool, found)
+    return Operators(model.config, pool)
