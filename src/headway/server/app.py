@@ -24,6 +24,7 @@ from headway.server.errors import ApiError, not_ready
 from headway.server.guard import Guard, Keys, on_http_exception
 from headway.server.intake import Ask, Intake
 from headway.server.life import Call
+from headway.server.live import Live, Visit
 from headway.server.metrics import CONTENT_TYPE, Metrics
 from headway.server.shapes import ChatShape, CompletionShape, Shape, Usage, usage_of
 from headway.server.stream import Finish, Update, updates
@@ -38,7 +39,16 @@ PAGE = {  # path -> file, media type
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/playground.js": ("playground.js", "text/javascript"),
+    "/past.js": ("past.js", "text/javascript"),
+    "/live.js": ("live.js", "text/javascript"),
+    "/device.js": ("device.js", "text/javascript"),
+    "/curves.js": ("curves.js", "text/javascript"),
+    "/show.js": ("show.js", "text/javascript"),
+    "/vendor/uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
+    "/vendor/uPlot.css": ("vendor/uPlot.min.css", "text/css"),
 }
+FILL_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")  # a model that knows them fills in middles
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -56,6 +66,8 @@ class Door:
         self._tokenizer = text.tokenizer
         self._intake = Intake(text, self.names, settings.slo_classes)
         self._timelines = Timelines()
+        self._live = Live(link, self.metrics.judged)
+        self._fills_in_middle = all(text.tokenizer.token_id(token) is not None for token in FILL_TOKENS)
         self._link = link
         self._settings = settings
         self._created = int(time.time())
@@ -72,6 +84,7 @@ class Door:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.prometheus, methods=["GET"]),
             Route("/state", self.state, methods=["GET"]),
+            Route("/live", self.live, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
             *(Route(path, _page(*page), methods=["GET"]) for path, page in PAGE.items()),
         ]
@@ -102,6 +115,7 @@ class Door:
     async def _answer(self, request: Request, ask: Ask, shape: Shape) -> Response | EventStream:
         call = Call(ask, self.metrics)
         self._timelines.keep(call)
+        self._live.expect(call)
         if ask.stream:
             return EventStream(self._stream(ask, call, shape), self._settings.sse_keep_alive_interval, call.headers)
         whole = await unless_gone(request.receive, self._collect(ask, call, shape))
@@ -213,10 +227,15 @@ class Door:
                 "models": self.names,
                 "restarts": link.num_restarts,
                 "facts": link.facts,
+                "fills_in_middle": self._fills_in_middle,
                 "beat": link.beat,
                 "classes": self.metrics.judged,
             }
         )
+
+    async def live(self, request: Request) -> Visit:
+        """The same as it happens."""
+        return self._live.reader(self._settings.sse_keep_alive_interval)
 
     async def version(self, request: Request) -> Response:
         return _json({"version": __version__})
