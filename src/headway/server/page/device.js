@@ -17,6 +17,7 @@ export class Device {
     this.running = null;
     this.width = 8; // seconds
     this.end = null; // the right edge when held, on the server's clock
+    this.zero = null; // from where the axis counts; null: the second of the minute, on that clock
     this.offset = null; // the server's clock less ours
     this.numParked = 0;
     this.pointed = null;
@@ -88,7 +89,8 @@ export class Device {
   }
 
   follow() {
-    this.end = null;
+    this.end = this.zero = null;
+    if (!WIDTHS.includes(this.width)) this.width = 8;
     this.changed();
   }
 
@@ -106,9 +108,12 @@ export class Device {
     this.changed();
   }
 
-  show(from, to) {
-    this.width = to - from;
-    this.hold(to);
+  /** Hold what was from `begun` to `ended`, with a little before and after. */
+  show(begun, ended) {
+    const margin = (ended - begun) * 0.05 + 0.01;
+    this.zero = begun;
+    this.width = ended - begun + 2 * margin;
+    this.hold(ended + margin);
   }
 
   changed() {
@@ -198,16 +203,17 @@ export class Device {
     pen.fillStyle = this.ink.quiet;
     pen.strokeStyle = this.ink.line;
     pen.textAlign = "left";
-    const first = Math.ceil(from / step);
-    for (let tick = first; tick * step <= to; tick += 1) {
-      const at = Math.round(x(tick * step)) + 0.5;
+    const zero = this.zero ?? 0;
+    const decimals = step < 0.1 ? 2 : step < 1 ? 1 : 0;
+    for (let tick = Math.ceil((from - zero) / step); zero + tick * step <= to; tick += 1) {
+      const at = Math.round(x(zero + tick * step)) + 0.5;
       pen.beginPath();
       pen.moveTo(at, 4);
       pen.lineTo(at, height);
       pen.stroke();
-      const mark = this.end === null ? (tick * step - to) : (tick - first) * step;
-      const text = step < 1 ? `${Math.round(mark * 1000)} ms` : `${mark.toFixed(0)} s`;
-      if (at < width - 44) pen.fillText(this.end === null ? text.replace("-", "−") : `+${text}`, at + 4, 13);
+      const mark = tick * step;
+      const text = this.zero === null ? `${(mark % 60).toFixed(decimals)} s` : measured(mark * 1000);
+      if (at < width - 44) pen.fillText(text, at + 4, 13);
     }
     pen.fillText("suspended", 4, height - 5);
   }

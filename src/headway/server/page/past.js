@@ -44,8 +44,9 @@ export function measured(value) {
 /** Streams one answer: `grow(text)` for each piece. Returns {id, usage}. Throws what the server says is wrong. */
 export async function send(path, body, grow, signal) {
   const id = newId();
-  setTimeout(() => claim(id), 150);
+  const early = setTimeout(() => claim(id), 150); // a long prompt is seen below before its first token comes
   let usage = null;
+  let status = 0;
   try {
     const response = await fetch(path, {
       method: "POST",
@@ -53,6 +54,7 @@ export async function send(path, body, grow, signal) {
       body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
       signal,
     });
+    status = response.status;
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const event of events(response.body)) {
       if (event.error) throw new Error(event.error.message);
@@ -61,10 +63,13 @@ export async function send(path, body, grow, signal) {
       if (event.usage) usage = event.usage;
     }
   } catch (error) {
-    remember(id, null, error.name === "AbortError" ? "stopped" : "no answer");
+    const isKnown = ![400, 401, 404, 408, 413].includes(status); // such a request never began
+    remember(id, null, isKnown, error.name === "AbortError" ? "stopped" : "no answer");
     throw error;
+  } finally {
+    clearTimeout(early);
   }
-  remember(id, usage);
+  remember(id, usage, true);
   return { id, usage };
 }
 
@@ -109,7 +114,7 @@ export async function claim(id) {
 
 // Rows
 
-function remember(id, usage, words) {
+function remember(id, usage, isKnown, words) {
   document.querySelector("#past .none")?.remove();
   const row = document.createElement("tr");
   row.dataset.request = id;
@@ -120,7 +125,7 @@ function remember(id, usage, words) {
     if (late) node.className = "late";
     row.append(node);
   };
-  cell(opener(id, timing, words));
+  cell(isKnown ? opener(id, timing, words) : verdict(timing, words));
   if (timing) {
     const target = (name) => (timing.slo[name] ? ` of ${milliseconds(timing.slo[name].target_ms)}` : "");
     const late = (name) => timing.slo[name]?.met === false;
@@ -136,7 +141,7 @@ function remember(id, usage, words) {
     row.insertCell().colSpan = 7;
   }
   $("past").prepend(row);
-  claim(id);
+  if (isKnown) claim(id);
   while ($("past").querySelectorAll("tr[data-request]").length > MOST_ROWS) $("past").lastElementChild.remove();
 }
 

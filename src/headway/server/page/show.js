@@ -75,8 +75,7 @@ async function explain(long, hurried, ttft_ms, num_tokens) {
     pieces = device.piecesOf(serial);
   }
   if (!pieces.length) return tell("It is done, but this page did not hear how: open the rows below to see what happened.");
-  const margin = (pieces.at(-1).ended - pieces[0].begun) * 0.06 + 0.01;
-  device.show(pieces[0].begun - margin, pieces.at(-1).ended + margin);
+  device.show(pieces[0].begun, pieces.at(-1).ended);
   const times = pieces.filter((piece) => piece.ending === "suspended").length;
   const usages = hurried.filter((one) => one.status === "fulfilled").map((one) => one.value.usage.headway);
   const met = usages.filter((timing) => timing.slo_met).length;
