@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from served import Server
+from served import Server, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -71,7 +71,7 @@ def visit(server: Server, browser: "Browser") -> Iterator[Callable[..., "Page"]]
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(server.url + path)
-        page.wait_for_function("document.getElementById('s-state').textContent === 'ready'")
+        until(page, "document.getElementById('s-state').textContent === 'ready'")
         page.wrong = wrong  # type: ignore[attr-defined]  # a test that provokes an error takes it out
         return page
 

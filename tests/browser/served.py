@@ -9,7 +9,10 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).parents[2]
 START_S = 180.0
@@ -55,3 +58,11 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def until(page: "Page", condition: str, seconds: float = 30.0) -> None:
+    """Wait for a condition in JavaScript. (The browser's own waiting needs eval, which the page's policy forbids.)"""
+    deadline = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < deadline, f"it did not come to that: {condition}"
+        page.wait_for_timeout(50)

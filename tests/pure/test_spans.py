@@ -1,5 +1,7 @@
 """What the device did, as it happened: spans that never overlap, hide nothing and tell a suspension from an end."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ def test_a_long_prompt_is_suspended_for_a_short_one_and_goes_on_after_it() -> No
 def test_a_suspended_prompt_whose_caller_leaves_has_a_last_span_of_no_length() -> None:
     """It is given up while the short one has the device: whoever watches sees when it stopped waiting."""
     long, short = arrives(0.0, "long", 200), arrives(0.05, "short", 60, ttft_s=0.08)
-    simulation = FakeSimulation([(0.0, long), (0.05, short), (0.08, ev.Cancelled("long"))], SETTINGS)
+    simulation = FakeSimulation([(0.0, long), (0.05, short), (0.08, ev.Cancelled("long"))], SETTINGS, num_pages=128)
     simulation.run()
     spans = simulation.driver.spans.take()
     assert told(spans) == [
@@ -107,11 +109,11 @@ def test_spans_of_any_load(asked: list[tuple[float, int, int, float | None, floa
     simulation.run()
     spans = simulation.driver.spans.take()
     assert simulation.driver.spans.running is None
-    clock = 0.0
+    assert [span.ended for span in spans] == sorted(span.ended for span in spans)
+    on_device = [span for span in spans if span.begun < span.ended]
+    assert all(one.ended <= other.begun for one, other in pairwise(on_device))
     last: dict[int, Span] = {}
     for span in spans:
-        assert clock <= span.begun <= span.ended
-        clock = span.ended
         before = last.get(span.work_id)
         assert span.resumed == (before is not None)
         if before is not None:

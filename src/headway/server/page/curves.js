@@ -30,7 +30,7 @@ export class Curves {
       scales: { x: { time: false, range: [1 - SECONDS, 0] }, y: { range: (chart, low, high) => [0, y.most ?? Math.max(4, (high ?? 0) * 1.1)] } },
       axes: [
         { ...axis, size: 22, splits: () => [-90, -60, -30, 0], values: (chart, ages) => ages.map((age) => (age ? `−${-age} s` : "now")) },
-        { ...axis, size: 36, space: 26, values: (chart, values) => values.map((value) => (value >= 1000 ? `${value / 1000}k` : `${value}${y.unit ?? ""}`)), incrs: y.incrs },
+        { ...axis, size: 46, space: 26, values: (chart, values) => values.map((value) => (value >= 1000 ? `${value / 1000}k` : `${value}${y.unit ?? ""}`)), incrs: y.incrs },
       ],
       series: [
         { label: "age" },

@@ -212,10 +212,10 @@ export class Device {
       pen.lineTo(at, height);
       pen.stroke();
       const mark = tick * step;
-      const text = this.zero === null ? `${(mark % 60).toFixed(decimals)} s` : measured(mark * 1000);
+      const text = this.zero === null ? `${(mark % 60).toFixed(decimals)} s` : `${(Math.round(mark * 1000) || 0).toLocaleString("en")} ms`;
       if (at < width - 44) pen.fillText(text, at + 4, 13);
     }
-    pen.fillText("suspended", 4, height - 5);
+    pen.fillText("suspended", 5, height - 6);
   }
 
   hue(one) {
@@ -239,12 +239,12 @@ export class Device {
     if (one.ending === "suspended") {
       counts.suspended += 1;
       pen.fillStyle = this.ink.ink;
-      pen.fillRect(left + wide - 1, top - 3, 2, high + 11);
+      pen.fillRect(left + wide - 1, top - 3, this.width > 2 ? 1 : 2, high + 11);
     }
     if (one.resumed && one.begun < one.ended) {
       counts.resumed += 1;
       pen.fillStyle = this.ink.ink;
-      pen.fillRect(left - 1, top - 3, 2, high + 11);
+      pen.fillRect(left - 1, top - 3, this.width > 2 ? 1 : 2, high + 11);
     }
     if (isToken || wide < 26) return;
     pen.save();
@@ -253,10 +253,13 @@ export class Device {
     pen.clip();
     pen.font = this.font;
     pen.fillStyle = this.ink.on;
-    const inner = Math.max(left, 0) + 7;
-    pen.fillText(name(one), inner, y + 19);
+    const inner = Math.max(left, 0) + 6;
+    const room = left + wide - 4 - inner;
+    const line = (words, below) => words.some((text) => pen.measureText(text).width <= room && (pen.fillText(text, inner, y + below), true));
+    line([name(one), `#${one.of[0]?.serial ?? ""}`], 19);
     pen.font = this.font.replace("600 12px", "11px");
-    pen.fillText(`${one.tokens.toLocaleString("en")} tokens${one.resumed ? ", going on" : ""}`, inner, y + 35);
+    const tokens = `${one.tokens.toLocaleString("en")} tokens`;
+    line([...(one.resumed ? [`${tokens}, going on`, "going on"] : []), tokens], 35);
     pen.restore();
   }
 

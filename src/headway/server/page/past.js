@@ -64,7 +64,7 @@ export async function send(path, body, grow, signal) {
     }
   } catch (error) {
     const isKnown = ![400, 401, 404, 408, 413].includes(status); // such a request never began
-    remember(id, null, isKnown, error.name === "AbortError" ? "stopped" : "no answer");
+    remember(id, null, isKnown, error.name === "AbortError" ? "stopped" : [429, 503].includes(status) ? "refused" : "no answer");
     throw error;
   } finally {
     clearTimeout(early);
@@ -184,7 +184,10 @@ async function toggle(button, id) {
   cell.textContent = "…";
   row.after(opened);
   try {
-    cell.replaceChildren(...drawn(await lifeOf(id)));
+    const inside = document.createElement("div");
+    inside.className = "inside";
+    inside.append(...drawn(await lifeOf(id)));
+    cell.replaceChildren(inside);
   } catch (error) {
     cell.textContent = error.message;
   }
@@ -217,7 +220,9 @@ function drawn(life) {
     const item = document.createElement("li");
     const at = document.createElement("b");
     at.textContent = measured(at_ms);
-    item.append(at, ` ${MOMENTS[what] ?? what}`, detail ? `: ${detail}` : "");
+    const said = document.createElement("span");
+    said.textContent = (MOMENTS[what] ?? what) + (detail ? `: ${detail}` : "");
+    item.append(at, said);
     list.append(item);
   }
   until(end);
@@ -230,5 +235,6 @@ function drawn(life) {
     key.className = `key ${name}`;
     words.append(key, `${name} ${measured(ms)} `);
   }
+  if (life.choices.length > 1) words.append(`· the first of ${life.choices.length} answers`);
   return [bar, words, list];
 }
