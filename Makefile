@@ -6,14 +6,16 @@ SERVE_ARGS ?=
 TEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+BROWSER_VENV := .venv-browser
 # real traces, if a folder with data/traces stands beside the checkout; else tests and results take seeded stand-ins
 HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
 export HEADWAY_DATA
 
-.PHONY: help install serve test check results clean
+.PHONY: help install serve test test-browser check results clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
+	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
 	@echo "make check    ruff, strict types, import rules"
 	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
 	@echo "make results  measure again what docs/results says; leave the machine alone meanwhile"
@@ -38,6 +40,15 @@ serve: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
+$(BROWSER_VENV)/.installed: tests/browser/requirements.txt | $(BIN)/python
+	@$(PYTHON) -m venv $(BROWSER_VENV)
+	$(BROWSER_VENV)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+test-browser: $(VENV)/.installed $(BROWSER_VENV)/.installed
+	@[ -n "$$CHROMIUM" ] || command -v chromium chromium-browser >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { echo "Install Chromium (Debian, Ubuntu: apt-get install chromium), or set CHROMIUM to its path." >&2; exit 1; }
+	@HEADWAY_PYTHON=$(CURDIR)/$(BIN)/python $(BROWSER_VENV)/bin/python -m pytest --confcutdir tests/browser -p no:cacheprovider tests/browser $(TEST_ARGS)
+
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -48,4 +59,4 @@ results: $(VENV)/.installed-dev
 	@for result in exactness overhead storm answers tiles decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(BROWSER_VENV)

@@ -12,6 +12,7 @@ from headway.core.ledger import Record
 from headway.core.request import SLO, Request, Sampling
 from headway.core.work import Commit, TokenLogprobs
 from headway.placement import wire
+from headway.placement.spans import Span
 
 INTS = st.integers(-(2**31), 2**31)
 COUNTS = st.integers(0, 2**31)
@@ -86,6 +87,18 @@ beats = st.builds(
     pages=st.dictionaries(TEXT, COUNTS, max_size=4),
     counters=st.dictionaries(TEXT, FLOATS, max_size=4),
 )
+spans = st.builds(
+    Span,
+    COUNTS,
+    FLOATS,
+    FLOATS,
+    st.sampled_from(["prefill", "decode", "mixed"]),
+    COUNTS,
+    COUNTS,
+    st.lists(TEXT, max_size=4).map(tuple),
+    st.sampled_from([None, "done", "suspended", "left", "failed"]),
+    st.booleans(),
+)
 to_engine = st.one_of(
     st.builds(wire.Submit, requests), st.builds(wire.Cancel, TEXT), st.builds(wire.Stop, TEXT), st.builds(wire.Drain)
 )
@@ -95,6 +108,7 @@ from_engine = st.one_of(
     st.builds(wire.Delivered, commits),
     st.builds(wire.Ended, records),
     beats,
+    st.builds(wire.Ran, st.lists(spans, max_size=3).map(tuple), st.none() | spans),
 )
 
 

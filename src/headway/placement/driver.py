@@ -15,6 +15,7 @@ from headway.core.clock import Clock
 from headway.core.scheduler import Scheduler
 from headway.core.settings import Lane, Preempt
 from headway.core.work import Boundary, Outcome, Tile, Work
+from headway.placement.spans import Ending, Spans
 from headway.stages.stage import Running, Stage
 
 GATHER_S = 0.001  # arrivals on an idle device within so long of the first are decided about together
@@ -58,7 +59,7 @@ class _Open:
 
 class Driver:
     """Runs one lane of one engine. `tell` gets every Admit, Deliver and End, in order; `decided` how
-    many seconds each drained batch of events took to be handled and planned for."""
+    many seconds each drained batch of events took to be handled and planned for; `spans` notes who had the device."""
 
     def __init__(
         self,
@@ -77,6 +78,7 @@ class Driver:
         self.tell = tell
         self.gather_s = gather_s
         self.num_tiles = 0
+        self.spans = Spans()
         self.decided = decided
         self.decisions_s = 0.0  # all of them together
         self._looks_at = _LOOKS_AT[scheduler.settings.preempt]
@@ -111,7 +113,8 @@ class Driver:
 
     def close(self) -> None:
         """Give up every open step."""
-        for step in self._open.values():
+        for work_id, step in self._open.items():
+            self.spans.end(work_id, "left", self.clock.now())
             step.running.close()
         self._open.clear()
         self._current = None
@@ -132,6 +135,7 @@ class Driver:
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
             case ev.Admit(request):
+                self.spans.open(request)
                 for stage in self.stages.values():
                     stage.open(request)
                 self.tell(effect)
@@ -141,8 +145,9 @@ class Driver:
                 if work_id in self._open:
                     self._open[work_id].stage.drop(work_id, request_id)
             case ev.Abandon(work_id):
-                self._end_step(work_id)
+                self._end_step(work_id, "left")
             case ev.End(record):
+                self.spans.close(record.request_id)
                 for stage in self.stages.values():
                     stage.close(record.request_id)
                 self.tell(effect)
@@ -156,6 +161,7 @@ class Driver:
         now, has_mail, running, looks_at = self.clock.now, self.mailbox.has_mail, step.running, self._looks_at
         happened = self._happened
         begun = now()
+        self.spans.begin(work, begun)
         try:
             while True:
                 tile = next(running)
@@ -169,18 +175,19 @@ class Driver:
         except StopIteration as stop:
             outcome: Outcome = stop.value
             self._happened.append(ev.StepDone(work.id, outcome, step.busy_s + now() - begun))
-            self._end_step(work.id)
+            self._end_step(work.id, "done")
         except Exception as error:
             self._happened.append(ev.StepFailed(work.id, f"{type(error).__name__}: {error}"))
-            self._end_step(work.id)
+            self._end_step(work.id, "failed")
         except BaseException as error:  # an interrupt: its generator has ended, so the step cannot go on either
             self._happened.append(ev.StepFailed(work.id, type(error).__name__))
-            self._end_step(work.id)
+            self._end_step(work.id, "failed")
             raise
 
-    def _end_step(self, work_id: int) -> None:
+    def _end_step(self, work_id: int, ending: Ending) -> None:
         step = self._open.pop(work_id, None)
         if step is not None:
+            self.spans.end(work_id, ending, self.clock.now())
             step.running.close()
         if self._current is not None and self._current.id == work_id:
             self._current = None

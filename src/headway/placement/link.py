@@ -15,6 +15,7 @@ from headway.core.ledger import EndKind, Record, settle
 from headway.core.lifecycle import State
 from headway.core.request import Request
 from headway.core.work import Commit, TokenLogprobs
+from headway.placement.spans import History, Kind, Span
 from headway.placement.wire import Admitted, Beat, Delivered, Ended, EngineFacts
 
 LinkState = Literal["starting", "ready", "draining", "down"]
@@ -35,6 +36,10 @@ class EngineLink(Protocol):
     @property
     def state(self) -> LinkState:
         """Only a ready link admits at once; one that is starting (again) keeps requests waiting."""
+
+    @property
+    def history(self) -> History:
+        """What the device did of late."""
 
     @property
     def num_restarts(self) -> int:
@@ -82,8 +87,8 @@ class FakeLink:
     Token k of an answer is `script(request)[k]` as long as the script goes, and (sum of the prompt + k) modulo
     `vocab_size` from there on. Token t has the logprob -t/1000, and the candidates beside it are t, t+1, t+2, … Stop
     ids, min_tokens and max_tokens count as in a real engine, and a prompt's tokens have such logprobs as well. A
-    prompt's vector is `vector`. While
-    `serving` is False nobody gets a first token, while `flowing` is False nobody gets another one.
+    prompt's vector is `vector`. While `serving` is False nobody gets a first token, while `flowing` is False nobody
+    gets another one. In its `history` each token is a step of its own.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class FakeLink:
         self.beat: Beat | None = None
         self.state: LinkState = "starting"
         self.num_restarts = 0
+        self.history = History()
         self.fate: Fate | None = None
         self.predicted_ttft_s = 0.05
         self.serving = True
@@ -170,6 +176,7 @@ class FakeLink:
         request, record = call.request, call.record
         script = self.script(request)
         scores = self._scores(request)
+        begun = time.monotonic()
         record.predicted_ttft_s = self.predicted_ttft_s
         self._note()
         if not self._refuses():
@@ -195,6 +202,8 @@ class FakeLink:
             token = script[k] if k < len(script) else (sum(request.prompt) + k) % self.vocab_size
             yield Delivered(self._commit(request, token, scores if k == 0 else ()))
             record.last_token = time.monotonic()
+            self._ran(request, "decode" if k else "prefill", begun, record.last_token)
+            begun = record.last_token
             if record.first_token is None:
                 record.first_token = record.last_token
                 record.note(record.first_token, "first_token")
@@ -243,6 +252,11 @@ class FakeLink:
         call = self._open.get(request_id)
         if call is not None and call.ending is None:
             call.ending = fate
+
+    def _ran(self, request: Request, kind: Kind, begun: float, ended: float) -> None:
+        num_tokens = len(request.prompt) if kind == "prefill" else 1
+        work_id = self.history.num_heard + 1
+        self.history.add((Span(work_id, begun, ended, kind, num_tokens, 1, (request.id,), "done"),), None)
 
     def _note(self) -> None:
         num_open = len(self._open)

@@ -28,6 +28,7 @@ from headway.placement.driver import Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 from headway.placement.memory import keep_freed_memory
+from headway.placement.spans import Span, Spans
 
 BEAT_S = 1.0  # at least so often the door hears from us
 FAULT_BYTES = 2 << 20  # of the pool, touched at a time when there is nothing else to do
@@ -38,13 +39,14 @@ STUCK_S = 30.0  # a tile takes milliseconds: one that takes so long never ends
 class Mouth:
     """Writes messages from a thread of its own, so that a slow door never holds up the device.
 
-    `beat` and `working` are set by the loop and read by this thread. Beats stop when the loop is working and no tile
-    has been finished for STUCK_S, which is how the door comes to know. A step may well take minutes; a tile may not.
+    `beat`, `working` and `spans` are set by the loop and read by this thread. Beats stop when the loop is working and
+    no tile has been finished for STUCK_S, which is how the door comes to know. A step may take minutes; a tile may not.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         self.beat: wire.Beat | None = None
         self.working = False
+        self.spans = Spans()
         self._connection = connection
         self._queue: queue.SimpleQueue[wire.FromEngine | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -86,6 +88,7 @@ class Mouth:
         sent: wire.Beat | None = None
         sent_at = 0.0
         num_seen, moved_at = -1, 0.0
+        running, ran_at = self.spans.running, 0.0
         is_open = True
         while is_open:
             frames, is_open = self._take()
@@ -98,6 +101,14 @@ class Mouth:
             if beat is not None and due and now - moved_at < STUCK_S:
                 self._connection.sendall(wire.frame(beat))
                 sent, sent_at = beat, now
+            if now - ran_at >= SNAPSHOT_S and (ran := self._ran(running)):
+                self._connection.sendall(wire.frame(ran))
+                running, ran_at = ran.running, now
+
+    def _ran(self, told: Span | None) -> wire.Ran | None:
+        """What the device did since, if anything; `told` is the step that was last said to have it."""
+        spans, running = self.spans.take(), self.spans.running
+        return wire.Ran(spans, running) if spans or running is not told else None
 
     def _take(self) -> tuple[bytes, bool]:
         """Everything said by now, waiting a little for the first of it; whether more may come."""
@@ -141,6 +152,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     """Drive the engine until it is told to drain and has nothing left."""
     letters, mouth = Letters(), Mouth(connection)
     driver = engine.driver(MonotonicClock(), letters, mouth.tell)
+    mouth.spans = driver.spans
     mouth.open(lambda: driver.num_tiles)
     threading.Thread(target=read_messages, args=(connection, letters), name="reader", daemon=True).start()
     mouth.say(wire.Ready(engine.facts))

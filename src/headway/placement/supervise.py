@@ -21,6 +21,7 @@ from headway.config import EngineSettings
 from headway.core.ledger import Cause, EndKind, Record
 from headway.core.request import Request
 from headway.placement import wire
+from headway.placement.spans import History
 
 log = logging.getLogger("headway.supervise")
 
@@ -61,6 +62,7 @@ class Supervisor:
         self.beat: wire.Beat | None = None
         self.state: State = "starting"
         self.num_restarts = 0
+        self.history = History()
         self._calls: dict[str, _Call] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -162,6 +164,7 @@ class Supervisor:
                 if self.state == "draining":
                     return
                 self._become("starting")
+                self.history.lose(time.monotonic())
                 cause = await self._describe_death()
                 self._num_deaths += 1
                 if self.facts is None or self._num_deaths >= MAX_DEATHS:
@@ -249,6 +252,8 @@ class Supervisor:
                     served.replies.put_nowait(message)
             case wire.Beat():
                 self.beat = message
+            case wire.Ran(spans, running):
+                self.history.add(spans, running)
 
     async def _describe_death(self) -> str:
         assert self._process is not None

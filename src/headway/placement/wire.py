@@ -13,6 +13,7 @@ from headway.core.cost import CostFit
 from headway.core.ledger import Record
 from headway.core.request import Request
 from headway.core.work import Commit
+from headway.placement.spans import Span
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
@@ -110,7 +111,14 @@ class Beat(msgspec.Struct, tag=True):
     counters: dict[str, float]  # running totals: events, plans, tiles, preemptions, prefix_queries, prefix_hits …
 
 
-FromEngine = Ready | StartFailed | Admitted | Delivered | Ended | Beat
+class Ran(msgspec.Struct, tag=True):
+    """What the device did since the last of these, sent at most ten times a second; and the step that has it now."""
+
+    spans: tuple[Span, ...]
+    running: Span | None
+
+
+FromEngine = Ready | StartFailed | Admitted | Delivered | Ended | Beat | Ran
 
 _encoder = msgspec.msgpack.Encoder()
 to_engine_decoder = msgspec.msgpack.Decoder(ToEngine)

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from headway import __version__
 from headway.config import DoorSettings
+from headway.models.infill import Infill
 from headway.models.tokenizer import ModelText
 from headway.placement.link import EngineLink
 from headway.placement.wire import EngineFacts
@@ -36,6 +37,7 @@ from headway.server.errors import ApiError, not_ready
 from headway.server.guard import Guard, Keys, on_http_exception
 from headway.server.intake import Ask, Intake
 from headway.server.life import Call
+from headway.server.live import Live, Visit
 from headway.server.metrics import CONTENT_TYPE, Metrics
 from headway.server.openapi import document
 from headway.server.responses import ResponsesBody
@@ -54,6 +56,14 @@ PAGE = {  # path -> file, media type
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/playground.js": ("playground.js", "text/javascript"),
+    "/past.js": ("past.js", "text/javascript"),
+    "/live.js": ("live.js", "text/javascript"),
+    "/device.js": ("device.js", "text/javascript"),
+    "/curves.js": ("curves.js", "text/javascript"),
+    "/show.js": ("show.js", "text/javascript"),
+    "/vendor/uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript"),
+    "/vendor/uPlot.css": ("vendor/uPlot.min.css", "text/css"),
 }
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -73,6 +83,8 @@ class Door:
         self._intake = Intake(text, self.names, settings.slo_classes)
         self._tokens = Tokens(text, self._intake)
         self._timelines = Timelines()
+        self._live = Live(link, self.metrics.judged)
+        self._fills_in_middle = Infill.of(text.tokenizer) is not None
         self._link = link
         self._settings = settings
         self._created = int(time.time())
@@ -97,6 +109,7 @@ class Door:
             Route("/ready", self.ready, methods=["GET"]),
             Route("/metrics", self.prometheus, methods=["GET"]),
             Route("/state", self.state, methods=["GET"]),
+            Route("/live", self.live, methods=["GET"]),
             Route("/version", self.version, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
             *(Route(path, _page(*page), methods=["GET"]) for path, page in PAGE.items()),
@@ -184,6 +197,7 @@ class Door:
     ) -> Response | EventStream:
         call = Call(ask, self.metrics)
         self._timelines.keep(call)
+        self._live.expect(call)
         if ask.stream:
             keep_alive_s = self._settings.sse_keep_alive_interval
             return EventStream(self._stream(ask, call, shape), keep_alive_s, call.headers, framing)
@@ -316,10 +330,15 @@ class Door:
                 "models": self.names,
                 "restarts": link.num_restarts,
                 "facts": link.facts,
+                "fills_in_middle": self._fills_in_middle,
                 "beat": link.beat,
                 "classes": self.metrics.judged,
             }
         )
+
+    async def live(self, request: Request) -> Visit:
+        """The same as it happens."""
+        return self._live.reader(self._settings.sse_keep_alive_interval)
 
     async def openapi(self, request: Request) -> Response:
         return _json(document(__version__, with_keys=bool(self._settings.api_key)))

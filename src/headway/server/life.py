@@ -4,6 +4,7 @@ Keeps an account of its own of each answer, from what it hears; the engine's tak
 prompt and no text, so that it may be kept for long. Knows no transport and no JSON shape.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Iterable
@@ -15,13 +16,19 @@ from headway.server.intake import Ask
 from headway.server.metrics import Metrics
 from headway.server.verdict import TARGETS, milliseconds, targets_met
 
+_serials = itertools.count(1)
+
 
 class Call:
-    """One call, whose answers share their terms. Tells the metrics what it hears (it is the stream's `Meter`)."""
+    """One call, whose answers share their terms. Tells the metrics what it hears (it is the stream's `Meter`).
+
+    `serial` is its number among the calls of this process: what it is called before others than its caller.
+    """
 
     def __init__(self, ask: Ask, metrics: Metrics) -> None:
         first = ask.requests[0]
         self.id = ask.id
+        self.serial = next(_serials)
         self.model = ask.model
         self.arrival = first.arrival
         self.slo = first.slo

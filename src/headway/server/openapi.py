@@ -84,6 +84,7 @@ class State(msgspec.Struct):
     facts: EngineFacts | None
     beat: Beat | None
     classes: dict[str, Judged]
+    fills_in_middle: bool
 
 
 class Version(msgspec.Struct):
@@ -168,6 +169,7 @@ OPERATIONS = (
     Operation("get", "/ready", "Whether to send requests here", Status, otherwise=503),
     Operation("get", "/metrics", "Prometheus metrics", CONTENT_TYPE),
     Operation("get", "/state", "How the engine does", State),
+    Operation("get", "/live", "The same as it happens, in events", "text/event-stream", errors=(503,)),
     Operation("get", "/version", "The server's version", Version),
     Operation("get", "/openapi.json", "This document", dict[str, Any]),
 )

@@ -83,6 +83,7 @@ class Shown(msgspec.Struct):
 
     id: str
     object: Literal["request.timeline"]
+    serial: int  # as it is called in /live
     model: str
     state: Literal["open", "ended"]
     slo_class: str | None
@@ -99,6 +100,7 @@ def shown(call: Call) -> Shown:
     return Shown(
         id=call.id,
         object="request.timeline",
+        serial=call.serial,
         model=call.model,
         state="open" if is_open else "ended",
         slo_class=call.slo_class or None,

@@ -34,8 +34,8 @@ class FakeStage:
 
     Its pages hold tokens instead of keys and values. The next token of a request is
     `next_token(all its tokens so far)`, read back from its pages: whoever gets another's page, or a page given away
-    too early, answers wrongly. Token t of a prompt has the logprob -t / 1000; its vector is the next token and 1.
-    A step has `num_layers` layers of `tiles_per_layer` tiles; before each tile ends, `spend(num_tokens)` is called, where
+    too early, answers wrongly. Token t of a prompt has the logprob -t / 1000; its vector is the next token and 1. A
+    step has `num_layers` layers of `tiles_per_layer` tiles; before each tile ends, `spend(num_tokens)` is called, where
     a simulation advances its clock.
     """
 
