@@ -11,10 +11,11 @@ BROWSER_VENV := .venv-browser
 HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
 export HEADWAY_DATA
 
-.PHONY: help install serve test test-browser check results clean
+.PHONY: help install serve test test-browser test-native check results clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
+	@echo "make test-native   the compiled operators under AddressSanitizer and UBSan"
 	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
 	@echo "make check    ruff, strict types, import rules"
 	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
@@ -54,6 +55,10 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+test-native: $(VENV)/.installed-dev
+	@$(BIN)/python hatch_build.py runs/native -g -O1 -fsanitize=address,undefined -fno-sanitize-recover
+	@HEADWAY_NATIVE_FOLDER=$(CURDIR)/runs/native ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest tests/cpu/test_native.py $(TEST_ARGS)
 
 results: $(VENV)/.installed-dev
 	@for result in exactness overhead storm answers tiles decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,20 @@ class CompileOperators(BuildHookInterface):  # type: ignore[type-arg]
     """Puts src/headway/native/kernels-KIND.so beside the sources, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        built = compile_all(Path(self.root))
+        built = compile_all(Path(self.root), Path(self.root) / "src" / "headway" / "native")
         if built:
             build_data["artifacts"] += [str(path.relative_to(self.root)) for path in built]
             build_data["pure_python"] = False
             build_data["infer_tag"] = True
 
 
-def compile_all(root: Path, extra: tuple[str, ...] = ()) -> list[Path]:
-    """The libraries that could be built."""
+def compile_all(root: Path, folder: Path, extra: tuple[str, ...] = ()) -> list[Path]:
+    """The libraries that could be built, in this folder."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    folder, built = root / "src" / "headway" / "native", []
+    built: list[Path] = []
     if compiler is None:
-        return []
-    folder.mkdir(exist_ok=True)
+        return built
+    folder.mkdir(parents=True, exist_ok=True)
     for kind, flags in KINDS.get(platform.machine(), {"plain": []}).items():
         path, new = folder / f"kernels-{kind}.so", folder / f"kernels-{kind}.new"
         command = [compiler, *FLAGS, *flags, *extra, str(root / "csrc" / "kernels.cpp"), "-o", str(new)]
@@ -50,3 +51,8 @@ def compile_all(root: Path, extra: tuple[str, ...] = ()) -> list[Path]:
             new.replace(path)  # a process that runs keeps the library that it has
             built.append(path)
     return built
+
+
+if __name__ == "__main__":  # into FOLDER, with more flags: to look for faults
+    if not compile_all(Path(__file__).parent, Path(sys.argv[1]), tuple(sys.argv[2:])):
+        sys.exit("Nothing could be compiled: install g++.")

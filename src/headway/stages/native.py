@@ -2,7 +2,7 @@
 
 The library is built once per kind of processor when the package is installed, and needs nothing but the C++ and OpenMP
 runtimes that torch has loaded. Called through ctypes, which lets go of the interpreter lock. HEADWAY_NATIVE=0 leaves
-it alone.
+it alone, HEADWAY_NATIVE_FOLDER takes it from somewhere else.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from headway.stages.tiling import Glance
 
 log = logging.getLogger("headway.native")
 
-FOLDER = Path(__file__).parent.parent / "native"
+FOLDER = Path(os.environ.get("HEADWAY_NATIVE_FOLDER") or Path(__file__).parent.parent / "native")
 KINDS = {  # library -> what the processor must be able to do, the best first
     "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "amx_tile", "amx_bf16"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
