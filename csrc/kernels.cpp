@@ -99,9 +99,10 @@ inline float highest(Vec v) {
 }
 #endif
 
-// e to the x, to within two units in the last place; 0 below -87, where float32 ends.
+// e to the x, to within two units in the last place; 0 below -87, where float32 ends. What is no number stays none: a
+// comparison with it is false, and its place is second.
 inline Vec exponential(Vec x) {
-    const Vec capped = smaller(larger(x, all(-87.0f)), all(88.0f));
+    const Vec capped = smaller(all(88.0f), larger(all(-87.0f), x));
     const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
     const Vec shifted = capped * all(1.44269504089f) + magic;
     const Vec n = shifted - magic;

@@ -243,6 +243,32 @@ def test_a_weight_that_is_no_number_stays_one(library: Library) -> None:
     assert normed[1].isnan().all()
 
 
+@each_library
+@each_dtype
+def test_a_score_that_is_no_number_is_not_passed_over(library: Library, dtype: torch.dtype) -> None:
+    """A damaged query spoils its own row, and a damaged key the rows that see it: those, wholly, and no others."""
+    config = shape(6, 2, 64)
+    pool = pool_of(config, dtype)
+    batch = make_batch(segments_of([(80, 30)], 16, 4), PageLists(), 16, torch.device("cpu"))
+    ours = NativeOperators(config, pool, library)
+    tiles = tiles_of(config, batch, ours)
+    q = torch.randn(80, 6, 64).to(dtype)
+    damaged = q.clone()
+    damaged[7, 2, 5] = float("nan")
+    spoilt = seen(ours, batch, damaged, tiles).isnan()
+    expected = torch.zeros(80, 6, dtype=torch.bool)
+    expected[7, 2] = True
+    assert torch.equal(spoilt.all(-1), expected)
+    assert torch.equal(spoilt.any(-1), expected)
+
+    pool.blocks_PL2KSD[batch.tables[0][100 // 16], 0, 0, 1, 100 % 16, 3] = float("nan")  # position 100: row 70
+    spoilt = seen(ours, batch, q, tiles).isnan()
+    expected = torch.zeros(80, 6, dtype=torch.bool)
+    expected[70:, 3:] = True
+    assert torch.equal(spoilt.all(-1), expected)
+    assert torch.equal(spoilt.any(-1), expected)
+
+
 def test_a_switch_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """HEADWAY_NATIVE=0: torch's operators, whatever is there."""
     monkeypatch.setenv("HEADWAY_NATIVE", "0")
