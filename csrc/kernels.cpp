@@ -42,6 +42,8 @@ struct bf16 {
     uint16_t bits;
 };
 
+constexpr int64_t ALONE = 1 << 15;  // elements: fewer take one thread no longer than to wait for another
+
 #if defined(__AVX512F__)
 constexpr Int LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #elif defined(__AVX2__)
@@ -510,7 +512,7 @@ template <class T>
 void place(T* qkv, int64_t num_rows, const int64_t* positions, const float* rope, const int64_t* pages,
            const int64_t* slots, T* pool, const Heads& h, float scale, int num_threads) {
     const int64_t d = h.head_size, half = d / 2;
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows > 8)
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * h.row_stride > ALONE)
     for (int64_t n = 0; n < num_rows; ++n) {
         T* q = qkv + n * h.row_stride;
         T* k = q + h.num_heads * d;
@@ -531,7 +533,7 @@ void place(T* qkv, int64_t num_rows, const int64_t* positions, const float* rope
 template <class T>
 void norm(const T* x, int64_t x_stride, const T* weight, T* y, int64_t num_rows, int64_t size, float eps,
           int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows > 16)
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * size > ALONE)
     for (int64_t n = 0; n < num_rows; ++n) {
         const T* from = x + n * x_stride;
         T* to = y + n * size;
@@ -548,7 +550,7 @@ void norm(const T* x, int64_t x_stride, const T* weight, T* y, int64_t num_rows,
 
 template <class T>
 void activate(const T* wide, T* y, int64_t num_rows, int64_t size, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows > 4)
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * size > ALONE)
     for (int64_t n = 0; n < num_rows; ++n) {
         const T *gate = wide + n * 2 * size, *up = gate + size;
         for (int64_t j = 0; j < size; j += W) {
