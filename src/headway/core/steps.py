@@ -13,6 +13,8 @@ from headway.core.lifecycle import State
 from headway.core.ticket import Step, Ticket
 from headway.core.work import Segment, Work
 
+NOWHERE = range(0)
+
 
 class Steps:
     """All open steps of one engine, by the id of their Work."""
@@ -125,5 +127,5 @@ def _segment(ticket: Ticket, most: int | None) -> Segment:
     end = len(ticket.tokens) if most is None else min(len(ticket.tokens), start + most)
     tokens = tuple(ticket.tokens[start:end])
     logits_at = (len(tokens) - 1,) if ticket.draws_after(end) else ()
-    scored_at = ticket.scored_within(start, end)
+    scored_at = NOWHERE if request.sampling.num_prompt_logprobs is None else ticket.scored_within(start, end)
     return Segment(request.id, tokens, start, start, tuple(ticket.pages), logits_at, request.adapter, scored_at)
