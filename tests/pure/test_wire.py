@@ -47,7 +47,12 @@ requests = st.builds(
 logprobs = st.builds(TokenLogprobs, FLOATS, st.lists(st.tuples(COUNTS, FLOATS), max_size=2).map(tuple))
 several_logprobs = st.lists(logprobs, max_size=3).map(tuple)
 commits = st.builds(
-    Commit, TEXT, st.lists(COUNTS, max_size=3).map(tuple), several_logprobs, prompt_logprobs=several_logprobs
+    Commit,
+    TEXT,
+    st.lists(COUNTS, max_size=3).map(tuple),
+    several_logprobs,
+    prompt_logprobs=several_logprobs,
+    vector=st.lists(FLOATS, max_size=3).map(tuple),
 )
 records = st.builds(
     Record,
