@@ -18,6 +18,9 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__AMX_BF16__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -69,6 +72,12 @@ inline Vec load(const bf16* p) {
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 // To the nearest, ties to even; what is no number stays none.
+#if defined(__AVX512BF16__)
+inline void store(bf16* p, Vec v) {  // what is too small for a normal number becomes zero
+    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &h, sizeof h);
+}
+#else
 inline void store(bf16* p, Vec v) {
     const Bits u = (Bits)v;
     const Bits rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -76,6 +85,7 @@ inline void store(bf16* p, Vec v) {
     const Half h = __builtin_convertvector(chosen, Half);
     std::memcpy(p, &h, sizeof h);
 }
+#endif
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
@@ -560,12 +570,189 @@ void activate(const T* wide, T* y, int64_t num_rows, int64_t size, int num_threa
     }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Linear operators in matrix tiles, bfloat16. Every product is summed over k from first to last, whatever else is in the
+// batch: a row has the same bits in any of them.
+
+constexpr int DEEP = 32;    // k of a tile
+constexpr int PANEL = 32;   // columns that are multiplied together: two tiles
+constexpr int DEPTH = 32;   // tiles of k at a time, so that a panel's stay in the first cache
+constexpr int ROWS = 256;   // at a time: with so many and DEPTH, rows stay in the second cache
+constexpr int WIDEST = 8;   // panels at a time under the same rows
+
+inline int64_t tiles(int64_t length, int64_t each) { return (length + each - 1) / each; }
+
+// Memory that its thread keeps for the next call.
+struct Kept {
+    template <class E>
+    E* at_least(int64_t n) {
+        if (size < n * static_cast<int64_t>(sizeof(E))) {
+            size = n * sizeof(E);
+            held = array<char>(size);
+        }
+        return reinterpret_cast<E*>(held.get());
+    }
+    Array<char> held;
+    int64_t size = 0;
+};
+
+// Weights of (d_out, d_in) as panels: for every 32 columns and 32 k two tiles, pairs of k beside each other. Zeros where
+// there are none.
+void pack(const bf16* weight, int64_t d_out, int64_t d_in, bf16* panels) {
+    const int64_t deep = tiles(d_in, DEEP);
+#pragma omp parallel for schedule(static)
+    for (int64_t panel = 0; panel < tiles(d_out, PANEL); ++panel) {
+        bf16* to = panels + panel * deep * DEEP * PANEL;
+        for (int64_t k = 0; k < deep * DEEP; k += DEEP) {
+            for (int half = 0; half < 2; ++half) {
+                for (int pair = 0; pair < DEEP / 2; ++pair) {
+                    for (int column = 0; column < 16; ++column) {
+                        const int64_t row = panel * PANEL + half * 16 + column;
+                        for (int odd = 0; odd < 2; ++odd) {
+                            const int64_t at = k + 2 * pair + odd;
+                            *to++ = row < d_out && at < d_in ? weight[row * d_in + at] : bf16{0};
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#if defined(__AMX_BF16__)
+// Sixteen rows as tiles of 32 k, one after another; zeros past the last row and the last k.
+void lay(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t d_in, bf16* to) {
+    for (int64_t k = 0; k < d_in; k += DEEP) {
+        const int64_t wide = std::min<int64_t>(DEEP, d_in - k);
+        for (int row = 0; row < 16; ++row, to += DEEP) {
+            if (row < num_rows && wide == DEEP) {
+                std::memcpy(to, x + row * x_stride + k, DEEP * sizeof(bf16));
+                continue;
+            }
+            std::memset(to, 0, DEEP * sizeof(bf16));
+            if (row < num_rows) std::memcpy(to, x + row * x_stride + k, wide * sizeof(bf16));
+        }
+    }
+}
+
+// Some k of a panel under sixteen rows, or, if there are two, thirty-two; `sums` go on, (16 or 32, PANEL). Meanwhile
+// `lines` lines a step are fetched from `ahead` on.
+template <bool TWO>
+inline void multiply(const bf16* a, int64_t a_next, const bf16* b, int64_t depth, float* sums, bool begins,
+                     const bf16* ahead, int lines) {
+    constexpr int64_t LINE = 64, TILE = 16 * DEEP, ROW = PANEL * sizeof(float);
+    if (begins) {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (TWO) _tile_zero(2);
+        if (TWO) _tile_zero(3);
+    } else {
+        _tile_loadd(0, sums, ROW);
+        _tile_loadd(1, sums + 16, ROW);
+        if (TWO) _tile_loadd(2, sums + 16 * PANEL, ROW);
+        if (TWO) _tile_loadd(3, sums + 16 * PANEL + 16, ROW);
+    }
+    for (int64_t k = 0; k < depth; ++k, a += TILE, b += 2 * TILE) {
+        for (int i = 0; i < lines; ++i, ahead += DEEP) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+        _tile_loadd(4, a, LINE);
+        _tile_loadd(6, b, LINE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, b + TILE, LINE);
+        _tile_dpbf16ps(1, 4, 7);
+        if (TWO) {
+            _tile_loadd(5, a + a_next, LINE);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, sums, ROW);
+    _tile_stored(1, sums + 16, ROW);
+    if (TWO) _tile_stored(2, sums + 16 * PANEL, ROW);
+    if (TWO) _tile_stored(3, sums + 16 * PANEL + 16, ROW);
+}
+
+// A row of a panel's sums to where it belongs: with a bias, and added to what is there, if so asked; rounded once.
+inline void settle(const float* sums, const bf16* bias, bf16* y, int64_t wide, bool adds) {
+    if (wide == PANEL) {
+        for (int j = 0; j < PANEL; j += W) {
+            Vec v = load(sums + j);
+            if (bias) v += load(bias + j);
+            if (adds) v += load(y + j);
+            store(y + j, v);
+        }
+        return;
+    }
+    alignas(64) bf16 row[PANEL] = {}, more[PANEL] = {};
+    std::memcpy(row, y, wide * sizeof(bf16));
+    if (bias) std::memcpy(more, bias, wide * sizeof(bf16));
+    settle(sums, bias ? more : nullptr, row, PANEL, adds);
+    std::memcpy(y, row, wide * sizeof(bf16));
+}
+
+// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; `panels` and `bias` are all.
+void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* panels, int64_t d_in, int64_t first,
+            int64_t d_out, const bf16* bias, bf16* y, int64_t y_stride, bool adds, int num_threads) {
+    const int64_t deep = tiles(d_in, DEEP), blocks = tiles(num_rows, 16), num_panels = tiles(d_out, PANEL);
+    const int64_t stages = tiles(deep, DEPTH), next = deep * 16 * DEEP;
+    // as many panels for a thread at a time as leave each four turns, and all equally many
+    const int64_t wide = std::clamp<int64_t>(num_panels / (num_threads * 4), 1, WIDEST);
+    const int64_t groups = std::min(num_panels, num_threads * tiles(num_panels, num_threads * wide));
+    const int64_t high = std::min<int64_t>(blocks, ROWS / 16);
+    static thread_local Kept laid_by, summed_by;
+    bf16* const laid = laid_by.at_least<bf16>(blocks * next);
+    float* const summed = summed_by.at_least<float>(num_threads * wide * high * 16 * PANEL);
+#pragma omp parallel num_threads(num_threads) if (groups > 1)
+    {
+        const Tiles held;
+        float* const sums = summed + omp_get_thread_num() * wide * high * 16 * PANEL;
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; ++block) {
+            lay(x + block * 16 * x_stride, x_stride, num_rows - block * 16, d_in, laid + block * next);
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t from = num_panels * group / groups, to = num_panels * (group + 1) / groups;
+            for (int64_t top = 0; top < blocks; top += high) {
+                const int64_t bottom = std::min(blocks, top + high);
+                const int64_t pairs = tiles(bottom - top, 2);
+                const int lines = pairs == 1 ? 0 : static_cast<int>(tiles(2 * 16, pairs));
+                for (int64_t stage = 0; stage < stages; ++stage) {
+                    const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
+                    for (int64_t panel = from; panel < to; ++panel) {
+                        const bf16* b = panels + ((first / PANEL + panel) * deep + k) * DEEP * PANEL;
+                        const bf16* ahead = b + deep * DEEP * PANEL;  // the next panel's
+                        const bool fetches = panel + 1 < to;
+                        const int64_t column = panel * PANEL, wide_here = std::min<int64_t>(PANEL, d_out - column);
+                        for (int64_t block = top; block < bottom; block += 2) {
+                            const bf16* a = laid + block * next + k * 16 * DEEP;
+                            float* c = sums + ((panel - from) * high + block - top) * 16 * PANEL;
+                            if (block + 1 < bottom) {
+                                multiply<true>(a, next, b, depth, c, stage == 0, ahead, fetches ? lines : 0);
+                            } else {
+                                multiply<false>(a, next, b, depth, c, stage == 0, ahead, fetches ? lines : 0);
+                            }
+                            ahead += depth * lines * DEEP;
+                            if (stage + 1 < stages) continue;
+                            for (int64_t row = block * 16; row < std::min(num_rows, (block + 2) * 16); ++row) {
+                                settle(c, bias ? bias + first + column : nullptr, y + row * y_stride + column,
+                                       wide_here, adds);
+                                c += PANEL;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+#endif
+
 }  // namespace
 
 // dtype: 0 float32, 1 bfloat16. All strides and offsets are counted in elements.
 extern "C" {
 
-int headway_interface() { return 1; }  // grows with every change of the functions below
+int headway_interface() { return 2; }  // grows with every change of the functions below
 
 // Whether the system lets this process run it: tile registers are asked for once.
 int headway_ready() {
@@ -621,5 +808,25 @@ void headway_activate(int dtype, const void* wide, void* y, int64_t num_rows, in
     } else {
         activate(static_cast<const bf16*>(wide), static_cast<bf16*>(y), num_rows, size, num_threads);
     }
+}
+
+// Columns of a panel of weights, 0 if there are no matrix tiles and so no `linear`.
+int headway_panel() { return PAIRS<bf16> ? PANEL : 0; }
+
+// How many bfloat16 the panels of such a matrix take.
+int64_t headway_panels_size(int64_t d_out, int64_t d_in) {
+    return tiles(d_out, PANEL) * PANEL * tiles(d_in, DEEP) * DEEP;
+}
+
+void headway_pack(const void* weight, int64_t d_out, int64_t d_in, void* panels) {
+    pack(static_cast<const bf16*>(weight), d_out, d_in, static_cast<bf16*>(panels));
+}
+
+void headway_linear(const void* x, int64_t x_stride, int64_t num_rows, const void* panels, int64_t d_in, int64_t first,
+                    int64_t d_out, const void* bias, void* y, int64_t y_stride, int adds, int num_threads) {
+#if defined(__AMX_BF16__)
+    linear(static_cast<const bf16*>(x), x_stride, num_rows, static_cast<const bf16*>(panels), d_in, first, d_out,
+           static_cast<const bf16*>(bias), static_cast<bf16*>(y), y_stride, adds != 0, num_threads);
+#endif
 }
 }

@@ -189,7 +189,7 @@ class LanguageStage:
         for rows in step.qkv.rows:
             normed = operators.norm(x_NE[rows.start : rows.end], layer.input_norm)
             for columns in step.qkv.columns:
-                qkv_N[rows.start : rows.end, columns.start : columns.end] = matrices.qkv.columns(normed, columns)
+                matrices.qkv.into(qkv_N[rows.start : rows.end], normed, columns)
                 yield step.tile("qkv")
 
         for rows in step.small:
@@ -206,9 +206,7 @@ class LanguageStage:
         y_N = y_NHD.flatten(1)
         for rows in step.o.rows:
             for columns in step.o.columns:
-                x_NE[rows.start : rows.end, columns.start : columns.end] += matrices.o.columns(
-                    y_N[rows.start : rows.end], columns
-                )
+                matrices.o.onto(x_NE[rows.start : rows.end], y_N[rows.start : rows.end], columns)
                 yield step.tile("o")
         del qkv_N, q_NHD, y_NHD, y_N, look
 
@@ -217,12 +215,12 @@ class LanguageStage:
             normed = operators.norm(x, layer.post_norm)
             wide = normed.new_empty(len(x), matrices.gate_up.size[1])
             for columns in step.gate_up.columns:
-                wide[:, columns.start : columns.end] = matrices.gate_up.columns(normed, columns)
+                matrices.gate_up.into(wide, normed, columns)
                 yield step.tile("gate_up")
             middle = operators.activate(wide)
             yield step.tile("activation")
             for columns in step.down.columns:
-                x[:, columns.start : columns.end] += matrices.down.columns(middle, columns)
+                matrices.down.onto(x, middle, columns)
                 is_last = rows.end == n and columns.end == config.hidden_size
                 yield step.tile("down", Boundary.LAYER if is_last else Boundary.OPERATOR)
 
@@ -251,7 +249,7 @@ class LanguageStage:
             chosen_RE = self.operators.norm(step.x_NE[chosen], model.final_norm)
             logits_RV = chosen_RE.new_empty(len(chosen), model.config.vocab_size)
             for columns in step.head.columns:
-                logits_RV[:, columns.start : columns.end] = self.matrices.head.columns(chosen_RE, columns)
+                self.matrices.head.into(logits_RV, chosen_RE, columns)
                 yield step.tile("head")
             for few in self._draws(rows):
                 part = slice(rows.start + few.start, rows.start + few.end)

@@ -1,11 +1,14 @@
 """A decoder's matrices as the device multiplies with them best: as they are, or packed once at load.
 
-oneDNN puts the weights of every call into the order that its kernels want, unless it has been done beforehand: for few
-rows that takes longer than to multiply. Packed matrices are kept in parts of some columns, so that an operator can
-still be cut into tiles, and in place of the others, not beside them.
+Where a CPU has matrix tiles, bfloat16 goes into the panels of the project's own kernel (`panels.py`). Elsewhere oneDNN
+puts the weights of every call into the order that its kernels want, unless it has been done beforehand: for few rows
+that takes longer than to multiply. Its matrices are kept in parts of some columns, so that an operator can still be cut
+into tiles. Packed matrices stand in place of the others, not beside them.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headway.models.decoder import Decoder, Layer, Linear
+from headway.stages.panels import Panels, panels_for
 from headway.stages.tiling import Span
 
 PART_CELLS = 1 << 20  # weights of a part, about: 512 rows of it take a few milliseconds
@@ -37,8 +41,15 @@ class Matrix(Protocol):
     def columns(self, x: Tensor, span: Span) -> Tensor:
         """(n, in) -> (n, columns of the span)"""
 
+    def into(self, y: Tensor, x: Tensor, span: Span) -> None:
+        """Put those columns where they belong in y (n, out)."""
 
-class Plain(NamedTuple):
+    def onto(self, y: Tensor, x: Tensor, span: Span) -> None:
+        """Add them to what is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
     """As the model has it."""
 
     linear: Linear
@@ -53,11 +64,33 @@ class Plain(NamedTuple):
         return self.linear.weight.nbytes
 
     def columns(self, x: Tensor, span: Span) -> Tensor:
-        linear = self.linear
-        if span.end - span.start == linear.size[1]:
-            return linear(x)
-        bias = None if linear.bias is None else linear.bias[span.start : span.end]
-        return F.linear(x, linear.weight[span.start : span.end], bias)
+        return F.linear(x, *self._part(span))
+
+    def into(self, y: Tensor, x: Tensor, span: Span) -> None:
+        weight, bias = self._part(span)
+        to = y[:, span.start : span.end]
+        if x.device.type == "cpu":
+            to.copy_(F.linear(x, weight, bias))
+        elif bias is None:
+            torch.mm(x, weight.t(), out=to)
+        else:
+            torch.addmm(bias, x, weight.t(), out=to)
+
+    def onto(self, y: Tensor, x: Tensor, span: Span) -> None:
+        weight, bias = self._part(span)
+        to = y[:, span.start : span.end]
+        if x.device.type == "cpu":
+            to += F.linear(x, weight, bias)
+            return
+        to.addmm_(x, weight.t())
+        if bias is not None:
+            to += bias
+
+    def _part(self, span: Span) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.linear
+        if span.end - span.start == len(weight):
+            return weight, bias
+        return weight[span.start : span.end], None if bias is None else bias[span.start : span.end]
 
 
 class Packed:
@@ -82,6 +115,12 @@ class Packed:
             y[:, start : start + self.step] = _multiply(x, self._parts[number], self._biases[number])
         return y
 
+    def into(self, y: Tensor, x: Tensor, span: Span) -> None:
+        y[:, span.start : span.end] = self.columns(x, span)
+
+    def onto(self, y: Tensor, x: Tensor, span: Span) -> None:
+        y[:, span.start : span.end] += self.columns(x, span)
+
 
 class LayerMatrices(NamedTuple):
     qkv: Matrix
@@ -105,16 +144,25 @@ def matrices_of(model: Decoder) -> Matrices:
 def packed(model: Decoder) -> tuple[Decoder, Matrices]:
     """The matrices in the order that is best for this device, and the model without what is not needed beside them: its
     linear operators keep their shape and no weights. Where nothing is to be gained, both are as before."""
-    if not is_packable(model.dtype, model.device):
+    pack = _packing(model)
+    if pack is None:
         return model, matrices_of(model)
     is_tied = model.head.weight.data_ptr() == model.embedding_VE.data_ptr()
-    layers = tuple(LayerMatrices(*map(_take, _linears(layer))) for layer in model.layers)
-    head = Packed(model.head) if is_tied else _take(model.head)
+    layers = tuple(LayerMatrices(*(_take(linear, pack) for linear in _linears(layer))) for layer in model.layers)
+    head = pack(model.head) if is_tied else _take(model.head, pack)
     return _hollow(model), Matrices(layers, head)
 
 
+def _packing(model: Decoder) -> Callable[[Linear], Matrix] | None:
+    """How this model's matrices are packed here, if they are."""
+    found = panels_for(model.dtype, model.device)
+    if found is not None:
+        return partial(Panels, found=found)
+    return Packed if is_packable(model.dtype, model.device) else None
+
+
 def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
-    """float32 gains nothing: its kernels read weights as they are."""
+    """By oneDNN. float32 gains nothing: its kernels read weights as they are."""
     return (
         device.type == "cpu"
         and dtype is torch.bfloat16
@@ -132,9 +180,9 @@ def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear]:
     return layer.qkv, layer.o, layer.gate_up, layer.down
 
 
-def _take(linear: Linear) -> Packed:
+def _take(linear: Linear, pack: Callable[[Linear], Matrix]) -> Matrix:
     """Packed; the memory of the weights is given back at once, or loading would need twice as much."""
-    made = Packed(linear)
+    made = pack(linear)
     storage = linear.weight.untyped_storage()
     if storage.resizable() and storage.nbytes() == linear.weight.nbytes:  # else it is a file's, or others are in it
         storage.resize_(0)

@@ -1,0 +1,57 @@
+"""bfloat16 matrices for the matrix tiles of a CPU (AMX), packed once at load into panels of 32 columns, and multiplied
+by the `linear` of csrc/kernels.cpp, which is our own.
+
+A row's products are summed over the inputs from first to last, so its bits do not depend on how many rows there are,
+how columns are cut or how many threads share the work. Nothing is compiled at run time: the first call of a shape takes
+no longer than the others.
+"""
+
+import torch
+from torch import Tensor
+
+from headway.models.decoder import Linear
+from headway.stages.native import Library, library
+from headway.stages.tiling import Span
+
+
+class Panels:
+    """A `Matrix` (stages/matrices.py), cut at multiples of a panel."""
+
+    def __init__(self, linear: Linear, found: Library) -> None:
+        weight = linear.weight.contiguous()
+        self.size = linear.size
+        self.num_bytes = weight.nbytes
+        self.step: int = found.lib.headway_panel()
+        self._lib = found.lib
+        self._bias = None if linear.bias is None else linear.bias.contiguous()
+        d_in, d_out = self.size
+        self._panels = weight.new_empty(found.lib.headway_panels_size(d_out, d_in))
+        found.lib.headway_pack(weight.data_ptr(), d_out, d_in, self._panels.data_ptr())
+
+    def columns(self, x: Tensor, span: Span) -> Tensor:
+        y = x.new_empty(len(x), span.end - span.start)
+        self._multiply(y, x, span, adds=False)
+        return y
+
+    def into(self, y: Tensor, x: Tensor, span: Span) -> None:
+        self._multiply(y[:, span.start : span.end], x, span, adds=False)
+
+    def onto(self, y: Tensor, x: Tensor, span: Span) -> None:
+        self._multiply(y[:, span.start : span.end], x, span, adds=True)
+
+    def _multiply(self, y: Tensor, x: Tensor, span: Span, adds: bool) -> None:
+        assert span.start % self.step == 0
+        assert x.stride(-1) == y.stride(-1) == 1
+        self._lib.headway_linear(
+            x.data_ptr(), x.stride(0), len(x), self._panels.data_ptr(), x.shape[1], span.start, span.end - span.start,
+            0 if self._bias is None else self._bias.data_ptr(), y.data_ptr(), y.stride(0), adds,
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+
+def panels_for(dtype: torch.dtype, device: torch.device) -> Library | None:
+    """What multiplies such matrices, if this processor has matrix tiles and the library was built for them."""
+    if dtype is not torch.bfloat16 or device.type != "cpu":
+        return None
+    found = library()
+    return found if found is not None and found.lib.headway_panel() else None
