@@ -235,7 +235,7 @@ def _kernels(engine: Engine) -> str:
     """With which kernels it was made, and what a step takes with them."""
     facts, fit = engine.facts, engine.scheduler.cost.fit
     return (
-        f"Made in {facts.means}, linear ones torch's, tiles of at most {facts.max_tile_ms:g} ms; a step takes "
+        f"Made in {facts.means}, tiles of at most {facts.max_tile_ms:g} ms; a step takes "
         f"{1e3 * fit.step_s:.1f} ms + {1e3 * fit.token_s:.2f} ms per token + "
         f"{1e3 * fit.segment_s:.1f} ms per prompt + {1e6 * fit.pair_s:.2f} µs per pair of tokens."
     )

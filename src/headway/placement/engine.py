@@ -114,6 +114,7 @@ def build_engine(settings: EngineSettings) -> Engine:
         cost_source=cost_source,
         pack_tokens=pack_tokens,
         hidden_size=model.config.hidden_size,
+        linear=matrices.head.name,
         operators=stage.operators.name,
     )
     return Engine(settings, facts, scheduler, stage, pool)
@@ -134,7 +135,7 @@ def _prices(
         page_tokens=shape.page_tokens,
         max_tile_ms=settings.max_tile_ms,
         longest_probe=min(max_model_len, LONGEST_PROBE),
-        operators=f"{operators_for(model, pool).name}, {type(matrices.head).__name__}",
+        operators=f"{operators_for(model, pool).name}, {matrices.head.name}",
     )
     return settle(subject.path if settings.cost_cache else None, calibration.measure, calibration.check)
 

@@ -63,12 +63,13 @@ class EngineFacts(msgspec.Struct, frozen=True):
     cost_source: str = ""  # "measured in 1.4 s", "cached" …
     pack_tokens: int = 16  # so many at most are read together by prompts that share a step
     hidden_size: int = 0  # of an embedding
+    linear: str = "torch's"  # by whom matrices are multiplied
     operators: str = "torch's"  # those that are not linear: torch's, or compiled for some kind of processor
 
     @property
     def means(self) -> str:
         """By which steps are computed, in words."""
-        return f"{self.dtype}, {self.num_threads} threads, small operators {self.operators}"
+        return f"{self.dtype}, {self.num_threads} threads, linear operators {self.linear}, others {self.operators}"
 
 
 class Ready(msgspec.Struct, tag=True):

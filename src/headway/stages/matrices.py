@@ -9,7 +9,7 @@ into tiles. Packed matrices stand in place of the others, not beside them.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ PACKED_FOR_ROWS = 64  # oneDNN chooses an order by how many rows to expect; this
 
 class Matrix(Protocol):
     """y = x @ weight.T + bias, of which any columns can be had that begin and end at multiples of `step`."""
+
+    name: ClassVar[str]  # by whom it is multiplied
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,6 +53,8 @@ class Matrix(Protocol):
 @dataclass(frozen=True, slots=True)
 class Plain:
     """As the model has it."""
+
+    name: ClassVar[str] = "torch's"
 
     linear: Linear
     step: int = 1
@@ -95,6 +99,8 @@ class Plain:
 
 class Packed:
     """In oneDNN's order, in parts of `step` columns."""
+
+    name: ClassVar[str] = "oneDNN's, packed"
 
     def __init__(self, linear: Linear) -> None:
         self.size = linear.size

@@ -6,6 +6,8 @@ how columns are cut or how many threads share the work. Nothing is compiled at r
 no longer than the others.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ from headway.stages.tiling import Span
 
 class Panels:
     """A `Matrix` (stages/matrices.py), cut at multiples of a panel."""
+
+    name: ClassVar[str] = "compiled for matrix tiles"
 
     def __init__(self, linear: Linear, found: Library) -> None:
         weight = linear.weight.contiguous()
