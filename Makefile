@@ -11,12 +11,15 @@ BROWSER_VENV := .venv-browser
 HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
 export HEADWAY_DATA
 
-.PHONY: help install serve test test-browser test-native check results clean
+.PHONY: help install serve test test-browser test-gpu test-native bench-gpu check results soak clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
 	@echo "make test-native   the compiled operators under AddressSanitizer and UBSan"
 	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
+	@echo "make test-gpu      the tests of CUDA operators and recorded steps; needs a CUDA build of torch"
+	@echo "make bench-gpu     prefill, decode and blocking on that device, into docs/results/gpu.md"
+	@echo "make soak     200 callers for ten minutes, disconnects and kills of the engine, into docs/results/soak.md"
 	@echo "make check    ruff, strict types, import rules"
 	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
 	@echo "make results  measure again what docs/results says; leave the machine alone meanwhile"
@@ -60,8 +63,17 @@ test-native: $(VENV)/.installed-dev
 	@$(BIN)/python hatch_build.py runs/native -g -O1 -fsanitize=address,undefined -fno-sanitize-recover
 	@HEADWAY_NATIVE_FOLDER=$(CURDIR)/runs/native ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest tests/cpu/test_native.py tests/cpu/test_panels.py $(TEST_ARGS)
 
+soak: $(VENV)/.installed-dev
+	@$(BIN)/python -m headway.bench.soak
+
+test-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest tests/gpu $(TEST_ARGS)
+
+bench-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -m headway.bench.gpu
+
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles kernels decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles kernels door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(BROWSER_VENV)

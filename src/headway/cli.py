@@ -238,7 +238,8 @@ def _what_was_resolved(facts: Any) -> str:
     lines = {
         "model": f"{facts.model_name}, {_count(facts.num_parameters)} parameters",
         "dtype": facts.dtype_reason if facts.dtype in facts.dtype_reason else f"{facts.dtype}, {facts.dtype_reason}",
-        "device": f"{facts.device}, {facts.num_threads} threads, linear operators {facts.linear}, others {facts.operators}",
+        "device": f"{facts.device}, {facts.num_threads} threads",
+        "operators": f"linear ones {facts.linear}, others {facts.operators}",
         "context": f"{facts.max_model_len} tokens, up to {facts.max_num_seqs} requests at once",
         "pages": f"{facts.num_pages} of {facts.page_tokens} tokens, {facts.pool_bytes / 2**20:.0f} MiB",
         "tile": f"{facts.max_tile_ms:g} ms at most",

@@ -41,8 +41,8 @@ def test_the_comparison_notices_a_stage_that_forgets(model, monkeypatch):
     shared: dict[int, torch.Tensor] = {}
     begin = LanguageStage._begin
 
-    def begin_in_shared_memory(self, batch):
-        step = begin(self, batch)
+    def begin_in_shared_memory(self, *arguments):
+        step = begin(self, *arguments)
         scratch = shared.setdefault(id(self), torch.empty(4096, step.x_NE.shape[1], dtype=step.x_NE.dtype))
         scratch[: len(step.x_NE)] = step.x_NE
         step.x_NE = scratch[: len(step.x_NE)]

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from rich.progress import track
 
 from headway.bench import report
@@ -28,6 +29,7 @@ from headway.core.cost import Share
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.core.work import Work
+from headway.placement.calibrate import wait_for
 from headway.placement.engine import Engine, build_engine
 from headway.placement.memory import keep_freed_memory
 from headway.stages.stage import Running, Stage
@@ -48,10 +50,11 @@ URGENT = "urgent"
 
 @dataclass
 class Watched:
-    """A stage that notes when each request's step began."""
+    """A stage that notes when the device was free for each request's step."""
 
     inner: Stage
     clock: SkippingClock
+    device: torch.device
     begun: dict[str, float] = field(default_factory=dict)
 
     def open(self, request: Request) -> None:
@@ -64,6 +67,7 @@ class Watched:
         self.inner.drop(work_id, request_id)
 
     def run(self, work: Work) -> Running:
+        wait_for(self.device)
         for segment in work.segments:
             self.begun.setdefault(segment.request_id, self.clock.now())
         return (yield from self.inner.run(work))
@@ -136,7 +140,7 @@ def blocked(engine: Engine, requests: Sequence[Request], settings: SchedulerSett
     watchers: list[Watched] = []
 
     def watch(stage: Stage, clock: SkippingClock) -> Stage:
-        watchers.append(Watched(stage, clock))
+        watchers.append(Watched(stage, clock, engine.stage.model.device))
         return watchers[0]
 
     run = replay(engine, requests, settings, watch)

@@ -71,6 +71,10 @@ class KVPool:
         k_KPSD, v_KPSD = torch.index_select(blocks_2KPSD, 2, pages)
         return k_KPSD.flatten(1, 2), v_KPSD.flatten(1, 2)
 
+    def layer(self, number: int) -> Tensor:
+        """One layer of every page, a view: (P, 2, K, S, D)."""
+        return self._by_layer[number]
+
     def page(self, number: int) -> Tensor:
         """All of one page, a contiguous view: (L, 2, K, S, D)."""
         return self.blocks_PL2KSD[number]

@@ -6,7 +6,7 @@ operator and a step are timed; which steps, and what follows from them, is `fitt
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import NamedTuple
@@ -21,20 +21,30 @@ from headway.models.decoder import Decoder
 from headway.placement.fitting import Shape, fit_cost
 from headway.placement.prices import Prices
 from headway.stages.batch import PageLists, make_batch
+from headway.stages.device import operators_for
 from headway.stages.language import LanguageStage
-from headway.stages.matrices import Matrices
-from headway.stages.native import operators_for
+from headway.stages.matrices import Matrices, Matrix
 from headway.stages.operators import Operators
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Glance, Rates, Span, Tiling
 
-PROBE_ROWS = 128
-PROBE_KEYS = 1024
-PROBE_QUERIES = 16
 PROBE_S = 0.03
+CACHE_BYTES = 512 << 20  # no processor's last cache is larger, yet
 CALLS_S = 5e-4  # of a layer, for calling its operators
 SEGMENT_CALLS_S = 1e-4  # of a layer and segment
 CHECK_TOKENS = 32  # of the step that says whether kept prices still hold: weights and arithmetic both count in it
+
+
+class _Sizes(NamedTuple):
+    """Of what is timed: small enough for a short start, large enough to keep the device busy."""
+
+    rows: int
+    keys: int
+    queries: int
+
+
+_SIZES = {"cpu": _Sizes(128, 1024, 16), "cuda": _Sizes(2048, 4096, 1024)}
+RECORDED_ROWS = 16  # of the widest step of tokens that is timed
 
 
 class Calibration(NamedTuple):
@@ -77,9 +87,10 @@ class Calibration(NamedTuple):
         )
 
     def _stage(self, rates: Rates) -> LanguageStage:
-        return LanguageStage(
-            self.model, self.pool, Tiling(rates, self.bound_s), Sampler(self.model.config.vocab_size), self.matrices
-        )
+        sampler = Sampler(self.model.config.vocab_size)
+        stage = LanguageStage(self.model, self.pool, Tiling(rates, self.bound_s), sampler, self.matrices)
+        stage.record(RECORDED_ROWS)
+        return stage
 
 
 def measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
@@ -103,8 +114,9 @@ def measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_
 def _measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
     """Seconds per unit of each kind of operator: what an undisturbed device does."""
     config, device, operators = model.config, model.device, operators_for(model, pool)
-    x = torch.randn(PROBE_ROWS, config.hidden_size, device=device).to(model.dtype)
-    few = [layer.gate_up for layer in matrices.layers[:4]]
+    sizes = _SIZES[device.type]
+    x = torch.randn(sizes.rows, config.hidden_size, device=device).to(model.dtype)
+    few = _more_than_a_cache([layer.gate_up for layer in matrices.layers])
     d_in, d_out = few[0].size
     whole = Span(0, d_out)
     linear_s = _best(lambda: few[0].columns(x, whole), device)
@@ -112,20 +124,32 @@ def _measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched
     wide = few[0].columns(x, whole)
     active_s = _best(lambda: operators.activate(wide), device)
 
-    num_keys = min(PROBE_KEYS, len(model.rope))
-    num_queries = min(PROBE_QUERIES, num_keys)
-    probe = _Probe(model, operators, min(PROBE_ROWS, len(model.rope)), len(model.rope), num_touched_pages)
+    num_keys = min(sizes.keys, len(model.rope))
+    num_queries = min(sizes.queries, num_keys)
+    num_rows = min(sizes.rows, len(model.rope))
+    probe = _Probe(model, operators, num_rows, len(model.rope), num_touched_pages)
     small_s = _best(lambda: probe.place(), device)
     probe = _Probe(model, operators, num_queries, num_keys, num_touched_pages)
     attention_s = _best(probe.looking(0), device)
     return Rates(
-        linear_flops=2.0 * PROBE_ROWS * d_in * d_out / linear_s,
-        linear_bytes=len(few) * few[0].num_bytes / stream_s,
+        linear_flops=2.0 * sizes.rows * d_in * d_out / linear_s,
+        linear_bytes=sum(matrix.num_bytes for matrix in few) / stream_s,
         attention_flops=4.0 * num_queries * num_keys * config.q_size / attention_s,
         copy_bytes=_copy_rate(model, operators, num_touched_pages),
-        elements=min(PROBE_ROWS, len(model.rope)) * (config.q_size + 2 * config.kv_size) / small_s,
+        elements=num_rows * (config.q_size + 2 * config.kv_size) / small_s,
         activations=wide.numel() / active_s,
     )
+
+
+def _more_than_a_cache(each: Sequence[Matrix]) -> Sequence[Matrix]:
+    """The first of these that together fill what may lie between processor and memory, or all of them: as in a step,
+    each is read when the others have been since."""
+    total = 0
+    for number, matrix in enumerate(each, start=1):
+        total += matrix.num_bytes
+        if total > CACHE_BYTES:
+            return each[:number]
+    return each
 
 
 class _Probe:
@@ -166,7 +190,9 @@ def _copy_rate(model: Decoder, operators: Operators, num_touched_pages: int) -> 
     """Bytes per second of gathering scattered pages that are in no cache, or of reading them for one query where
     nothing is gathered: another layer each time."""
     shape, device = operators.pool.shape, model.device
-    num_pages = max(1, min(num_touched_pages, PROBE_KEYS // shape.page_tokens, len(model.rope) // shape.page_tokens))
+    num_pages = max(
+        1, min(num_touched_pages, _SIZES[device.type].keys // shape.page_tokens, len(model.rope) // shape.page_tokens)
+    )
     probe = _Probe(model, operators, 1, num_pages * shape.page_tokens, num_touched_pages)
     table = probe.batch.tables[0]
     seconds = []
@@ -178,7 +204,7 @@ def _copy_rate(model: Decoder, operators: Operators, num_touched_pages: int) -> 
             read = probe.looking(layer)
         begun = time.perf_counter()
         read()
-        _wait_for(device)
+        wait_for(device)
         seconds.append(time.perf_counter() - begun)
     return num_pages * shape.page_bytes / shape.num_layers / statistics.median(seconds)
 
@@ -196,11 +222,11 @@ def step_s(stage: LanguageStage, shape: Shape) -> float:
     for segment, (num_tokens, context) in zip(segments, shape, strict=True):
         prompt = (0,) * (context + num_tokens)
         stage.open(Request(segment.request_id, prompt, 1, 0.0, sampling=Sampling(temperature=0.0)))
-    _wait_for(device)
+    wait_for(device)
     begun = time.perf_counter()
     for _ in stage.run(Work(0, "language", tuple(segments))):
         pass
-    _wait_for(device)
+    wait_for(device)
     seconds = time.perf_counter() - begun
     for segment in segments:
         stage.close(segment.request_id)
@@ -213,7 +239,7 @@ def _best(operation: Callable[[], object], device: torch.device) -> float:
     for number in range(13):
         begun = time.perf_counter()
         operation()
-        _wait_for(device)
+        wait_for(device)
         seconds = time.perf_counter() - begun
         spent += seconds
         best = min(best, seconds)
@@ -222,6 +248,7 @@ def _best(operation: Callable[[], object], device: torch.device) -> float:
     return best
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until it has done all it was asked to do; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

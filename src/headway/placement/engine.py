@@ -27,9 +27,9 @@ from headway.placement.fitting import LONGEST_PROBE, saturation
 from headway.placement.memory import free_bytes, num_cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
+from headway.stages.device import operators_for
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import Matrices, packed
-from headway.stages.native import operators_for
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Tiling
 
@@ -74,6 +74,7 @@ def build_engine(settings: EngineSettings) -> Engine:
         prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
         tiling, sampler = Tiling(prices.rates, settings.max_tile_ms / 1e3), Sampler(model.config.vocab_size)
         stage = LanguageStage(model, pool, tiling, sampler, matrices)
+        stage.record(settings.max_num_seqs)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
         SchedulerSettings(

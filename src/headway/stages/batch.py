@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class PageLists:
         self._known.pop(request_id, None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """N rows, the segments' tokens one after another. `pages_N`, `slots_N`: where a row's key and value belong."""
 
@@ -43,8 +44,9 @@ class Batch:
     positions_N: Tensor
     pages_N: Tensor
     slots_N: Tensor
-    tables: tuple[Tensor, ...]  # page numbers of each segment, in order
+    table: Tensor  # page numbers of all segments, one after another
     asked_rows: Tensor  # rows whose logits are asked, in order of segments
+    table_lengths: list[int]
     asked_by: list[str]  # whose they are
     asked_for: list[int]  # the position of the token to be drawn, or scored, from each
 
@@ -52,16 +54,19 @@ class Batch:
     def num_rows(self) -> int:
         return self.rows[-1].end if self.rows else 0
 
+    @cached_property
+    def tables(self) -> tuple[Tensor, ...]:
+        """Page numbers of each segment, in order."""
+        return tuple(self.table.split(self.table_lengths))
+
 
 def make_batch(segments: Sequence[Segment], page_lists: PageLists, page_tokens: int, device: torch.device) -> Batch:
-    """Lay the segments out in rows. One copy to the device for each kind of number, however many segments there are."""
+    """Lay the segments out in rows. One copy to the device for all numbers, however many segments there are."""
     rows: list[Span] = []
     tokens: list[int] = []
     asked_rows: list[int] = []
     asked_by: list[str] = []
     asked_for: list[int] = []
-    positions: list[Ints] = []
-    pages: list[Ints] = []
     tables: list[Ints] = []
     for segment in segments:
         start, first = len(tokens), segment.first_position
@@ -71,22 +76,33 @@ def make_batch(segments: Sequence[Segment], page_lists: PageLists, page_tokens: 
         asked_rows += [start + offset for offset in offsets]
         asked_by += [segment.request_id] * len(offsets)
         asked_for += [first + offset + 1 for offset in offsets]
-        where = np.arange(first, first + len(segment.tokens))
-        table = page_lists.of(segment)[: (first + len(segment.tokens) - 1) // page_tokens + 1]
-        positions.append(where)
-        pages.append(table[where // page_tokens])
-        tables.append(table)
-    all_positions = np.concatenate(positions)
-    all_tables = torch.from_numpy(np.concatenate(tables)).to(device)
+        tables.append(page_lists.of(segment)[: (first + len(segment.tokens) - 1) // page_tokens + 1])
+    table = np.concatenate(tables)
+    sizes = [len(segment.tokens) for segment in segments]
+    lengths = [len(each) for each in tables]
+    before = [segment.first_position - span.start for segment, span in zip(segments, rows, strict=True)]
+    positions = np.arange(len(tokens)) + np.repeat(before, sizes)
+    table_starts = np.repeat(np.cumsum([0, *lengths[:-1]]), sizes)
+    numbers = (
+        np.array(tokens, np.int64),
+        positions,
+        table[table_starts + positions // page_tokens],
+        positions % page_tokens,
+        table,
+        np.array(asked_rows, np.int64),
+    )
+    there = torch.from_numpy(np.concatenate(numbers)).to(device).split([len(each) for each in numbers])
+    tokens_N, positions_N, pages_N, slots_N, pages, asked = there
     return Batch(
         segments=list(segments),
         rows=rows,
-        tokens_N=torch.tensor(tokens, device=device),
-        positions_N=torch.from_numpy(all_positions).to(device),
-        pages_N=torch.from_numpy(np.concatenate(pages)).to(device),
-        slots_N=torch.from_numpy(all_positions % page_tokens).to(device),
-        tables=all_tables.split([len(table) for table in tables]),
-        asked_rows=torch.tensor(asked_rows, dtype=torch.int64, device=device),
+        tokens_N=tokens_N,
+        positions_N=positions_N,
+        pages_N=pages_N,
+        slots_N=slots_N,
+        table=pages,
+        asked_rows=asked,
+        table_lengths=lengths,
         asked_by=asked_by,
         asked_for=asked_for,
     )

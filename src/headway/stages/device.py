@@ -1,10 +1,30 @@
-"""What a yield must do to be honest on a device that runs behind the program."""
+"""What differs from device to device: whose operators suit it, and what a yield must do to be honest on one that runs
+behind the program."""
 
 from collections import deque
+from importlib.util import find_spec
 
 import torch
 
+from headway.kv.pool import KVPool
+from headway.models.decoder import Decoder
+from headway.stages import native
+from headway.stages.operators import Operators
+
 LAUNCH_AHEAD = 2  # tiles that may be queued on the device and not finished
+
+
+def operators_for(model: Decoder, pool: KVPool) -> Operators:
+    """The compiled ones on a CPU, Triton's on CUDA, where they are there and suit the model; else torch's."""
+    if model.device.type == "cuda" and find_spec("triton") is not None:
+        from headway.stages import gpu  # needs Triton, which only CUDA builds of torch bring along
+
+        if gpu.suits(model.config):
+            return gpu.TritonOperators(model.config, pool, len(model.rope))
+    found = native.library()
+    if found is not None and native.suits(found, model.config, model.dtype, model.device):
+        return native.NativeOperators(model.config, pool, found)
+    return Operators(model.config, pool)
 
 
 class LaunchAhead:

@@ -8,9 +8,10 @@ Between layers a step holds N·E hidden values; within a layer N·(H + 2K)·D mo
 for one tile of rows at a time only, which bounds what a suspended prompt keeps. Shape legend: see models/decoder.py.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
+from itertools import chain, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,10 @@ from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
 from headway.models.decoder import Decoder, Layer
 from headway.stages.batch import Batch, PageLists, make_batch
-from headway.stages.device import LaunchAhead
+from headway.stages.device import LAUNCH_AHEAD, LaunchAhead, operators_for
 from headway.stages.matrices import Matrices, matrices_of
-from headway.stages.native import operators_for
 from headway.stages.pooling import Pooler
+from headway.stages.recorded import Part, Recordable, Recording, Stand, sizes, standing_batch
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
 from headway.stages.tiling import Grid, Span, Tiling
@@ -70,6 +71,8 @@ class LanguageStage:
         self.sampler = sampler
         self.pooler = Pooler()
         self.operators = operators_for(model, pool)
+        self.launch_ahead = LAUNCH_AHEAD
+        self._recordings: list[Recording] = []  # the smallest first
         self._page_lists = PageLists()
         self._leaving: dict[int, set[str]] = {}
 
@@ -92,42 +95,81 @@ class LanguageStage:
         self._leaving.setdefault(work_id, set()).add(request_id)
 
     def run(self, work: Work) -> Running:
-        fence = LaunchAhead(self.model.device)
-        step = self._begin(self._lay_out(work.segments))
+        tiles = self._tiles(work)
+        if self.model.device.type == "cpu":
+            return (yield from tiles)
+        fence = LaunchAhead(self.model.device, self.launch_ahead)
         try:
-            for rows in self.tiling.elementwise(step.batch.num_rows, self.model.config.hidden_size):
-                part = slice(rows.start, rows.end)
-                step.x_NE[part] = F.embedding(step.batch.tokens_N[part], self.model.embedding_VE)
+            while True:
+                tile = next(tiles)
                 fence.passed()
-                yield step.tile("embedding")
-            for number, layer in enumerate(self.model.layers):
+                yield tile
+        except StopIteration as stop:
+            outcome: Outcome = stop.value
+            return outcome
+        finally:
+            tiles.close()
+
+    def _tiles(self, work: Work) -> Running:
+        batch = self._lay_out(work.segments)
+        recording = self._recording_for(batch)
+        step = held = self._begin(batch, recording)
+        num_done, logits = 0, list[Tensor]()
+        try:
+            if recording is not None:
+                num_done = yield from self._replay(work.id, step, recording, logits)
+            if num_done == 0:
+                for rows in self.tiling.elementwise(batch.num_rows, self.model.config.hidden_size):
+                    part = slice(rows.start, rows.end)
+                    step.x_NE[part] = F.embedding(batch.tokens_N[part], self.model.embedding_VE)
+                    yield step.tile("embedding")
+            for number in range(num_done, self.model.config.num_layers):
                 if work.id in self._leaving:
                     step = self._without(step, self._leaving.pop(work.id))
                     if not step.batch.segments:
                         yield step.tile("left")
                         return Outcome(())
-                for tile in self._layer(step, number, layer):
-                    fence.passed()
-                    yield tile
+                yield from self._layer(step, number, self.model.layers[number])
             drawn: list[Commit] = []
             sums: list[tuple[Segment, Tensor]] = []
-            for tile in chain(self._pool(step, sums), self._head(step, drawn)):
-                fence.passed()
-                yield tile
+            yield from self._pool(step, sums)
+            if logits:
+                yield from self._draw(step, Span(0, batch.num_rows), logits[0], drawn)
+            else:
+                yield from self._head(step, drawn)
             vectors = [self.pooler.take(segment, sum_E) for segment, sum_E in sums]
             return Outcome(_merged(chain(drawn, filter(None, vectors))))
         finally:
             self._leaving.pop(work.id, None)
+            if recording is not None:
+                recording.let_go(held)
 
     # Beginning, and going on with fewer
 
     def _lay_out(self, segments: Sequence[Segment]) -> Batch:
         return make_batch(segments, self._page_lists, self.pool.shape.page_tokens, self.model.device)
 
-    def _begin(self, batch: Batch) -> _Pass:
-        return self._cut(batch, self.model.embedding_VE.new_empty(batch.num_rows, self.model.config.hidden_size))
+    def _begin(self, batch: Batch, recording: Recording | None) -> _Pass:
+        x_NE = self.model.embedding_VE.new_empty(batch.num_rows, self.model.config.hidden_size)
+        if recording is None:
+            return self._cut(batch, x_NE, self._looks(batch))
+        none = Grid((), ())
+        return _Pass(batch, x_NE, none, (), {}, none, none, none, self._cut_head(batch), len(recording.parts) + 1)
 
-    def _cut(self, batch: Batch, x_NE: Tensor) -> _Pass:
+    def _looks(self, batch: Batch) -> dict[int | None, list[object]]:
+        """The tiles of attention as the operators want them, by the layer's window."""
+        config, operators = self.model.config, self.operators
+        heads = (config.num_heads, config.num_kv_heads, config.head_size)
+        size = self.model.dtype.itemsize
+        return {
+            window: [
+                operators.prepare(batch, glances)
+                for glances in self.tiling.attention(batch.segments, *heads, size, window, gathers=operators.gathers)
+            ]
+            for window in set(config.windows)
+        }
+
+    def _cut(self, batch: Batch, x_NE: Tensor, attention: dict[int | None, list[object]]) -> _Pass:
         """How this step's operators are cut into tiles: fixed from here on."""
         config, tiling, n = self.model.config, self.tiling, batch.num_rows
         layer, size = self.matrices.layers[0], self.model.dtype.itemsize
@@ -137,14 +179,6 @@ class LanguageStage:
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
         down = tiling.linear(highest, *layer.down.size, size, step=layer.down.step)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
-        heads = (config.num_heads, config.num_kv_heads, config.head_size)
-        attention = {
-            window: [
-                self.operators.prepare(batch, glances)
-                for glances in tiling.attention(batch.segments, *heads, size, window, gathers=self.operators.gathers)
-            ]
-            for window in set(config.windows)
-        }
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
         head = self._cut_head(batch)
@@ -175,7 +209,8 @@ class LanguageStage:
             step.left = left
             return step
         x_NE = torch.cat([step.x_NE[rows.start : rows.end] for _, rows in staying])
-        rest = self._cut(self._lay_out([segment for segment, _ in staying]), x_NE)
+        batch = self._lay_out([segment for segment, _ in staying])
+        rest = self._cut(batch, x_NE, self._looks(batch))
         rest.number, rest.left = step.number, left
         return rest
 
@@ -251,12 +286,100 @@ class LanguageStage:
             for columns in step.head.columns:
                 self.matrices.head.into(logits_RV, chosen_RE, columns)
                 yield step.tile("head")
-            for few in self._draws(rows):
-                part = slice(rows.start + few.start, rows.start + few.end)
-                logits = logits_RV[few.start : few.end]
-                drawn += self.sampler.draw(logits, batch.asked_by[part], batch.asked_for[part])
-                yield step.tile("sample")
-            del chosen_RE, logits_RV, logits  # before the next block's are made
+            yield from self._draw(step, rows, logits_RV, drawn)
+            del chosen_RE, logits_RV  # before the next block's are made
+
+    def _draw(self, step: _Pass, rows: Span, logits_RV: Tensor, drawn: list[Commit]) -> Iterator[Tile]:
+        """A token, or a score, from each of these rows."""
+        batch = step.batch
+        for few in self._draws(rows):
+            part = slice(rows.start + few.start, rows.start + few.end)
+            drawn += self.sampler.draw(logits_RV[few.start : few.end], batch.asked_by[part], batch.asked_for[part])
+            yield step.tile("sample")
+
+    # Recorded steps
+
+    def record(self, most_tokens: int) -> None:
+        """Record steps of one token for up to so many requests, and of a few rows of any kind, where operators can be
+        recorded."""
+        operators = self.operators
+        if not isinstance(operators, Recordable):
+            return
+        model, memory = self.model, torch.cuda.graph_pool_handle()
+        max_pages = -(-len(model.rope) // self.pool.shape.page_tokens)
+        row_s = 2.0 * self._layer_cells() / self.tiling.rates.linear_flops
+        for size in reversed(sizes(most_tokens, int(self.tiling.aim_s / row_s), operators.block_rows)):
+            batch = standing_batch(size.num_rows, max_pages * (size.num_tokens + size.num_blocks), model.device)
+            looks = operators.standing(size.num_blocks, size.num_tokens, model.device)
+            x_NE = model.embedding_VE.new_empty(size.num_rows, model.config.hidden_size)
+            logits_NV = None if size.num_blocks else x_NE.new_empty(size.num_rows, model.config.vocab_size)
+            stand = Stand(batch, looks, x_NE, logits_NV)
+            self._recordings.insert(0, Recording(size, stand, operators, self._parts, memory))
+
+    def _parts(self, stand: Stand) -> list[Part]:
+        """A step over these tensors, in parts that take about a tile's time."""
+        model, matrices, rates = self.model, self.matrices, self.tiling.rates
+        batch, looks, x_NE, logits_NV = stand
+        step = self._cut(batch, x_NE, {window: [looks] for window in set(model.config.windows)})
+        cells = self._layer_cells()
+        layer_s = cells * max(model.dtype.itemsize / rates.linear_bytes, 2.0 * len(x_NE) / rates.linear_flops)
+        together = max(1, int(self.tiling.aim_s / layer_s))
+
+        def layers(first: int, end: int) -> None:
+            if first == 0:
+                x_NE.copy_(F.embedding(batch.tokens_N, model.embedding_VE))
+            for number in range(first, end):
+                for _ in self._layer(step, number, model.layers[number]):
+                    pass
+
+        def head(logits_NV: Tensor) -> None:
+            normed = self.operators.norm(x_NE, model.final_norm)
+            matrices.head.into(logits_NV, normed, Span(0, model.config.vocab_size))
+
+        edges = [*range(0, model.config.num_layers, together), model.config.num_layers]
+        parts = [Part("layers", end, partial(layers, first, end)) for first, end in pairwise(edges)]
+        if logits_NV is not None:
+            parts.append(Part("head", model.config.num_layers, partial(head, logits_NV)))
+        return parts
+
+    def _layer_cells(self) -> int:
+        """Weights of a layer's matrices."""
+        return sum(d_in * d_out for d_in, d_out in (matrix.size for matrix in self.matrices.layers[0]))
+
+    def _recording_for(self, batch: Batch) -> Recording | None:
+        """The smallest that has place for these rows."""
+        if not self._recordings or batch.num_rows > self._recordings[-1].size.num_rows:
+            return None
+        assert isinstance(self.operators, Recordable)
+        items = self.operators.items(batch)
+        wants_tokens = not items.blocks and len(batch.asked_by) == batch.num_rows and not self._pools(batch)
+        for recording in self._recordings:
+            if recording.size.fits(batch.num_rows, items) and (wants_tokens or recording.size.num_blocks):
+                return recording
+        return None
+
+    def _pools(self, batch: Batch) -> bool:
+        return any(self.pooler.wanted(segment) is not None for segment in batch.segments)
+
+    def _replay(
+        self, work_id: int, step: _Pass, recording: Recording, logits: list[Tensor]
+    ) -> Generator[Tile, None, int]:
+        """Part after part, until a member is to leave. Returns how many layers are done; `logits` gets those of the
+        rows, if the recording has them."""
+        num_done = 0
+        for part in recording.parts:
+            if work_id in self._leaving and num_done < self.model.config.num_layers:
+                break
+            recording.hold(step, begun=num_done > 0)
+            part.replay()
+            num_done = part.layers
+            if part.operator == "head":
+                assert recording.logits_NV is not None
+                logits.append(recording.logits_NV[: step.batch.num_rows].clone())
+            yield step.tile(part.operator, Boundary.LAYER)
+        if not logits:
+            recording.put_aside(step)
+        return num_done
 
 
 def _merged(drawn: Iterable[Commit]) -> tuple[Commit, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headway.kv.pool import KVPool
 from headway.models.config import DecoderConfig
-from headway.models.decoder import Decoder, Layer
+from headway.models.decoder import Layer
 from headway.stages.batch import Batch
 from headway.stages.operators import Operators
 from headway.stages.tiling import Glance
@@ -195,11 +195,3 @@ class NativeOperators(Operators):
 
     def _layer(self, number: int) -> int:
         return self.pool.blocks_PL2KSD.data_ptr() + number * self._layer_bytes
-
-
-def operators_for(model: Decoder, pool: KVPool) -> Operators:
-    """The compiled ones where they are there and suit the model, else torch's."""
-    found = library()
-    if found is not None and suits(found, model.config, model.dtype, model.device):
-        return NativeOperators(model.config, pool, found)
-    return Operators(model.config, pool)

@@ -143,7 +143,8 @@ class Tiling:
                 if gathers:
                     yield Glance(index, Span(start, start), first, heads), gather_s * num_kv
                 height = int(self.aim_s / (query_s * num_kv))
-                height = min(height, MAX_SCORE_BYTES // (num_kv * groups * num_keys * element_bytes))
+                if gathers:  # else scores never leave the processor's registers and first cache
+                    height = min(height, MAX_SCORE_BYTES // (num_kv * groups * num_keys * element_bytes))
                 for block in spans(num_rows, max(1, height)):
                     cost_s = max(read_s, query_s * (block.end - block.start)) * num_kv
                     yield (

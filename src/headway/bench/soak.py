@@ -1,0 +1,336 @@
+"""Two hundred callers for ten minutes, some of whom leave, ask nonsense, or see the engine killed:
+`python -m headway.bench.soak`.
+
+A server of its own, the embedded model, callers that ask again as soon as an answer is over. Now and then the engine's
+process is killed. What is checked: every call ends, once, in one of the ways that it may; the server's own account of
+what it began and ended comes out even; nothing is held at the end; and neither process grows.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import aiohttp
+import msgspec
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from rich.progress import Progress
+
+from headway.bench import report
+
+COMMAND = "python -m headway.bench.soak"
+PATIENCE_S = 60.0  # a call that has not ended by then hangs
+READY_S = 60.0
+SAMPLE_S = 2.0
+SETTLED = 0.25  # of the time, from which on memory should not grow
+MOST_GROWTH = 2.0  # MiB a minute, of either process
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "home", "before", "rain")
+NONSENSE: tuple[tuple[str, bytes], ...] = (
+    ("/v1/completions", b"{"),
+    ("/v1/completions", b'{"prompt": 7}'),
+    ("/v1/completions", b'{"prompt": "a", "max_tokens": -1}'),
+    ("/v1/completions", b'{"prompt": "a", "n": 100000}'),
+    ("/v1/completions", b'{"prompt": [99999999]}'),
+    ("/v1/completions", b'{"prompt": "a", "model": "nobody"}'),
+    ("/v1/completions", b'{"prompt": "' + b"word " * 20000 + b'"}'),
+    ("/v1/chat/completions", b'{"messages": [{"role": "user"}]}'),
+    ("/v1/chat/completions", b'{"messages": "hello"}'),
+    ("/v1/embeddings", b'{"input": {}}'),
+    ("/nowhere", b"{}"),
+)
+
+
+@dataclass(slots=True)
+class Account:
+    """How calls ended, in words; what did not end as it may; and seconds that whole answers took."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    num_begun: int = 0
+    whole_s: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Memory:
+    """Resident MiB by seconds since the start; one series for the door, one for each engine."""
+
+    series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+
+    def sample(self, at_s: float, door: psutil.Process) -> psutil.Process | None:
+        """Note both; returns the engine, if there is one."""
+        engine = None
+        with contextlib.suppress(psutil.Error):
+            self.series.setdefault("door", []).append((at_s, door.memory_info().rss / 2**20))
+            children = [child for child in door.children() if "headway.placement.process" in " ".join(child.cmdline())]
+            if children:
+                engine = children[-1]
+                name = f"engine {engine.pid}"
+                self.series.setdefault(name, []).append((at_s, engine.memory_info().rss / 2**20))
+        return engine
+
+    def growth(self, name: str) -> float | None:
+        """MiB a minute by least squares, without the first part of the series' own time."""
+        series = self.series[name]
+        begun, ended = series[0][0], series[-1][0]
+        late = [(at, size) for at, size in series if at >= begun + SETTLED * (ended - begun)]
+        if len(late) < 5:
+            return None
+        return 60 * statistics.linear_regression(*zip(*late, strict=True)).slope
+
+
+class Caller:
+    """Asks again and again, in one of several ways, and accounts for each ending."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, account: Account, seed: int) -> None:
+        self._session, self._url, self._account = session, url, account
+        self._rng = random.Random(seed)
+
+    async def run(self, until: float) -> None:
+        while time.monotonic() < until:
+            self._account.num_begun += 1
+            begun = time.monotonic()
+            try:
+                ending = await asyncio.wait_for(self._call(), PATIENCE_S)
+            except TimeoutError:
+                ending = "hung"
+                self._account.faults.append(f"a call did not end within {PATIENCE_S:g} s")
+            except aiohttp.ClientError as error:
+                ending = f"connection: {type(error).__name__}"
+                self._account.faults.append(f"the connection broke: {error!r}")
+            self._account.endings[ending] += 1
+            if ending == "answered":
+                self._account.whole_s.append(time.monotonic() - begun)
+            elif ending != "left":
+                await asyncio.sleep(0.05 * self._rng.random())
+
+    async def _call(self) -> str:
+        rng = self._rng
+        kind = rng.choices(("stream", "whole", "leave", "nonsense"), (60, 10, 20, 10))[0]
+        if kind == "nonsense":
+            return await self._nonsense(*rng.choice(NONSENSE))
+        body: dict[str, Any] = {
+            "prompt": " ".join(rng.choices(WORDS, k=rng.choice((3, 10, 40, 150)))),
+            "max_tokens": rng.choice((1, 4, 16, 40)),
+            "stream": kind != "whole",
+            "seed": rng.randrange(1000),
+        }
+        headers = {}
+        if rng.random() < 0.5:
+            headers["x-slo-ttft-ms"] = str(rng.choice((200, 2000, 20000)))
+        async with self._session.post(f"{self._url}/v1/completions", json=body, headers=headers) as response:
+            if response.status in (429, 503):
+                if "retry-after" not in response.headers:
+                    self._account.faults.append(f"{response.status} without Retry-After")
+                return f"refused with {response.status}"
+            if response.status == 500:
+                return self._lost((await response.read()).decode(errors="replace"))
+            if response.status != 200:
+                self._account.faults.append(
+                    f"{response.status} to an ordinary request: {(await response.text())[:200]}"
+                )
+                return f"status {response.status}"
+            if kind == "whole":
+                return "answered" if (await response.json())["choices"] else "empty"
+            return await self._listen(response, rng.randrange(6) if kind == "leave" else None)
+
+    async def _listen(self, response: aiohttp.ClientResponse, leave_after: int | None) -> str:
+        """To the end of a stream; there must be one end, and nothing behind it."""
+        num_events, ended, error = 0, False, ""
+        async for line in response.content:
+            if not line.startswith(b"data:"):
+                continue
+            if ended:
+                self._account.faults.append("an event after the end of a stream")
+            num_events += 1
+            ended = line.strip() == b"data: [DONE]"
+            if line.startswith((b'data: {"error"', b'data:{"error"')):
+                error = line.decode()
+            if leave_after is not None and num_events > leave_after:
+                response.close()
+                return "left"
+        if error:
+            return self._lost(error)
+        if not ended:
+            self._account.faults.append("a stream ended without its end")
+        return "answered" if ended else "cut off"
+
+    def _lost(self, text: str) -> str:
+        """A failure that may be: the engine was killed under it."""
+        if "engine" not in text:
+            self._account.faults.append(f"failed: {text[:200]}")
+        return "failed with the engine"
+
+    async def _nonsense(self, path: str, body: bytes) -> str:
+        headers = {"content-type": "application/json"}
+        async with self._session.post(f"{self._url}{path}", data=body, headers=headers) as response:
+            content = await response.read()
+            if response.status not in (400, 404, 413):
+                self._account.faults.append(f"{response.status} to {body[:60]!r}")
+            try:
+                msgspec.json.decode(content)["error"]["message"]
+            except (msgspec.DecodeError, KeyError, TypeError):
+                self._account.faults.append(f"no error object to {body[:60]!r}")
+        return "nonsense was refused"
+
+
+async def soak(
+    url: str, door: psutil.Process, options: argparse.Namespace
+) -> tuple[Account, Memory, int, dict[str, float]]:
+    """Everything at once; returns what the server says of itself when it is over."""
+    account, memory, num_kills = Account(), Memory(), 0
+    begun = time.monotonic()
+    until = begun + 60 * options.minutes
+    rng = random.Random(options.seed)
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        callers = [Caller(session, url, account, options.seed + number) for number in range(options.streams)]
+        tasks = [asyncio.ensure_future(caller.run(until)) for caller in callers]
+        next_kill = begun + options.kill_every
+        with Progress(transient=True) as progress:
+            bar = progress.add_task(f"{options.streams} callers", total=60 * options.minutes)
+            while time.monotonic() < until:
+                await asyncio.sleep(min(SAMPLE_S, max(0.01, until - time.monotonic())))
+                now = time.monotonic()
+                progress.update(bar, completed=now - begun)
+                engine = memory.sample(now - begun, door)
+                if engine is not None and now >= next_kill and until - now > READY_S / 4:
+                    with contextlib.suppress(psutil.Error):
+                        engine.send_signal(signal.SIGKILL)
+                        num_kills += 1
+                    next_kill = now + options.kill_every * rng.uniform(0.7, 1.3)
+        await asyncio.gather(*tasks)
+        said = await _settled(session, url)
+        async with session.post(f"{url}/v1/completions", json={"prompt": "Once", "max_tokens": 3}) as response:
+            if response.status != 200:
+                account.faults.append(f"the request after it all was answered with {response.status}")
+    return account, memory, num_kills, said
+
+
+async def _settled(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """What /metrics says when nothing is open any more, or after a while."""
+    said: dict[str, float] = {}
+    for _ in range(50):
+        async with session.get(f"{url}/metrics") as response:
+            said = _sums(await response.text())
+        if said.get("running", 1) == said.get("waiting", 1) == 0:
+            break
+        await asyncio.sleep(0.2)
+    return said
+
+
+def _sums(text: str) -> dict[str, float]:
+    sums: defaultdict[str, float] = defaultdict(float)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            match sample.name:
+                case "headway:requests_ended_total":
+                    sums["ended"] += sample.value
+                    sums[f"ended {sample.labels['kind']}"] += sample.value
+                case "vllm:num_requests_running":
+                    sums["running"] += sample.value
+                case "vllm:num_requests_waiting":
+                    sums["waiting"] += sample.value
+                case "headway:pages":
+                    sums[f"pages {sample.labels['state']}"] += sample.value
+                case "headway:engine_restarts_total":
+                    sums["restarts"] += sample.value
+    return dict(sums)
+
+
+def _start(log: IO[bytes]) -> tuple["subprocess.Popen[bytes]", str]:
+    """`headway serve` on a free port, and where it is."""
+    command = [sys.executable, "-m", "headway", "serve", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+    assert server.stdout is not None
+    for line in server.stdout:
+        if b"http://" in line:
+            url = line.split(b"http://")[1].split()[0].decode().rstrip("/")
+            return server, f"http://{url}"
+    raise ValueError("The server ended before it was ready: its own words are in the log above.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--streams", type=int, default=200, help="callers at once")
+    parser.add_argument(
+        "--kill-every", type=float, default=60.0, help="seconds, about, between two kills of the engine"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryFile() as log:
+        server, url = _start(log)
+        try:
+            account, memory, num_kills, said = asyncio.run(soak(url, psutil.Process(server.pid), options))
+        finally:
+            server.terminate()
+            try:
+                code = server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                code = -9
+        log.seek(0)
+        words = log.read().decode(errors="replace")
+    faults = Counter(account.faults)
+    if code != 0:
+        faults[f"the server left with code {code}"] += 1
+    if "Traceback" in words:
+        faults["a traceback in the server's log"] += 1
+    if any(said.get(name) for name in ("running", "waiting", "pages held", "pages parked")):
+        faults[f"at the end something is held: {said}"] += 1
+    report.write("soak", "A soak", COMMAND, told(options, account, memory, num_kills, said, faults), options.folder)
+    return 1 if faults else 0
+
+
+def told(
+    options: argparse.Namespace,
+    account: Account,
+    memory: Memory,
+    num_kills: int,
+    said: dict[str, float],
+    faults: Counter[str],
+) -> str:
+    """The page."""
+    growths = {name: memory.growth(name) for name in memory.series}
+    sizes = [
+        [name, len(memory.series[name]), f"{memory.series[name][-1][1]:.0f}", "" if slope is None else f"{slope:+.2f}"]
+        for name, slope in growths.items()
+    ]
+    worst = max((slope for slope in growths.values() if slope is not None), default=0.0)
+    endings = ", ".join(f"{name[6:]} {int(n)}" for name, n in sorted(said.items()) if name.startswith("ended "))
+    parts = [
+        f"{options.streams} callers at once for {options.minutes:g} minutes on the embedded model: six in ten stream "
+        f"to the end, one waits for the whole answer, two leave on the way, one asks nonsense; half have a target. The "
+        f"engine was killed {num_kills} times.",
+        report.table(["a call ended", "times"], account.endings.most_common()),
+        f"{account.num_begun} calls were begun and {account.endings.total()} ended; the longest whole answer took "
+        f"{max(account.whole_s, default=0.0):.1f} s. The server's account: {int(said.get('ended', 0))} requests ended "
+        f"({endings}), {int(said.get('restarts', 0))} engines started after one died; at the end "
+        f"{int(said.get('running', 0))} running, {int(said.get('waiting', 0))} waiting, "
+        f"{int(said.get('pages held', 0) + said.get('pages parked', 0))} pages held.",
+        report.table(["process", "samples", "MiB at the end", "MiB a minute"], sizes),
+        f"Growth at most {MOST_GROWTH:g} MiB a minute after the first {SETTLED:.0%} of a process's time: "
+        f"{'reached' if worst <= MOST_GROWTH else 'not reached'}, {worst:+.2f} at most.",
+        "No fault was found."
+        if not faults
+        else "Faults: " + "; ".join(f"{what} ({n})" for what, n in faults.items()) + ".",
+    ]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
