@@ -46,6 +46,7 @@ EXPECTED = 0.75  # of a simulated goodput: where the search for the real one beg
 LONE_RUNS = 7
 LONE_RUNS_BESIDE = 3  # of a run, before it and after it
 DRIFT = 1.3  # between those two: more, and the run was disturbed
+STEADY = 1.1  # between two measurements of an undisturbed machine, at most
 MAX_TRIES = 4
 REPEATS = 3  # of a run whose result is close
 say = Console(stderr=True).print
@@ -160,11 +161,21 @@ def isolated_ttft_s(engine: Engine, load: Load, num_runs: int = LONE_RUNS) -> fl
     return statistics.median([record.ttft_s or 0.0 for record in records.values()][1:])
 
 
+def steady_ttft_s(engine: Engine, load: Load) -> float:
+    """The same of a machine that nobody disturbs: the lesser of two measurements in a row that agree, or of all."""
+    found = [isolated_ttft_s(engine, load)]
+    for _ in range(MAX_TRIES):
+        found.append(isolated_ttft_s(engine, load))
+        if max(found[-2:]) <= STEADY * min(found[-2:]):
+            return min(found[-2:])
+    return min(found)
+
+
 def field_of(engine: Engine, case: Case, num_requests: int, seed: int, tries: Tries) -> Field:
     load = named(case.load, num_requests=num_requests, seed=seed, window=seed - 1)
     load = load.scaled(1 / case.divisor).answering(1)
     load = load.within(engine.facts.max_model_len)
-    isolated_s = isolated_ttft_s(engine, load)
+    isolated_s = steady_ttft_s(engine, load)
     texts = prompts(load, engine.stage.model.config.vocab_size, seed)
     compared = policies(engine.scheduler.settings, CHUNKS)
     return Field(engine, load, texts, isolated_s, targets(load, isolated_s, case.k), compared, tries)

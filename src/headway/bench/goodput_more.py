@@ -11,7 +11,7 @@ from pathlib import Path
 
 from headway.bench import goodput_page, report
 from headway.bench.contest import JOINT, TTFT, contest
-from headway.bench.goodput import REPEATS, Case, Field, Tries, field_of, isolated_ttft_s, say, scaled
+from headway.bench.goodput import REPEATS, Case, Field, Tries, field_of, say, scaled, steady_ttft_s
 from headway.bench.goodput_page import OURS
 from headway.bench.load import Load, prompts, targets
 from headway.bench.named import named
@@ -57,7 +57,7 @@ def joint(engine: Engine, case: Case, options: argparse.Namespace, tries: Tries)
     """Answers as long as the trace's, TTFT and TPOT targets together, against steps that mix tokens and chunks."""
     load = named(case.load, num_requests=options.num_requests, seed=1).scaled(1 / case.divisor)
     load = load.within(engine.facts.max_model_len)
-    isolated_s, tpot_s = isolated_ttft_s(engine, load), isolated_tpot_s(engine)
+    isolated_s, tpot_s = steady_ttft_s(engine, load), isolated_tpot_s(engine)
     slos = targets(load, isolated_s, case.k, tpot_s, K_TPOT)
     compared = policies(engine.scheduler.settings, MIXED_CHUNKS)
     texts = prompts(load, engine.stage.model.config.vocab_size, 1)
@@ -105,7 +105,7 @@ def uniform(field: Field, case: goodput_page.CaseResult) -> str:
     requests = tuple(replace(asked, num_prompt=UNIFORM_TOKENS, kind="text", blocks=()) for asked in field.load.requests)
     load: Load = replace(field.load, name="uniform", requests=requests)
     texts = prompts(load, field.engine.stage.model.config.vocab_size, 1)
-    isolated_s = isolated_ttft_s(field.engine, load)
+    isolated_s = steady_ttft_s(field.engine, load)
     same = replace(field, load=load, prompts=texts, isolated_s=isolated_s, slos=targets(load, isolated_s, 2.0))
     names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
     starts = dict.fromkeys(names, 0.4 / isolated_s)
