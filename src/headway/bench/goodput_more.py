@@ -155,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-requests", type=int, default=120, help="of a run")
     parser.add_argument("--joint-rate", type=float, default=3.0, help="where the joint search begins")
     parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--only", default="", metavar="WORD", help="the sections that have it in their title")
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
     known = {(c.model, c.name): c for c in goodput_page.read(options.folder).cases}
@@ -174,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "First token and pace together": lambda: joint(engine, options.case, options, tries),
     }
     for title, make in sections.items():
+        if options.only not in title:
+            continue
         say(f"[bold]{title}[/]")
         body = f"{options.model}. {make()}\n\n{report.provenance()}"
         goodput_page.keep(options.folder, goodput_page.Section(title, body))
