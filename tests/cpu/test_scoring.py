@@ -8,7 +8,7 @@ from assembled import Assembled
 
 from headway.core import event as ev
 from headway.core.request import SLO, Request, Sampling
-from headway.stages import language
+from headway.stages import step
 
 TOLERANCE = 2e-5  # of a log-probability, in float32
 
@@ -103,7 +103,7 @@ def test_what_is_computed_again_is_not_told_again(family, tiny, tiny_folder):
 
 def test_the_logits_of_a_prompt_are_never_all_there(tiny, tiny_folder, monkeypatch):
     """A prompt of 90 is scored seven rows at a time; with several members in the step, a row for each."""
-    monkeypatch.setattr(language, "MAX_LOGITS_BYTES", 7 * 131 * 4 + 5)
+    monkeypatch.setattr(step, "MAX_LOGITS_BYTES", 7 * 131 * 4 + 5)
     engine = Assembled(tiny_folder("llama2"))
     made = []
     draw = engine.sampler.draw

@@ -28,8 +28,9 @@ from headway.placement.driver import Driver
 from headway.placement.engine import MonotonicClock
 from headway.placement.mailbox import Letters
 from headway.placement.simulate import FakeSimulation
-from headway.stages.language import LanguageStage, _Pass
+from headway.stages.language import LanguageStage
 from headway.stages.sample import Sampler
+from headway.stages.step import Step
 from headway.stages.tiling import Tiling
 
 TILES_PER_LAYER = 50_000
@@ -38,11 +39,11 @@ TILES_PER_LAYER = 50_000
 class WithoutOperators(LanguageStage):
     """The stage's own loop, tiles and launch-ahead, with nothing computed between two yields."""
 
-    def _layer(self, step: _Pass, number: int, layer: Layer) -> Iterator[Tile]:
+    def _layer(self, step: Step, number: int, layer: Layer) -> Iterator[Tile]:
         for _ in range(TILES_PER_LAYER):
             yield step.tile("nothing")
 
-    def _head(self, step: _Pass, drawn: list[Commit]) -> Iterator[Tile]:
+    def _head(self, step: Step, drawn: list[Commit]) -> Iterator[Tile]:
         drawn.append(Commit(step.batch.asked_by[0], (0,)))
         yield step.tile("nothing")
 

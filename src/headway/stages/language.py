@@ -9,7 +9,6 @@ for one tile of rows at a time only, which bounds what a suspended prompt keeps.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
 
@@ -28,33 +27,8 @@ from headway.stages.pooling import Pooler
 from headway.stages.recorded import Part, Recordable, Recording, Stand, sizes, standing_batch
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
-from headway.stages.tiling import Grid, Span, Tiling
-
-MAX_LOGITS_BYTES = 32 << 20  # of prompts that are scored, at a time
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One step under way: its rows, how they are cut, the hidden states, and how many tiles are done."""
-
-    batch: Batch
-    x_NE: Tensor
-    qkv: Grid
-    small: tuple[Span, ...]
-    attention: dict[int | None, list[object]]  # tiles as the operators want them, by the layer's window
-    o: Grid
-    gate_up: Grid
-    down: Grid
-    head: Grid
-    of: int
-    number: int = 0
-    left: tuple[str, ...] = field(default=())
-
-    def tile(self, operator: str, boundary: Boundary = Boundary.OPERATOR) -> Tile:
-        tile = Tile(self.number, self.of, operator, self.left, boundary)
-        self.number += 1
-        self.left = ()
-        return tile
+from headway.stages.step import Cutting, Step
+from headway.stages.tiling import Span, Tiling
 
 
 class LanguageStage:
@@ -149,57 +123,17 @@ class LanguageStage:
     def _lay_out(self, segments: Sequence[Segment]) -> Batch:
         return make_batch(segments, self._page_lists, self.pool.shape.page_tokens, self.model.device)
 
-    def _begin(self, batch: Batch, recording: Recording | None) -> _Pass:
+    def _begin(self, batch: Batch, recording: Recording | None) -> Step:
         x_NE = self.model.embedding_VE.new_empty(batch.num_rows, self.model.config.hidden_size)
-        if recording is None:
-            return self._cut(batch, x_NE, self._looks(batch))
-        none = Grid((), ())
-        return _Pass(batch, x_NE, none, (), {}, none, none, none, self._cut_head(batch), len(recording.parts) + 1)
+        if recording is not None:
+            return self._cutting.replayed(batch, x_NE, len(recording.parts))
+        return self._cutting.cut(batch, x_NE)
 
-    def _looks(self, batch: Batch) -> dict[int | None, list[object]]:
-        """The tiles of attention as the operators want them, by the layer's window."""
-        config, operators = self.model.config, self.operators
-        heads = (config.num_heads, config.num_kv_heads, config.head_size)
-        size = self.model.dtype.itemsize
-        return {
-            window: [
-                operators.prepare(batch, glances)
-                for glances in self.tiling.attention(batch.segments, *heads, size, window, gathers=operators.gathers)
-            ]
-            for window in set(config.windows)
-        }
+    @property
+    def _cutting(self) -> Cutting:
+        return Cutting(self.model, self.matrices, self.tiling, self.operators)
 
-    def _cut(self, batch: Batch, x_NE: Tensor, attention: dict[int | None, list[object]]) -> _Pass:
-        """How this step's operators are cut into tiles: fixed from here on."""
-        config, tiling, n = self.model.config, self.tiling, batch.num_rows
-        layer, size = self.matrices.layers[0], self.model.dtype.itemsize
-        qkv, o = (tiling.linear(n, *matrix.size, size, step=matrix.step) for matrix in (layer.qkv, layer.o))
-        highest = tiling.most_active_rows(layer.gate_up.size[1])
-        gate_up = tiling.linear(n, *layer.gate_up.size, size, highest, layer.gate_up.step)
-        highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
-        down = tiling.linear(highest, *layer.down.size, size, step=layer.down.step)
-        small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
-        per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
-        per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
-        head = self._cut_head(batch)
-        of = 1 + per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows)
-        of += sum(len(head.columns) + len(self._draws(rows)) for rows in head.rows)
-        return _Pass(batch, x_NE, qkv, small, attention, o, gate_up, down, head, of)
-
-    def _cut_head(self, batch: Batch) -> Grid:
-        """Few rows are drawn from, one a member; where prompts are scored there are many, and their logits are never
-        all there at once."""
-        if not batch.asked_by:
-            return Grid((), ())
-        head, size = self.matrices.head, self.model.dtype.itemsize
-        highest = max(len(batch.segments), MAX_LOGITS_BYTES // (head.size[1] * size))
-        return self.tiling.linear(len(batch.asked_by), *head.size, size, highest, head.step)
-
-    def _draws(self, rows: Span) -> tuple[Span, ...]:
-        """Of a block of rows of logits, those that are drawn from, or scored by, in one tile."""
-        return self.tiling.elementwise(rows.end - rows.start, 4 * self.model.config.vocab_size)
-
-    def _without(self, step: _Pass, leaving: set[str]) -> _Pass:
+    def _without(self, step: Step, leaving: set[str]) -> Step:
         """The same step after some members have left; their pages are not touched any more."""
         pairs = list(zip(step.batch.segments, step.batch.rows, strict=True))
         staying = [(segment, rows) for segment, rows in pairs if segment.request_id not in leaving]
@@ -209,14 +143,13 @@ class LanguageStage:
             step.left = left
             return step
         x_NE = torch.cat([step.x_NE[rows.start : rows.end] for _, rows in staying])
-        batch = self._lay_out([segment for segment, _ in staying])
-        rest = self._cut(batch, x_NE, self._looks(batch))
-        rest.number, rest.left = step.number, left
+        rest = self._cutting.cut(self._lay_out([segment for segment, _ in staying]), x_NE)
+        rest.go_on_from(step, left)
         return rest
 
     # One layer
 
-    def _layer(self, step: _Pass, number: int, layer: Layer) -> Iterator[Tile]:
+    def _layer(self, step: Step, number: int, layer: Layer) -> Iterator[Tile]:
         config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
         matrices = self.matrices.layers[number]
 
@@ -261,7 +194,7 @@ class LanguageStage:
 
     # The head
 
-    def _pool(self, step: _Pass, sums: list[tuple[Segment, Tensor]]) -> Iterator[Tile]:
+    def _pool(self, step: Step, sums: list[tuple[Segment, Tensor]]) -> Iterator[Tile]:
         """Final norm and sum, float64, of the rows that go into vectors."""
         size = self.model.config.hidden_size
         for segment, rows in zip(step.batch.segments, step.batch.rows, strict=True):
@@ -276,7 +209,7 @@ class LanguageStage:
                 yield step.tile("pool")
             sums.append((segment, sum_E))
 
-    def _head(self, step: _Pass, drawn: list[Commit]) -> Iterator[Tile]:
+    def _head(self, step: Step, drawn: list[Commit]) -> Iterator[Tile]:
         """Final norm, logits of the asked rows only; from each a token is drawn, or the prompt's next one scored."""
         batch, model = step.batch, self.model
         for rows in step.head.rows:
@@ -289,10 +222,10 @@ class LanguageStage:
             yield from self._draw(step, rows, logits_RV, drawn)
             del chosen_RE, logits_RV  # before the next block's are made
 
-    def _draw(self, step: _Pass, rows: Span, logits_RV: Tensor, drawn: list[Commit]) -> Iterator[Tile]:
+    def _draw(self, step: Step, rows: Span, logits_RV: Tensor, drawn: list[Commit]) -> Iterator[Tile]:
         """A token, or a score, from each of these rows."""
         batch = step.batch
-        for few in self._draws(rows):
+        for few in self._cutting.draws(rows):
             part = slice(rows.start + few.start, rows.start + few.end)
             drawn += self.sampler.draw(logits_RV[few.start : few.end], batch.asked_by[part], batch.asked_for[part])
             yield step.tile("sample")
@@ -320,7 +253,7 @@ class LanguageStage:
         """A step over these tensors, in parts that take about a tile's time."""
         model, matrices, rates = self.model, self.matrices, self.tiling.rates
         batch, looks, x_NE, logits_NV = stand
-        step = self._cut(batch, x_NE, {window: [looks] for window in set(model.config.windows)})
+        step = self._cutting.cut(batch, x_NE, [looks])
         cells = self._layer_cells()
         layer_s = cells * max(model.dtype.itemsize / rates.linear_bytes, 2.0 * len(x_NE) / rates.linear_flops)
         together = max(1, int(self.tiling.aim_s / layer_s))
@@ -362,7 +295,7 @@ class LanguageStage:
         return any(self.pooler.wanted(segment) is not None for segment in batch.segments)
 
     def _replay(
-        self, work_id: int, step: _Pass, recording: Recording, logits: list[Tensor]
+        self, work_id: int, step: Step, recording: Recording, logits: list[Tensor]
     ) -> Generator[Tile, None, int]:
         """Part after part, until a member is to leave. Returns how many layers are done; `logits` gets those of the
         rows, if the recording has them."""

@@ -1,0 +1,170 @@
+"""Our linear operators in matrix tiles against oneDNN's packed ones: `python -m headway.bench.linear`.
+
+The four matrices of a layer of real shapes, with random bfloat16 weights, in so many copies that each is read from
+memory, as in a step: what a cache holds of it is gone. Both multiply the same rows in turn, and must come to the same
+first. Beside it, how long the first call of a number of rows takes, and at which rate one row's weights are read,
+against what the machine reads at best in the same run.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from headway.bench import report
+from headway.bench.calm import Calm
+from headway.models import presets
+from headway.models.config import DecoderConfig
+from headway.models.decoder import Linear
+from headway.placement.memory import keep_freed_memory, num_cores
+from headway.stages.matrices import Matrix, Packed, is_packable
+from headway.stages.native import Library
+from headway.stages.panels import Panels, panels_for
+from headway.stages.tiling import Span
+
+COMMAND = "python -m headway.bench.linear"
+MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b")
+ROWS = (1, 4, 16, 64, 128, 256, 512)
+COPIES_BYTES = 512 << 20  # of each matrix together: more than a cache holds
+NEW_ROWS = 100  # a number of rows that has not been seen before
+CLOSE = 1e-2  # root mean square of the difference over that of the values
+
+
+class Timed(NamedTuple):
+    """Seconds of a call by oneDNN and by us, pair by pair."""
+
+    theirs_s: list[float]
+    ours_s: list[float]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(a / b for a, b in zip(self.theirs_s, self.ours_s, strict=True))
+
+    def __str__(self) -> str:
+        theirs, ours = (1e6 * statistics.median(each) for each in self)
+        return f"{theirs:.0f} / {ours:.0f} = {self.ratio:.2f}"
+
+
+def shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """(in, out) of a layer's matrices."""
+    return {
+        "qkv": (config.hidden_size, config.q_size + 2 * config.kv_size),
+        "o": (config.q_size, config.hidden_size),
+        "gate, up": (config.hidden_size, 2 * config.intermediate_size),
+        "down": (config.intermediate_size, config.hidden_size),
+    }
+
+
+def calls(matrices: Sequence[Matrix], x: Tensor) -> Callable[[], float]:
+    """Seconds of a call, the mean over all copies."""
+    whole = Span(0, matrices[0].size[1])
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        for matrix in matrices:
+            matrix.columns(x, whole)
+        return (time.perf_counter() - begun) / len(matrices)
+
+    return seconds
+
+
+def first_call_s(matrix: Matrix, x: Tensor) -> float:
+    begun = time.perf_counter()
+    matrix.columns(x, Span(0, matrix.size[1]))
+    return time.perf_counter() - begun
+
+
+def measure(size: tuple[int, int], found: Library, num_pairs: int, calm: Calm) -> tuple[list[Timed], Timed]:
+    """One for each number of rows; and the first call of one more."""
+    d_in, d_out = size
+    copies = max(2, COPIES_BYTES // (2 * d_in * d_out))
+    weight = torch.randn(d_out, d_in).bfloat16()
+    theirs = [Packed(Linear(weight)) for _ in range(copies)]
+    ours = [Panels(Linear(weight), found) for _ in range(copies)]
+    timed = []
+    for num_rows in ROWS:
+        x = torch.randn(num_rows, d_in).bfloat16()
+        check(theirs[0].columns(x, Span(0, d_out)), ours[0].columns(x, Span(0, d_out)))
+        ways = [(calls(theirs, x), list[float]()), (calls(ours, x), list[float]())]
+        for number in range(num_pairs):
+            for seconds, taken in ways[:: 1 if number % 2 == 0 else -1]:
+                taken.append(calm.measure(seconds))
+        timed.append(Timed(*(taken for _, taken in ways)))
+    x = torch.randn(NEW_ROWS, d_in).bfloat16()
+    return timed, Timed([first_call_s(theirs[0], x)], [first_call_s(ours[0], x)])
+
+
+def check(expected: Tensor, found: Tensor) -> None:
+    """Raises RuntimeError if the two are further apart than rounding explains."""
+    expected, found = expected.double(), found.double()
+    difference = float(((found - expected).square().mean() / expected.square().mean()).sqrt())
+    if not difference <= CLOSE:
+        raise RuntimeError(
+            f"oneDNN and our operators differ by {difference:.2g} of the values: run `make test-native`."
+        )
+
+
+def read_rate(calm: Calm) -> float:
+    """Bytes that a sum over much memory reads in a second."""
+    block = torch.ones(COPIES_BYTES // 4)
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        block.sum()
+        return time.perf_counter() - begun
+
+    seconds()
+    return block.nbytes / statistics.median(calm.measure(seconds) for _ in range(7))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=MODELS, help="presets' shapes")
+    parser.add_argument("--num-threads", type=int, default=num_cores())
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
+    options = parser.parse_args(arguments)
+    cpu = torch.device("cpu")
+    found = panels_for(torch.bfloat16, cpu)
+    if found is None or not is_packable(torch.bfloat16, cpu):
+        sys.exit("This needs a processor with matrix tiles (AMX), compiled operators, and a torch with oneDNN.")
+    keep_freed_memory()
+    torch.set_num_threads(options.num_threads)
+    lines, ratios = [], []
+    with torch.inference_mode():
+        calm = Calm()
+        best = read_rate(calm)
+        cases = [
+            (model, name, size) for model in options.models for name, size in shapes(presets.preset(model)).items()
+        ]
+        for model, name, size in track(cases, description="matrices"):
+            timed, first = measure(size, found, options.pairs, calm)
+            ratios += [each.ratio for each in timed]
+            share = 2 * size[0] * size[1] / statistics.median(timed[0].ours_s) / best
+            new = f"{1e3 * first.theirs_s[0]:.1f} / {1e3 * first.ours_s[0]:.1f}"
+            lines.append([f"{model}: {name}, {size[0]} → {size[1]}", *timed, f"{share:.0%}", new])
+    header = ["matrix", *(f"{n} rows" if n > 1 else "1 row" for n in ROWS), "of memory's rate, 1 row",
+              f"first call of {NEW_ROWS} rows, ms"]  # fmt: skip
+    slower = sum(ratio < 1 for ratio in ratios)
+    report.write(
+        "linear",
+        "Linear operators in matrix tiles, against oneDNN's",
+        COMMAND,
+        f"bfloat16, {options.num_threads} threads. Microseconds of a call, oneDNN / ours = how many times as long "
+        f"oneDNN takes; medians of {options.pairs} pairs. Memory is read at {best / 1e9:.1f} GB/s by a plain sum.\n\n"
+        f"{report.table(header, lines)}\n\n"
+        f"oneDNN takes {statistics.median(ratios):.2f} times as long (median of all cells; {min(ratios):.2f} … "
+        f"{max(ratios):.2f}), and is faster in {slower} of {len(ratios)}. {calm.verdict()}",
+        options.folder,
+    )
+
+
+if __name__ == "__main__":
+    main()
