@@ -139,6 +139,11 @@ class Tokenizer:
         """For tokens that continue a text: a space before the first word is kept."""
         return Detokenizer(self._shown if skip_special_tokens else self._table)
 
+    @property
+    def source(self) -> str:
+        """The text of a tokenizer.json that says the same."""
+        return str(self._backend.to_str())
+
     @cached_property
     def longest_token(self) -> int:
         """Characters of the longest token: a text of k characters has at least k / longest_token tokens."""

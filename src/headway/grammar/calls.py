@@ -1,0 +1,199 @@
+"""Calls of tools as a model writes them: the grammar that makes it write them so, and the reader of what it wrote.
+
+The frame around name and arguments is fixed to the letter, so that reading is no guess. A model whose template has
+marks of its own for calls keeps them; others write a JSON list.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from headway.core.request import Constraint
+from headway.grammar.matcher import json_options
+
+NAME = r"^[a-zA-Z0-9_.-]{1,64}$"  # of a function
+MAX_CALLS = 16  # of one answer
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What stands around calls. `mark` begins one in the midst of a text; without it, an answer has text or calls."""
+
+    mark: str
+    before: str
+    opening: str
+    closing: str
+    between: str
+    after: str
+
+
+MARKED = Dialect("<tool_call>", "", "<tool_call>\n", "\n</tool_call>", "\n", "")  # Hermes' and Qwen's
+LISTED = Dialect("", "[", "", "", ", ", "]")
+
+
+def dialect_of(template: str) -> Dialect:
+    """The one that a chat template speaks of."""
+    speaks = "<tool_call>" in template and "</tool_call>" in template
+    return MARKED if speaks and "<function=" not in template else LISTED
+
+
+def grammar(
+    functions: Mapping[str, Any],
+    dialect: Dialect,
+    *,
+    several: bool,
+    must_call: bool,
+    answer: str | None = None,
+) -> Constraint:
+    """Of an answer that calls functions, given as name -> JSON schema of its arguments. Unless it must, it may be text
+    instead, or begin with text; `answer` is the JSON schema of such a text."""
+    rules = [f"call_{number}: {_call(*function)}" for number, function in enumerate(functions.items())]
+    rules.append("body: " + " | ".join(f"call_{number}" for number in range(len(functions))))
+    rules.append(f"call: {_joined(_quoted(dialect.opening), 'body', _quoted(dialect.closing))}")
+    more = f"({_quoted(dialect.between)} call){{0,{MAX_CALLS - 1}}}" if several else ""
+    calls = _joined(_quoted(dialect.before), "call", more, _quoted(dialect.after))
+    if must_call:
+        rules.append(f"start: {calls}")
+    elif answer is not None:
+        rules.append(f"start: answer | {calls}")
+        rules.append(f"answer: %json {json.dumps(json_options(json.loads(answer)))}")
+    else:
+        assert dialect.mark, "text and calls need a mark between them"
+        rest = _joined(_quoted(dialect.opening.removeprefix(dialect.mark)), "body", _quoted(dialect.closing))
+        rules.append(f"start: TEXT | first {more}")
+        rules.append(f"first: mark {rest}")
+        rules.append(f"mark[lazy]: TEXT {_quoted(dialect.mark)}")
+        rules.append(r"TEXT: /(.|\n)*/")
+    return Constraint("lark", "%llguidance {}\n" + "\n".join(rules) + "\n")
+
+
+def _call(name: str, schema: dict[str, Any]) -> str:
+    return _joined(_quoted(_opened(name)), f"%json {json.dumps(json_options(schema))}", _quoted("}"))
+
+
+def _opened(name: str) -> str:
+    return f'{{"name": "{name}", "arguments": '
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text) if text else ""
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(filter(None, parts))
+
+
+# What was written
+
+
+class Said(NamedTuple):
+    """Text outside of calls."""
+
+    text: str
+
+
+class Called(NamedTuple):
+    """The next call begins."""
+
+    name: str
+
+
+class Argued(NamedTuple):
+    """More of the JSON of its arguments."""
+
+    text: str
+
+
+Heard = Said | Called | Argued
+_BEGINNING = re.compile(r'\{"name": "([a-zA-Z0-9_.-]{1,64})", "arguments": ')
+
+
+@dataclass(slots=True)
+class Reader:
+    """Of one answer while it grows. `mark` empty: it is calls from the start."""
+
+    mark: str
+    num_calls: int = 0
+    _rest: str = ""
+    _is_text: bool = field(init=False)
+    _depth: int = 0
+    _in_arguments: bool = False
+    _in_string: bool = False
+    _escaped: bool = False
+
+    def __post_init__(self) -> None:
+        self._is_text = bool(self.mark)
+
+    def feed(self, text: str) -> list[Heard]:
+        """What this completes."""
+        self._rest += text
+        return list(self._read())
+
+    def end(self) -> list[Heard]:
+        """What was held back, when nothing follows."""
+        rest, self._rest = self._rest, ""
+        return [Said(rest)] if rest and self._is_text else []
+
+    def _read(self) -> Iterator[Heard]:
+        if self._is_text:
+            yield from self._read_text()
+        while not self._is_text:
+            if self._in_arguments:
+                argued = self._take_arguments()
+                if argued:
+                    yield Argued(argued)
+                if self._in_arguments:
+                    return
+            begun = _BEGINNING.search(self._rest)
+            if begun is None:
+                return
+            self.num_calls += 1
+            self._rest = self._rest[begun.end() :]
+            self._in_arguments = True
+            yield Called(begun.group(1))
+
+    def _read_text(self) -> Iterator[Heard]:
+        before, found, after = self._rest.partition(self.mark)
+        if found:
+            self._is_text, self._rest = False, after
+            if before.strip():
+                yield Said(before.rstrip())
+            return
+        most = min(len(self.mark) - 1, len(self._rest))
+        held = next((n for n in range(most, 0, -1) if self.mark.startswith(self._rest[-n:])), 0)
+        shown = self._rest[: len(self._rest) - held]
+        self._rest = self._rest[len(shown) :]
+        if shown:
+            yield Said(shown)
+
+    def _take_arguments(self) -> str:
+        """As much of a JSON object as there is; ends with it."""
+        text = self._rest
+        for place, character in enumerate(text):
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif character == "\\":
+                    self._escaped = True
+                elif character == '"':
+                    self._in_string = False
+            elif character == '"':
+                self._in_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if not self._depth:
+                    self._in_arguments = False
+                    self._rest = text[place + 1 :]
+                    return text[: place + 1]
+        self._rest = ""
+        return text
+
+
+def read(texts: Sequence[str], reader: Reader) -> list[Heard]:
+    """A whole answer."""
+    heard = [one for text in texts for one in reader.feed(text)]
+    return heard + reader.end()
