@@ -8,10 +8,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headway.core.request import Constraint
-from headway.grammar.matcher import json_options
+from headway.grammar.notation import json_options
 
 NAME = r"^[a-zA-Z0-9_.-]{1,64}$"  # of a function
 MAX_CALLS = 16  # of one answer
@@ -40,15 +40,15 @@ def dialect_of(template: str) -> Dialect:
 
 
 def grammar(
-    functions: Mapping[str, Any],
+    functions: Mapping[str, str],
     dialect: Dialect,
     *,
     several: bool,
     must_call: bool,
     answer: str | None = None,
 ) -> Constraint:
-    """Of an answer that calls functions, given as name -> JSON schema of its arguments. Unless it must, it may be text
-    instead, or begin with text; `answer` is the JSON schema of such a text."""
+    """Of an answer that calls functions, given as name -> the text of its arguments' JSON schema. Unless it must, it
+    may be text instead, or begin with text; `answer` is the text of such a text's JSON schema."""
     rules = [f"call_{number}: {_call(*function)}" for number, function in enumerate(functions.items())]
     rules.append("body: " + " | ".join(f"call_{number}" for number in range(len(functions))))
     rules.append(f"call: {_joined(_quoted(dialect.opening), 'body', _quoted(dialect.closing))}")
@@ -58,7 +58,7 @@ def grammar(
         rules.append(f"start: {calls}")
     elif answer is not None:
         rules.append(f"start: answer | {calls}")
-        rules.append(f"answer: %json {json.dumps(json_options(json.loads(answer)))}")
+        rules.append(f"answer: {_json(answer)}")
     else:
         assert dialect.mark, "text and calls need a mark between them"
         rest = _joined(_quoted(dialect.opening.removeprefix(dialect.mark)), "body", _quoted(dialect.closing))
@@ -69,12 +69,12 @@ def grammar(
     return Constraint("lark", "%llguidance {}\n" + "\n".join(rules) + "\n")
 
 
-def _call(name: str, schema: dict[str, Any]) -> str:
-    return _joined(_quoted(_opened(name)), f"%json {json.dumps(json_options(schema))}", _quoted("}"))
+def _call(name: str, schema: str) -> str:
+    return _joined(_quoted(f'{{"name": "{name}", "arguments": '), _json(schema), _quoted("}"))
 
 
-def _opened(name: str) -> str:
-    return f'{{"name": "{name}", "arguments": '
+def _json(schema: str) -> str:
+    return f"%json {json.dumps(json_options(json.loads(schema)))}"
 
 
 def _quoted(text: str) -> str:
@@ -110,21 +110,31 @@ Heard = Said | Called | Argued
 _BEGINNING = re.compile(r'\{"name": "([a-zA-Z0-9_.-]{1,64})", "arguments": ')
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to tell calls from text: they begin at `mark`, or only where it stands at the very start. No mark: there is
+    nothing but calls."""
+
+    mark: str = ""
+    at_start: bool = False
+
+
 @dataclass(slots=True)
 class Reader:
-    """Of one answer while it grows. `mark` empty: it is calls from the start."""
+    """Of one answer while it grows."""
 
-    mark: str
+    reading: Reading
     num_calls: int = 0
     _rest: str = ""
     _is_text: bool = field(init=False)
+    _only_text: bool = False
     _depth: int = 0
     _in_arguments: bool = False
     _in_string: bool = False
     _escaped: bool = False
 
     def __post_init__(self) -> None:
-        self._is_text = bool(self.mark)
+        self._is_text = bool(self.reading.mark)
 
     def feed(self, text: str) -> list[Heard]:
         """What this completes."""
@@ -155,14 +165,17 @@ class Reader:
             yield Called(begun.group(1))
 
     def _read_text(self) -> Iterator[Heard]:
-        before, found, after = self._rest.partition(self.mark)
-        if found:
+        mark = self.reading.mark
+        before, found, after = self._rest.partition(mark)
+        if self.reading.at_start and before.lstrip():
+            self._only_text = not mark.startswith(self._rest)
+        if found and not self._only_text:
             self._is_text, self._rest = False, after
             if before.strip():
-                yield Said(before.rstrip())
+                yield Said(before)
             return
-        most = min(len(self.mark) - 1, len(self._rest))
-        held = next((n for n in range(most, 0, -1) if self.mark.startswith(self._rest[-n:])), 0)
+        most = 0 if self._only_text else min(len(mark) - 1, len(self._rest))
+        held = next((n for n in range(most, 0, -1) if mark.startswith(self._rest[-n:])), 0)
         shown = self._rest[: len(self._rest) - held]
         self._rest = self._rest[len(shown) :]
         if shown:

@@ -19,8 +19,8 @@ from hashlib import blake2b
 import msgspec
 
 from headway.core.request import Constraint
+from headway.grammar.frames import Verdict, Vocabulary, receive, send
 from headway.grammar.limits import NAMES, ConstraintError, check_source
-from headway.grammar.worker import Verdict, Vocabulary, receive, send
 
 NUM_WORKERS = 2  # so that one bomb does not make everybody wait
 LIMIT_S = 5.0  # of one check, by the clock
@@ -49,8 +49,7 @@ class Checker:
         self._end = weakref.finalize(self, _end, workers)
 
     def check(self, constraint: Constraint) -> Future[None]:
-        """Done when it is known. Raises ConstraintError at once or in the future, or CheckerBusy at once."""
-        check_source(constraint)
+        """Done when it is known, with a ConstraintError if it cannot be followed. Raises CheckerBusy."""
         done: Future[None] = Future()
         known = self._remembered(constraint)
         if known is not None:
@@ -69,7 +68,10 @@ class Checker:
     def _ask(self, constraint: Constraint) -> None:
         worker = self._workers.get()
         try:
+            check_source(constraint)
             complaint = worker.ask(constraint)
+        except ConstraintError as error:
+            complaint = str(error)
         finally:
             self._workers.put(worker)
             with self._lock:

@@ -4,11 +4,9 @@ A grammar is built from its source once and copied for each request, which costs
 bounded by llguidance's own limits, and let other threads run meanwhile.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,14 +14,13 @@ from numpy.typing import NDArray
 
 from headway.core.request import Constraint
 from headway.grammar.limits import NAMES, ConstraintError
+from headway.grammar.notation import notation
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-MISSING = "This server cannot constrain answers: install headway[grammar] where it runs."
 MAX_KEPT = 64  # grammars
 MAX_KEPT_CHARACTERS = 2**20  # of their sources: what was made of them is some multiple
-WHITESPACE = r"[ ]?|\n[ \t]{0,32}"  # in JSON: one space, or a new line with its indentation, never without end
 _LIMITS: dict[str, Any] = {
     "step_lexer_fuel": 100_000,  # a few milliseconds of one draw
     "step_max_items": 50_000,
@@ -52,11 +49,6 @@ class Matcher(Protocol):
 
     def rollback(self, num_tokens: int) -> None:
         """Forget the last accepted ones."""
-
-
-def is_available() -> bool:
-    """Whether the extra is installed."""
-    return find_spec("llguidance") is not None
 
 
 class Compiler:
@@ -93,7 +85,7 @@ class Compiler:
 
         name = NAMES[constraint.kind]
         try:
-            matcher = LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=self._limits)
+            matcher = LLMatcher(self._tokenizer, notation(constraint), log_level=0, limits=self._limits)
         except ValueError as error:
             raise ConstraintError(f"The {name} cannot be understood: {_brief(str(error))}.") from error
         if matcher.is_error():
@@ -158,27 +150,6 @@ class GuidedMatcher:
         if num_tokens:
             rolled_back = self._matcher.rollback(num_tokens)
             assert rolled_back, f"{num_tokens} tokens cannot be taken back"
-
-
-def json_options(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with our own options for llguidance in it, instead of a caller's."""
-    return schema | {"x-guidance": {"whitespace_pattern": WHITESPACE}}
-
-
-def _grammar(constraint: Constraint) -> str:
-    """In llguidance's notation."""
-    from llguidance import LLMatcher
-
-    match constraint.kind:
-        case "json":
-            return LLMatcher.grammar_from_json_schema(json_options(json.loads(constraint.text)))
-        case "regex":
-            return LLMatcher.grammar_from_regex(constraint.text)
-        case "choice":
-            choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(constraint.text))
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(choices))
-        case "lark":
-            return LLMatcher.grammar_from_lark(constraint.text)
 
 
 def _brief(complaint: str) -> str:

@@ -1,66 +1,24 @@
 """The process in which strangers' schemas, expressions and grammars are first understood. Started by `check`.
 
 It may use so much memory and so much of a processor and no more; whoever started it kills it when it takes too long.
-A frame is four bytes of length (big endian) and that many bytes of msgpack. When the other side hangs up, it leaves.
+When the other side hangs up, it leaves.
 """
 
 import os
 import resource
 import socket
-import struct
 import sys
 
 import msgspec
 
 from headway.core.request import Constraint
+from headway.grammar.frames import Verdict, Vocabulary, receive, send
 from headway.grammar.limits import ConstraintError
 from headway.grammar.matcher import Compiler
 
-MAX_FRAME_BYTES = 256 << 20  # a tokenizer.json may have dozens of megabytes
 MEMORY_BYTES = 512 << 20  # beyond what it has when it is ready
 CPU_S = 2
 NICENESS = 10
-_LENGTH = struct.Struct(">I")
-
-
-class Vocabulary(msgspec.Struct):
-    """The first message: for which model."""
-
-    tokenizer: str  # the text of a tokenizer.json
-    vocab_size: int
-    end_ids: tuple[int, ...]
-
-
-class Verdict(msgspec.Struct):
-    """What is wrong, or nothing; also the sign that it is ready."""
-
-    complaint: str = ""
-
-
-def send(connection: socket.socket, message: Vocabulary | Verdict | Constraint) -> None:
-    body = msgspec.msgpack.encode(message)
-    connection.sendall(_LENGTH.pack(len(body)) + body)
-
-
-def receive(connection: socket.socket) -> bytes | None:
-    """The next frame's body; None if the other side has hung up. Raises ValueError on an impossible length."""
-    head = _exactly(connection, _LENGTH.size)
-    if head is None:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    if length > MAX_FRAME_BYTES:
-        raise ValueError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-    return _exactly(connection, length)
-
-
-def _exactly(connection: socket.socket, num_bytes: int) -> bytes | None:
-    content = bytearray()
-    while len(content) < num_bytes:
-        part = connection.recv(min(num_bytes - len(content), 1 << 20))
-        if not part:
-            return None
-        content += part
-    return bytes(content)
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.scheduler import Scheduler
 from headway.core.settings import SchedulerSettings
-from headway.grammar.matcher import Compiler, is_available
+from headway.grammar.matcher import Compiler
+from headway.grammar.notation import is_available
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import presets, weights
 from headway.models.config import DecoderConfig, read_config

@@ -20,7 +20,8 @@ from torch import Tensor
 from headway.core.request import Constraint, Request, Sampling
 from headway.core.work import Commit, Failure, TokenLogprobs
 from headway.grammar.limits import ConstraintError
-from headway.grammar.matcher import MISSING, Matcher
+from headway.grammar.matcher import Matcher
+from headway.grammar.notation import MISSING
 
 Floats = NDArray[np.float32]
 MakeMatcher = Callable[[Constraint], Matcher]  # may raise ConstraintError
