@@ -6,7 +6,7 @@ marks of its own for calls keeps them; others write a JSON list.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ class Dialect:
 
 MARKED = Dialect("<tool_call>", "", "<tool_call>\n", "\n</tool_call>", "\n", "")  # Hermes' and Qwen's
 LISTED = Dialect("", "[", "", "", ", ", "]")
+_MARKS = re.compile(r"(</?tool_call>)")
 
 
 def dialect_of(template: str) -> Dialect:
@@ -46,12 +47,20 @@ def grammar(
     several: bool,
     must_call: bool,
     answer: str | None = None,
+    token_id: Callable[[str], int | None] = lambda text: None,
 ) -> Constraint:
     """Of an answer that calls functions, given as name -> the text of its arguments' JSON schema. Unless it must, it
-    may be text instead, or begin with text; `answer` is the text of such a text's JSON schema."""
+    may be text instead, or begin with text; `answer` is the text of such a text's JSON schema. Marks that `token_id`
+    knows are written as the tokens they are."""
+
+    def marked(text: str) -> str:
+        """As a rule's body, where marks may be tokens."""
+        found = [(part, token_id(part)) for part in _MARKS.split(text)]
+        return _joined(*(_quoted(part) if token is None else f"<[{token}]>" for part, token in found))
+
     rules = [f"call_{number}: {_call(*function)}" for number, function in enumerate(functions.items())]
     rules.append("body: " + " | ".join(f"call_{number}" for number in range(len(functions))))
-    rules.append(f"call: {_joined(_quoted(dialect.opening), 'body', _quoted(dialect.closing))}")
+    rules.append(f"call: {_joined(marked(dialect.opening), 'body', marked(dialect.closing))}")
     more = f"({_quoted(dialect.between)} call){{0,{MAX_CALLS - 1}}}" if several else ""
     calls = _joined(_quoted(dialect.before), "call", more, _quoted(dialect.after))
     if must_call:
@@ -61,10 +70,11 @@ def grammar(
         rules.append(f"answer: {_json(answer)}")
     else:
         assert dialect.mark, "text and calls need a mark between them"
-        rest = _joined(_quoted(dialect.opening.removeprefix(dialect.mark)), "body", _quoted(dialect.closing))
+        rest = _joined(_quoted(dialect.opening.removeprefix(dialect.mark)), "body", marked(dialect.closing))
+        token = token_id(dialect.mark)
         rules.append(f"start: TEXT | first {more}")
-        rules.append(f"first: mark {rest}")
-        rules.append(f"mark[lazy]: TEXT {_quoted(dialect.mark)}")
+        rules.append(f"first: (spelled{'' if token is None else f' | TEXT <[{token}]>'}) {rest}")
+        rules.append(f"spelled[lazy]: TEXT {_quoted(dialect.mark)}")
         rules.append(r"TEXT: /(.|\n)*/")
     return Constraint("lark", "%llguidance {}\n" + "\n".join(rules) + "\n")
 
@@ -167,8 +177,8 @@ class Reader:
     def _read_text(self) -> Iterator[Heard]:
         mark = self.reading.mark
         before, found, after = self._rest.partition(mark)
-        if self.reading.at_start and before.lstrip():
-            self._only_text = not mark.startswith(self._rest)
+        if self.reading.at_start and not (mark.startswith(self._rest) or self._rest.startswith(mark)):
+            self._only_text = True
         if found and not self._only_text:
             self._is_text, self._rest = False, after
             if before.strip():
@@ -204,9 +214,3 @@ class Reader:
                     return text[: place + 1]
         self._rest = ""
         return text
-
-
-def read(texts: Sequence[str], reader: Reader) -> list[Heard]:
-    """A whole answer."""
-    heard = [one for text in texts for one in reader.feed(text)]
-    return heard + reader.end()

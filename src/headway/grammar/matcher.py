@@ -59,9 +59,10 @@ class Compiler:
         from llguidance import LLParserLimits, LLTokenizer
 
         self.vocab_size = vocab_size
-        self.end_ids = frozenset(end_ids)
-        ends = sorted(self.end_ids) or [vocab_size]  # llguidance wants one: an id that cannot be drawn
-        self._tokenizer = LLTokenizer(tokenizer, n_vocab=max(vocab_size, ends[-1] + 1), eos_token=ends)
+        self.end_ids = frozenset(token for token in end_ids if token < vocab_size)
+        ends = sorted(self.end_ids) or None  # llguidance wants one, and finds one if need be
+        self._tokenizer = LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=ends)
+        self._never = [token for token in self._tokenizer.eos_tokens if token not in self.end_ids]
         self._limits = LLParserLimits(**_LIMITS)
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, LLMatcher | ConstraintError] = OrderedDict()
@@ -77,7 +78,7 @@ class Compiler:
             made = self._keep(constraint, self._made(constraint))
         if isinstance(made, ConstraintError):
             raise ConstraintError(str(made))
-        return GuidedMatcher(made.deep_copy(), self.vocab_size, self.end_ids)
+        return self._guided(made.deep_copy())
 
     def build(self, constraint: Constraint) -> "LLMatcher":
         """A grammar from its source, every time anew. Raises ConstraintError with what is wrong with it."""
@@ -94,11 +95,14 @@ class Compiler:
 
     def check(self, constraint: Constraint) -> None:
         """Build it and look at its first step. Raises ConstraintError."""
-        matcher = GuidedMatcher(self.build(constraint), self.vocab_size, self.end_ids)
+        matcher = self._guided(self.build(constraint))
         starts = matcher.allowed()
-        starts[[token for token in self.end_ids if token < self.vocab_size]] = False
+        starts[list(self.end_ids)] = False
         if not starts.any():
             raise ConstraintError(f"The {NAMES[constraint.kind]} allows no answer that this model could write.")
+
+    def _guided(self, matcher: "LLMatcher") -> "GuidedMatcher":
+        return GuidedMatcher(matcher, self.vocab_size, self.end_ids, self._never)
 
     def _made(self, constraint: Constraint) -> "LLMatcher | ConstraintError":
         try:
@@ -120,8 +124,9 @@ class Compiler:
 class GuidedMatcher:
     """llguidance's matcher as the contract has it. It never sees an end token."""
 
-    def __init__(self, matcher: "LLMatcher", vocab_size: int, end_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: "LLMatcher", vocab_size: int, end_ids: frozenset[int], never: list[int]) -> None:
         self._matcher = matcher
+        self._never = never  # allowed
         self._vocab_size = vocab_size
         self._end_ids = end_ids
         self._has_ended = False
@@ -134,7 +139,9 @@ class GuidedMatcher:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
             raise ConstraintError(f"The constraint cannot be followed further: {_brief(self._matcher.get_error())}.")
-        return np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+        allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
+        allowed[self._never] = False
+        return allowed
 
     def accept(self, token: int) -> None:
         if token in self._end_ids:

@@ -185,22 +185,30 @@ class Intake:
         max_tokens = said or self._default_tokens(max_model_len - len(prompt))
         name = f"{prefix}{call_id}"
         ask = self._ask(name, model, body, headers, arrival, [prompt], max_tokens, asked=use.asked)
-        return replace(ask, calls=use.reading)
+        if use.reading is None:
+            return ask
+        return replace(ask, calls=use.reading, skip_special_tokens=False)  # marks may be special ones
 
     def _understand(self, body: ChatBody) -> tuple[ToolUse, str]:
         """Which tools it may use, and the prompt."""
         template = self._text.chat_template
-        several = body.parallel_tool_calls is not False
-        source = "" if template is None else template.source
-        use = tool_use(body.tools or [], body.tool_choice, several=several, template=source, answer=asked_format(body))
+        use = tool_use(
+            body.tools or [],
+            body.tool_choice,
+            several=body.parallel_tool_calls is not False,
+            template="" if template is None else template.source,
+            token_id=self._text.tokenizer.token_id,
+            answer=asked_format(body),
+        )
         return use, self._render(body, use.told)
 
     async def response(
         self, body: ResponsesBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
     ) -> Ask:
         """Raises ApiError 400 or 404."""
+        chat = body.as_chat()
         try:
-            return await self.chat(body.as_chat(), headers, call_id, arrival, max_model_len, "resp_")
+            return await self.chat(chat, headers, call_id, arrival, max_model_len, "resp_")
         except ApiError as error:
             param = error.param or ""
             if param == "messages":  # its name in a chat

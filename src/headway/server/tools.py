@@ -3,13 +3,13 @@
 Owns the types of `tools` and `tool_choice` and what follows from them; how a call is written is `grammar/calls`'.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from headway.core.request import Constraint
 from headway.grammar import calls
 from headway.grammar.calls import Reading
 from headway.server.errors import bad_request
@@ -77,9 +77,16 @@ class ToolUse:
 
 
 def tool_use(
-    tools: list[Tool], choice: ToolChoice | None, *, several: bool, template: str, answer: Asked | None
+    tools: list[Tool],
+    choice: ToolChoice | None,
+    *,
+    several: bool,
+    template: str,
+    token_id: Callable[[str], int | None],
+    answer: Asked | None,
 ) -> ToolUse:
-    """What follows from them for a model with this template; `answer` is what an answer in words must look like.
+    """What follows from them for a model with this template and vocabulary; `answer` is what an answer in words must
+    look like.
 
     Raises ApiError 400.
     """
@@ -102,19 +109,20 @@ def tool_use(
         for param in (f"tools[{index}].function.parameters",)
     }
     schema = None if must_call or answer is None else answer.constraint.text
+    constraint = calls.grammar(
+        {name: part.constraint.text for name, part in parts.items()},
+        dialect,
+        several=several and not isinstance(choice, NamedChoice),
+        must_call=must_call,
+        answer=schema,
+        token_id=token_id,
+    )
     return ToolUse(
         told,
         Reading() if must_call else Reading(dialect.mark, at_start=schema is not None),
-        Asked("tools", _grammar(parts, dialect, several and not isinstance(choice, NamedChoice), must_call, schema)),
+        Asked("tools", constraint),
         [*parts.values(), *([answer] if answer is not None and schema else [])],
     )
-
-
-def _grammar(
-    parts: dict[str, Asked], dialect: calls.Dialect, several: bool, must_call: bool, schema: str | None
-) -> Constraint:
-    functions = {name: part.constraint.text for name, part in parts.items()}
-    return calls.grammar(functions, dialect, several=several, must_call=must_call, answer=schema)
 
 
 def _arguments(function: Function) -> Schema:
