@@ -6,8 +6,9 @@ marks of its own for calls keeps them; others write a JSON list.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 from headway.core.request import Constraint
@@ -31,7 +32,8 @@ class Dialect:
 
 MARKED = Dialect("<tool_call>", "", "<tool_call>\n", "\n</tool_call>", "\n", "")  # Hermes' and Qwen's
 LISTED = Dialect("", "[", "", "", ", ", "]")
-_MARKS = re.compile(r"(</?tool_call>)")
+MARKS = ("<tool_call>", "</tool_call>")
+_MARKS = re.compile(f"({'|'.join(MARKS)})")
 
 
 def dialect_of(template: str) -> Dialect:
@@ -47,15 +49,16 @@ def grammar(
     several: bool,
     must_call: bool,
     answer: str | None = None,
-    token_id: Callable[[str], int | None] = lambda text: None,
+    tokens: Mapping[str, int] = MappingProxyType({}),
 ) -> Constraint:
     """Of an answer that calls functions, given as name -> the text of its arguments' JSON schema. Unless it must, it
-    may be text instead, or begin with text; `answer` is the text of such a text's JSON schema. Marks that `token_id`
-    knows are written as the tokens they are."""
+    may be text instead, or begin with text; `answer` is the text of such a text's JSON schema. `tokens` are
+    those of the vocabulary that are no spelled text and yet no special ones: marks among them are written as such, and
+    the others may be where text may be."""
 
     def marked(text: str) -> str:
         """As a rule's body, where marks may be tokens."""
-        found = [(part, token_id(part)) for part in _MARKS.split(text)]
+        found = [(part, tokens.get(part)) for part in _MARKS.split(text)]
         return _joined(*(_quoted(part) if token is None else f"<[{token}]>" for part, token in found))
 
     rules = [f"call_{number}: {_call(*function)}" for number, function in enumerate(functions.items())]
@@ -71,8 +74,10 @@ def grammar(
     else:
         assert dialect.mark, "text and calls need a mark between them"
         rest = _joined(_quoted(dialect.opening.removeprefix(dialect.mark)), "body", marked(dialect.closing))
-        token = token_id(dialect.mark)
-        rules.append(f"start: TEXT | first {more}")
+        token = tokens.get(dialect.mark)
+        others = ",".join(str(one) for text, one in tokens.items() if text not in MARKS)
+        before = f"(TEXT <[{others}]>)*" if others else ""
+        rules.append(f"start: {before} (TEXT | first {more})")
         rules.append(f"first: (spelled{'' if token is None else f' | TEXT <[{token}]>'}) {rest}")
         rules.append(f"spelled[lazy]: TEXT {_quoted(dialect.mark)}")
         rules.append(r"TEXT: /(.|\n)*/")

@@ -86,6 +86,7 @@ class Tokenizer:
         self._backend = backend
         self._how = _Decoding.parse(decoder)
         added = backend.get_added_tokens_decoder()
+        self.added_tokens = {entry.content: token for token, entry in added.items() if not entry.special}
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._table = _Bytes(self._bytes_of)
         self._shown = _Bytes(lambda token: b"" if token in self._special_ids else self._table[token])

@@ -14,7 +14,7 @@ from typing import Any
 
 from headway.config import SloClass
 from headway.core.request import Constraint, Request, Sampling
-from headway.grammar.calls import Reading
+from headway.grammar.calls import MARKS, Reading
 from headway.models.chat_template import RESERVED, ChatTemplateError
 from headway.models.infill import Infill
 from headway.models.tokenizer import LONG_CHARACTERS, ModelText
@@ -97,6 +97,8 @@ class Intake:
         self._infill_is_known = False
         self._names = served_names
         self._checks = Checks(text.tokenizer)
+        marks = {mark: text.tokenizer.token_id(mark) for mark in MARKS}
+        self._mark_tokens = text.tokenizer.added_tokens | {m: token for m, token in marks.items() if token is not None}
         self._classes = {one.name: one for one in classes}
 
     async def completion(
@@ -197,7 +199,7 @@ class Intake:
             body.tool_choice,
             several=body.parallel_tool_calls is not False,
             template="" if template is None else template.source,
-            token_id=self._text.tokenizer.token_id,
+            tokens=self._mark_tokens,
             answer=asked_format(body),
         )
         return use, self._render(body, use.told)

@@ -3,7 +3,7 @@
 Owns the types of `tools` and `tool_choice` and what follows from them; how a call is written is `grammar/calls`'.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -82,10 +82,10 @@ def tool_use(
     *,
     several: bool,
     template: str,
-    token_id: Callable[[str], int | None],
+    tokens: Mapping[str, int],
     answer: Asked | None,
 ) -> ToolUse:
-    """What follows from them for a model with this template and vocabulary; `answer` is what an answer in words must
+    """What follows from them for a model with this template and these added tokens; `answer` is what an answer in words must
     look like.
 
     Raises ApiError 400.
@@ -115,7 +115,7 @@ def tool_use(
         several=several and not isinstance(choice, NamedChoice),
         must_call=must_call,
         answer=schema,
-        token_id=token_id,
+        tokens=tokens,
     )
     return ToolUse(
         told,
