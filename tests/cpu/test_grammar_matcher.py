@@ -178,10 +178,14 @@ def test_a_constraint_that_grows_too_costly_ends_in_an_error_not_in_a_hang() -> 
     asked = COMPILER.matcher(Constraint("regex", "[ab]*a[ab]{30}c"))
     draw = random.Random(0)
     letters = [TOKENIZER.encode(letter)[0] for letter in "ab"]
-    with pytest.raises(ConstraintError, match="followed further"):
+
+    def go_on() -> None:
         for _ in range(100_000):
             assert asked.allowed()[letters].any()
             asked.accept(draw.choice(letters))
+
+    with pytest.raises(ConstraintError, match="followed further"):
+        go_on()
 
 
 def test_few_grammars_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +256,33 @@ def test_where_text_or_calls_may_come_a_mark_begins_a_call(text: str, is_allowed
             break
         asked.accept(token)
     assert all(allowed) == is_allowed
+
+
+def with_tokens(*contents: str) -> tuple[str, dict[str, int]]:
+    """The tokenizer with these added, as Qwen's vocabularies have them: neither spelled nor special."""
+    known = json.loads(TOKENIZER.source)
+    tokens = {content: 4096 + number for number, content in enumerate(contents)}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    known["added_tokens"] += [{"id": token, "content": content} | flags for content, token in tokens.items()]
+    return json.dumps(known), tokens
+
+
+def test_marks_that_are_tokens_are_written_as_tokens() -> None:
+    """And a model's other added tokens may be where text may be."""
+    source, tokens = with_tokens("<tool_call>", "</tool_call>", "<think>")
+    compiler = Compiler(source, 4099, TOKENIZER.eos_ids)
+    body = TOKENIZER.encode('\n{"name": "now", "arguments": {}}\n')
+    call = [tokens["<tool_call>"], *body, tokens["</tool_call>"]]
+    must = calls.grammar(SOURCES, calls.MARKED, several=False, must_call=True, tokens=tokens)
+    may = calls.grammar(SOURCES, calls.MARKED, several=False, must_call=False, tokens=tokens)
+    for constraint, before in ((must, []), (may, []), (may, [tokens["<think>"], *TOKENIZER.encode("I look.")])):
+        asked = compiler.matcher(constraint)
+        for token in [*before, *call]:
+            assert asked.allowed()[token]
+            asked.accept(token)
+        assert asked.is_complete
+    spelled = calls.grammar(SOURCES, calls.MARKED, several=False, must_call=False)
+    assert not compiler.matcher(spelled).allowed()[list(tokens.values())].any()
 
 
 def test_an_answer_in_words_by_a_schema_or_a_call() -> None:

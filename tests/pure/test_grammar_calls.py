@@ -1,6 +1,7 @@
 """What a model wrote is read as the calls and the text that it wrote, wherever it is cut into pieces."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -41,7 +42,7 @@ def told(heard: list[Heard]) -> tuple[str, list[tuple[str, str]]]:
 def fed(text: str, cuts: list[int], reading: Reading) -> tuple[str, list[tuple[str, str]]]:
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
     reader = Reader(reading)
-    heard = [one for start, end in zip(places, places[1:], strict=False) for one in reader.feed(text[start:end])]
+    heard = [one for start, end in pairwise(places) for one in reader.feed(text[start:end])]
     return told(heard + reader.end())
 
 

@@ -85,8 +85,8 @@ def tool_use(
     tokens: Mapping[str, int],
     answer: Asked | None,
 ) -> ToolUse:
-    """What follows from them for a model with this template and these added tokens; `answer` is what an answer in words must
-    look like.
+    """What follows from them for a model with this template, whose vocabulary has these `tokens` besides text and
+    special ones; `answer` is what an answer in words must look like.
 
     Raises ApiError 400.
     """
