@@ -14,6 +14,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from hashlib import blake2b
 
 import msgspec
@@ -37,16 +38,17 @@ class Checker:
     """Checks for one vocabulary. Any thread may ask; processes are started when first needed."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary]) -> None:
-        """`vocabulary` is asked for when a process is started, in a thread of its own."""
+        """`vocabulary` is asked for once, when the first process is started, in a thread of its own."""
         self._workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        workers = [_Worker(vocabulary) for _ in range(NUM_WORKERS)]
+        once = cache(vocabulary)
+        workers = [_Worker(once) for _ in range(NUM_WORKERS)]
         for worker in workers:
             self._workers.put(worker)
         self._pool = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="checker")
         self._verdicts: OrderedDict[bytes, str] = OrderedDict()
         self._num_waiting = 0
         self._lock = threading.Lock()
-        self._end = weakref.finalize(self, _end, workers)
+        self._end = weakref.finalize(self, _end, self._pool, workers)
 
     def check(self, constraint: Constraint) -> Future[None]:
         """Done when it is known, with a ConstraintError if it cannot be followed. Raises CheckerBusy."""
@@ -59,7 +61,9 @@ class Checker:
             if self._num_waiting >= MAX_WAITING:
                 raise CheckerBusy
             self._num_waiting += 1
-        return self._pool.submit(self._ask, constraint)
+        asked = self._pool.submit(self._ask, constraint)
+        asked.add_done_callback(lambda asked: self._no_longer_waits())  # also if it is cancelled before it begins
+        return asked
 
     def close(self) -> None:
         """End the processes; there will be no more verdicts."""
@@ -74,14 +78,16 @@ class Checker:
             complaint = str(error)
         finally:
             self._workers.put(worker)
-            with self._lock:
-                self._num_waiting -= 1
         with self._lock:
             self._verdicts[_digest(constraint)] = complaint
             if len(self._verdicts) > MAX_REMEMBERED:
                 self._verdicts.popitem(last=False)
         if complaint:
             raise ConstraintError(complaint)
+
+    def _no_longer_waits(self) -> None:
+        with self._lock:
+            self._num_waiting -= 1
 
     def _remembered(self, constraint: Constraint) -> str | None:
         with self._lock:
@@ -154,7 +160,8 @@ class _Worker:
         return ours
 
 
-def _end(workers: list[_Worker]) -> None:
+def _end(pool: ThreadPoolExecutor, workers: list[_Worker]) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         worker.end()
 
