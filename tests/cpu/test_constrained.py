@@ -81,38 +81,45 @@ def test_every_answer_conforms_whatever_is_around_it(folder: Path) -> None:
     assert all(several.records[one.id].kind == "finished" for one in free)
 
 
-def test_suspended_and_recomputed_answers_are_those_of_one_left_alone(folder: Path) -> None:
-    """Urgent prompts come in between at random tiles, and there are too few pages for all: some are taken away."""
-    asked = [request(f"{kind.kind}-{seed}", kind, seed=seed, num_prompt=20) for seed in range(3) for kind in KINDS]
-    alone: dict[str, list[int]] = {}
-    for one in asked:
-        by_itself = engine(folder)
-        by_itself.run([(0, ev.Arrived(one))])
-        alone[one.id] = by_itself.answers[one.id]
-    draw = random.Random(5)
-    urgent = [
-        request(f"urgent-{number}", EITHER, seed=number, priority=-5, slo=SLO(ttft_s=1.0), num_prompt=30)
-        for number in range(6)
-    ]
-    crowded = engine(folder, num_pages=24)
-    letters = [(0, ev.Arrived(one)) for one in asked]
-    letters += [(draw.randrange(1, 4000), ev.Arrived(one)) for one in urgent]
-    crowded.run(letters)
-    assert {one.id: crowded.answers[one.id] for one in asked} == alone
-    assert sum(record.num_recomputes for record in crowded.records.values()) > 0
-    assert sum(record.num_preemptions for record in crowded.records.values()) > 0
+def alone(folder: Path, one: Request) -> list[int]:
+    """Its answer, when nobody else is there."""
+    by_itself = engine(folder)
+    by_itself.run([(0, ev.Arrived(one))])
+    return by_itself.answers[one.id]
+
+
+def test_what_is_computed_again_goes_on_as_it_had_begun(folder: Path) -> None:
+    """There are too few pages for all: some lose theirs in mid-answer."""
+    asked = [request(f"json-{seed}", JSON, seed=seed) for seed in range(8)]
+    asked += [request(f"regex-{seed}", PATTERN, seed=seed) for seed in range(4)]
+    crowded = engine(folder, num_pages=26, page_tokens=4)
+    crowded.run([(0, ev.Arrived(one)) for one in asked])
+    assert crowded.scheduler.counters["recomputes"] > 0
+    assert crowded.answers == {one.id: alone(folder, one) for one in asked}
+
+
+@pytest.mark.parametrize("stop", [60, 120, 200])
+def test_who_gives_way_and_who_goes_before_are_both_held(folder: Path, stop: int) -> None:
+    """A long prompt is suspended for one that cannot wait, while others are in the midst of their answers."""
+    long = request("long", JSON, num_prompt=150)
+    urgent = request("urgent", PATTERN, num_prompt=5, slo=SLO(ttft_s=6.2))
+    beside = [request(f"beside-{seed}", JSON, seed=seed) for seed in range(2)]
+    several = engine(folder)
+    several.run([(0, ev.Arrived(long)), (stop, ev.Arrived(urgent)), *((stop + 5, ev.Arrived(one)) for one in beside)])
+    assert several.records["long"].num_preemptions > 0
+    assert several.answers == {one.id: alone(folder, one) for one in (long, urgent, *beside)}
 
 
 def test_what_a_step_that_was_given_up_had_drawn_is_taken_back() -> None:
     """Redrawn from any position on, by the same logits, an answer is the same."""
     generator = torch.Generator().manual_seed(1)
-    logits_RV = torch.randn(60, TOKENIZER.vocab_size, generator=generator)
+    logits_RV = torch.randn(400, TOKENIZER.vocab_size, generator=generator)
     for seed in range(5):
         sampler = Sampler(TOKENIZER.vocab_size, COMPILER.matcher)
         sampler.open(one := request("a", JSON, seed=seed))
         first = len(one.prompt)
         drawn = []
-        for place in range(60):
+        for place in range(400):
             (commit,) = sampler.draw(logits_RV[place : place + 1], ["a"], [first + place])
             drawn.append(commit)
             if commit.complete:

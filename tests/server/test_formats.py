@@ -95,7 +95,7 @@ def deep(levels: int) -> dict[str, Any]:
 
 SCHEMA = "response_format.json_schema.schema"
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
-    (CHAT, {"response_format": {"type": "yaml"}}, "response_format", "yaml"),
+    (CHAT, {"response_format": {"type": "yaml"}}, "response_format.type", "yaml"),
     (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
     (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, SCHEMA, "missing"),
     (CHAT, by_schema({"type": "thing"}), SCHEMA, "thing"),
@@ -103,7 +103,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, by_schema(deep(70)), SCHEMA, "nested over 64 deep"),
     (CHAT, by_schema(deep(400)), SCHEMA, "deep"),
     (CHAT, by_schema({"enum": ["x" * 30] * 10_000}), SCHEMA, "characters, more than"),
-    (CHAT, by_schema({"$ref": "#"}), SCHEMA, "JSON schema"),
+    (CHAT, by_schema({"$ref": "#"}), SCHEMA, "allows no answer"),
     (CHAT, by_schema({"$ref": "http://127.0.0.1:9/x"}), SCHEMA, "nothing is fetched"),
     (COMPLETIONS, {"structured_outputs": {}}, "structured_outputs", "must have one"),
     (COMPLETIONS, {"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "unclosed"),

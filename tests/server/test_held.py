@@ -4,10 +4,12 @@ be, whatever is asked beside them."""
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -41,6 +43,10 @@ class Real(Desk):
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     with Network(Real()) as server, openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", timeout=120) as client:
+        until = time.monotonic() + 60
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            assert time.monotonic() < until, "the engine does not get ready"
+            time.sleep(0.05)
         yield client
 
 
@@ -93,7 +99,7 @@ def test_completions_follow(client: openai.OpenAI, structured: Any, is_right: An
 def test_a_call_that_must_come_comes(client: openai.OpenAI, choice: Any) -> None:
     for seed in range(3):
         answer = client.chat.completions.create(
-            model="embedded", messages=[USER], tools=[CLOSED], tool_choice=choice, seed=seed, max_tokens=600
+            model="embedded", messages=[USER], tools=[CLOSED], tool_choice=choice, seed=seed, max_tokens=1500
         )
         assert answer.choices[0].finish_reason == "tool_calls"
         for call in answer.choices[0].message.tool_calls:

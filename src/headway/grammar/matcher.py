@@ -137,8 +137,11 @@ class GuidedMatcher:
 
     def allowed(self) -> NDArray[np.bool_]:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        if self._matcher.is_error():
-            raise ConstraintError(f"The constraint cannot be followed further: {_brief(self._matcher.get_error())}.")
+        complaint = self._matcher.get_error()
+        if complaint.startswith("NoExtension"):
+            return np.zeros(self._vocab_size, dtype=np.bool_)
+        if complaint:
+            raise ConstraintError(f"The constraint cannot be followed further: {_brief(complaint)}.")
         allowed = np.unpackbits(bits, count=self._vocab_size, bitorder="little").view(np.bool_)
         allowed[self._never] = False
         return allowed
