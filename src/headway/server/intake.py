@@ -7,13 +7,13 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from headway.config import SloClass
-from headway.core.request import Constraint, Request, Sampling
+from headway.core.request import Request
 from headway.grammar.calls import MARKS, Reading
 from headway.models.chat_template import RESERVED, ChatTemplateError
 from headway.models.infill import Infill
@@ -23,6 +23,7 @@ from headway.server.errors import ApiError, bad_request
 from headway.server.formats import Asked, asked_format, is_formatted
 from headway.server.messages import plain
 from headway.server.responses import ResponsesBody
+from headway.server.sampling import samples, sampling_of
 from headway.server.schema import (
     MAX_CHOICES,
     MAX_SCORES,
@@ -306,7 +307,7 @@ class Intake:
         own_stop_ids = () if body.ignore_eos else (*self._text.tokenizer.eos_ids, *ends)
         stop_ids = tuple(dict.fromkeys((*own_stop_ids, *(body.stop_token_ids or ()))))
         self._check_scores(body, prompts)
-        constraint = None if asked is None else asked.constraint
+        sampling = sampling_of(body, self._text, None if asked is None else asked.constraint)
         # engines know a request by an id of our own: callers may send the same X-Request-Id twice
         call = next(_serial)
         requests = tuple(
@@ -316,7 +317,7 @@ class Intake:
                 max_tokens=max_tokens,
                 arrival=arrival,
                 slo=terms.slo,
-                sampling=self._sampling(body, seed, constraint),
+                sampling=replace(sampling, seed=seed),
                 stop_ids=stop_ids,
                 min_tokens=min_tokens,
                 priority=terms.priority,
@@ -324,7 +325,7 @@ class Intake:
                 slo_class=terms.slo_class,
                 cache_salt=body.cache_salt or "",
             )
-            for index, (prompt, seed) in enumerate(_samples(prompts, body.num_samples, body.seed))
+            for index, (prompt, seed) in enumerate(samples(prompts, body.num_samples, body.seed))
         )
         return Ask(
             id=public_id,
@@ -356,47 +357,6 @@ class Intake:
                 f"ask for fewer `{param}`, or send the prompts one by one.",
                 param,
             )
-
-    def _sampling(self, body: Body, seed: int, constraint: Constraint | None) -> Sampling:
-        defaults = self._text.sampling_defaults
-        chooses = body.num_samples > (body.n or 1)  # by the logprobs of the answers
-
-        def chosen(said: float | None, name: str, otherwise: float) -> float:
-            return defaults.get(name, otherwise) if said is None else said
-
-        return Sampling(
-            temperature=float(chosen(body.temperature, "temperature", 1.0)),
-            top_p=float(chosen(body.top_p, "top_p", 1.0)),
-            top_k=max(0, int(chosen(body.top_k, "top_k", 0))),
-            min_p=float(chosen(body.min_p, "min_p", 0.0)),
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            repetition_penalty=float(chosen(body.repetition_penalty, "repetition_penalty", 1.0)),
-            logit_bias=self._bias(body),
-            seed=seed,
-            num_logprobs=0 if chooses and body.num_logprobs is None else body.num_logprobs,
-            num_prompt_logprobs=body.num_prompt_logprobs,
-            constraint=constraint,
-        )
-
-    def _bias(self, body: Body) -> tuple[tuple[int, float], ...]:
-        vocab_size = self._text.tokenizer.vocab_size
-        bias = []
-        for key, value in (body.logit_bias or {}).items():
-            if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < vocab_size):
-                raise bad_request(
-                    f"`logit_bias` has the key {key[:20]!r}, which is no token id below {vocab_size}.", "logit_bias"
-                )
-            bias.append((int(key), value))
-        return tuple(bias)
-
-
-def _samples(prompts: list[tuple[int, ...]], n: int, seed: int | None) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Prompts with a seed each. Sample k has the seed `seed` + k, so a prompt gets the same answers among others as
-    by itself; without a seed all of them differ."""
-    for prompt in prompts:
-        for sample in range(n):
-            yield prompt, secrets.randbits(63) if seed is None else (seed + sample) % 2**63
 
 
 def _too_long(num_tokens: str, max_model_len: int, param: str) -> ApiError:
