@@ -327,3 +327,12 @@ def test_what_the_door_starts_goes_with_it() -> None:
     assert processes
     made.close()
     assert all(process.poll() is not None for process in processes)
+
+
+def test_a_vocabulary_that_cannot_be_held_to_anything_is_told() -> None:
+    made = Checker(lambda: Vocabulary("{}", 10, (0,)))
+    try:
+        with pytest.raises(ConstraintError, match="vocabulary cannot be held"):
+            made.check(Constraint("regex", "a")).result(60)
+    finally:
+        made.close()

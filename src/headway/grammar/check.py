@@ -157,6 +157,10 @@ class _Worker:
         if ready is None:
             self.end()
             raise RuntimeError("The process that checks constraints cannot start.")
+        complaint = msgspec.msgpack.decode(ready, type=Verdict).complaint
+        if complaint:
+            self.end()
+            raise ConstraintError(complaint)
         return ours
 
 

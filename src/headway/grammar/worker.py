@@ -27,7 +27,11 @@ def main() -> None:
     if content is None:
         return
     vocabulary = msgspec.msgpack.decode(content, type=Vocabulary)
-    compiler = Compiler(vocabulary.tokenizer, vocabulary.vocab_size, vocabulary.end_ids)
+    try:
+        compiler = Compiler(vocabulary.tokenizer, vocabulary.vocab_size, vocabulary.end_ids)
+    except ValueError as error:
+        send(connection, Verdict(f"This model's vocabulary cannot be held to a form: {str(error)[:200]}."))
+        return
     os.nice(NICENESS)
     _limit_memory()
     send(connection, Verdict())

@@ -20,7 +20,7 @@ from headway.grammar.matcher import Compiler
 from headway.grammar.notation import is_available
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import presets, weights
-from headway.models.config import DecoderConfig, read_config
+from headway.models.config import DecoderConfig, ModelError, read_config
 from headway.models.decoder import Decoder
 from headway.models.locate import locate
 from headway.models.tokenizer import open_model_text
@@ -128,8 +128,11 @@ def _compiler(settings: EngineSettings) -> Compiler | None:
     """Made before the first request: for a large vocabulary it takes a second, in which nothing else would run."""
     if not is_available():
         return None
-    tokenizer = open_model_text(settings.model).tokenizer
-    return Compiler(tokenizer.source, tokenizer.vocab_size, tokenizer.eos_ids)
+    try:
+        tokenizer = open_model_text(settings.model).tokenizer
+        return Compiler(tokenizer.source, tokenizer.vocab_size, tokenizer.eos_ids)
+    except (ModelError, ValueError):  # ids can be served without text, and text without forms: the door refuses them
+        return None
 
 
 def _prices(
