@@ -19,6 +19,7 @@ from headway.kv.pool import KVPool, PoolShape
 from headway.models import weights
 from headway.placement.driver import Driver
 from headway.stages.language import LanguageStage
+from headway.stages.sample import MakeMatcher, no_matcher
 from headway.stages.tiling import Rates, Tiling
 
 SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6)  # so slow that a tiny model's operators are cut into many tiles
@@ -60,11 +61,12 @@ class Assembled:
         dtype: torch.dtype = torch.float32,
         prefix_caching: bool = True,
         chunk_tokens: int | None = None,
+        make_matcher: MakeMatcher = no_matcher,
     ) -> None:
         model = weights.load(folder, dtype)
         c = model.config
         self.pool = KVPool(PoolShape(num_pages, c.num_layers, page_tokens, c.num_kv_heads, c.head_size, dtype))
-        self.sampler = RecordingSampler(c.vocab_size)
+        self.sampler = RecordingSampler(c.vocab_size, make_matcher)
         self.stage = LanguageStage(model, self.pool, Tiling(rates, 0.010), self.sampler)
         settings = SchedulerSettings(
             max_model_len=c.max_positions,

@@ -405,7 +405,7 @@ def test_logits_that_are_no_numbers_fail_their_own_request_only(temperature, bad
     first, failed, third = sampler.draw(broken, ["a", "b", "c"], [len(PROMPT)] * 3)
     assert (first, third) == (expected[0], expected[2])
     assert (failed.request_id, failed.tokens, failed.logprobs) == ("b", (), ())
-    assert "not finite" in failed.failure
+    assert "not finite" in failed.failure.message
     assert sampler.draw(logits[1:2], ["b"], [len(PROMPT)]) == (expected[1],)
 
 
@@ -415,7 +415,7 @@ def test_a_settings_overflow_fails_its_own_request_only():
     logits = _logits(1, 50).abs() + 1
     (commit,) = _answer(_request(temperature=0.0, repetition_penalty=1e-42), logits)
     assert commit.tokens == ()
-    assert "not finite" in commit.failure
+    assert "not finite" in commit.failure.message
 
 
 def test_what_min_tokens_masks_must_be_finite_too():
@@ -423,7 +423,7 @@ def test_what_min_tokens_masks_must_be_finite_too():
     logits = _logits(1, 50)
     logits[0, 2] = float("nan")
     (commit,) = _answer(_request(stop_ids=(2,), min_tokens=1, num_logprobs=2), logits)
-    assert "not finite" in commit.failure
+    assert "not finite" in commit.failure.message
 
 
 _THREE = list(enumerate("abc"))

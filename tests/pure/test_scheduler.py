@@ -8,7 +8,7 @@ from story import Story, ending, prefill
 
 from headway.core import event as ev
 from headway.core.request import SLO
-from headway.core.work import Commit, Outcome, Segment, Work
+from headway.core.work import Commit, Failure, Outcome, Segment, Work
 
 # A life without trouble
 
@@ -359,7 +359,7 @@ def test_a_member_without_a_token_fails_alone() -> None:
     prompts = {name: story.arrives(name, 9).prompt for name in ("a", "b", "c")}
     pack = story.plan()
     assert pack is not None
-    commits = (Commit("a", (5,)), Commit("b", (), failure="Not finite."), Commit("c", (6,)))
+    commits = (Commit("a", (5,)), Commit("b", (), failure=Failure("not_finite", "Not finite.")), Commit("c", (6,)))
     first, end, third = story.tell(ev.StepDone(pack.id, Outcome(commits), 0.27))
     assert (first, third) == (ev.Deliver(Commit("a", (5,))), ev.Deliver(Commit("c", (6,))))
     record = ending([end])
@@ -384,7 +384,7 @@ def test_a_member_that_was_leaving_has_its_own_ending() -> None:
     pack = story.plan()
     assert pack is not None
     story.tell(ev.Cancelled("a"))
-    commits = (Commit("a", (), failure="Not finite."), Commit("b", (5,)))
+    commits = (Commit("a", (), failure=Failure("not_finite", "Not finite.")), Commit("b", (5,)))
     end, deliver = story.tell(ev.StepDone(pack.id, Outcome(commits), 0.12))
     assert ending([end]).kind == "cancelled"
     assert deliver == ev.Deliver(Commit("b", (5,)))

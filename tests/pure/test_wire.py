@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.ledger import Record
-from headway.core.request import SLO, Request, Sampling
-from headway.core.work import Commit, TokenLogprobs
+from headway.core.request import SLO, Constraint, Request, Sampling
+from headway.core.work import Commit, Failure, TokenLogprobs
 from headway.placement import wire
 from headway.placement.spans import Span
 
@@ -29,6 +29,7 @@ samplings = st.builds(
     seed=st.integers(0, 2**63 - 1),
     num_logprobs=st.none() | COUNTS,
     num_prompt_logprobs=st.none() | COUNTS,
+    constraint=st.none() | st.builds(Constraint, st.sampled_from(["json", "regex", "choice", "lark"]), TEXT),
 )
 requests = st.builds(
     Request,
@@ -53,6 +54,8 @@ commits = st.builds(
     several_logprobs,
     prompt_logprobs=several_logprobs,
     vector=st.lists(FLOATS, max_size=3).map(tuple),
+    failure=st.none() | st.builds(Failure, TEXT, TEXT),
+    complete=st.booleans(),
 )
 records = st.builds(
     Record,

@@ -15,10 +15,26 @@ from headway.server.openapi import document
 
 DOCUMENT = document("1", with_keys=True)
 USER = [{"role": "user", "content": "x"}]
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "y"}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
 ASKED: list[tuple[str, str, Any]] = [  # method, path as documented, body
     ("post", "/v1/completions", {"prompt": ["x", "y"], "n": 2, "logprobs": 2, "echo": True, "prompt_logprobs": 1}),
     ("post", "/v1/completions", {"prompt": "x", "suffix": "y", "best_of": 2, "slo": {"ttft_ms": 0.001}}),
     ("post", "/v1/chat/completions", {"messages": USER, "logprobs": True, "top_logprobs": 2, "prompt_logprobs": 0}),
+    (
+        "post",
+        "/v1/chat/completions",
+        {
+            "messages": [*USER, {"role": "assistant", "tool_calls": [CALL]}, RESULT],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "parallel_tool_calls": False,
+        },
+    ),
+    ("post", "/v1/completions", {"prompt": "x", "structured_outputs": {"choice": ["ok", "no"]}}),
+    ("post", "/v1/completions", {"prompt": "x", "response_format": SCHEMA}),
+    ("post", "/v1/responses", {"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}),
     ("post", "/v1/responses", {"input": "x", "top_logprobs": 1, "metadata": {"a": "b"}, "user": "u"}),
     ("post", "/v1/embeddings", {"input": ["x", "y"], "dimensions": 2, "user": "u"}),
     ("post", "/v1/embeddings", {"input": [5, 6], "encoding_format": "base64", "slo": {"ttft_ms": 0.001}}),
@@ -158,6 +174,9 @@ def test_streams_are_documented(path: str) -> None:
         ("/v1/completions", {"prompt": "x", "n": 0}),
         ("/v1/completions", {}),
         ("/v1/chat/completions", {"messages": []}),
+        ("/v1/chat/completions", {"messages": USER, "tool_choice": "always"}),
+        ("/v1/chat/completions", {"messages": USER, "tools": [{"type": "function", "function": {"name": "a b"}}]}),
+        ("/v1/completions", {"prompt": "x", "response_format": {"type": "yaml"}}),
         ("/v1/responses", {"input": []}),
         ("/detokenize", {"tokens": [-1]}),
     ],

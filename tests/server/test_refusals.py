@@ -136,7 +136,13 @@ def test_the_priority_header_goes_before_the_body() -> None:
         ([{"role": "robot", "content": "x"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0].content"),
-        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls[0].function"),
+        ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
+        ([{"role": "tool", "tool_call_id": "1"}], "messages[0].content"),
+        (
+            [{"role": "user", "content": "x", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": ""}}]}],
+            "messages[0].tool_calls",
+        ),
     ],
 )
 def test_messages_are_checked(messages: Any, param: str) -> None:
@@ -155,19 +161,16 @@ def test_messages_are_checked(messages: Any, param: str) -> None:
         (CHAT, "echo", True),
         (CHAT, "best_of", 3),
         (COMPLETIONS, "use_beam_search", True),
-        (CHAT, "response_format", {"type": "json_object"}),
-        (CHAT, "response_format", {"type": "json_schema", "json_schema": {}}),
-        (CHAT, "tools", [{"type": "function"}]),
-        (CHAT, "tool_choice", "required"),
-        (CHAT, "guided_json", {"type": "object"}),
-        (CHAT, "structured_outputs", {"regex": "a"}),
+        (CHAT, "functions", [{"name": "f"}]),
+        (COMPLETIONS, "tools", [{"type": "function"}]),
+        (COMPLETIONS, "tool_choice", "required"),
         (CHAT, "logits_processors", ["x"]),
         (CHAT, "chat_template", "{{ 1 }}"),
         (CHAT, "modalities", ["text", "audio"]),
         (CHAT, "regex", "a*"),
         (CHAT, "add_generation_prompt", False),
         (COMPLETIONS, "return_token_ids", True),
-        (COMPLETIONS, "response_format", {"type": "json_object"}),
+        (COMPLETIONS, "structural_tag", {"begin": "<"}),
     ],
 )
 def test_a_constraint_that_would_be_ignored_is_refused(path: str, field: str, value: Any) -> None:

@@ -26,7 +26,7 @@ from headway.models import presets, weights
 from headway.models.config import DecoderConfig, parse_config
 from headway.models.decoder import Decoder
 from headway.stages.language import LanguageStage
-from headway.stages.sample import Sampler
+from headway.stages.sample import MakeMatcher, Sampler, no_matcher
 from headway.stages.tiling import Rates, Tiling
 
 SMALL = {
@@ -47,8 +47,8 @@ USUAL = Rates(3e11, 1.5e10, 2e11, 5e9, 2e8, 2e8)
 class RecordingSampler(Sampler):
     """Draws as usual and keeps the logits."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__(vocab_size)
+    def __init__(self, vocab_size: int, make_matcher: MakeMatcher = no_matcher) -> None:
+        super().__init__(vocab_size, make_matcher)
         self.logits: dict[str, list[Tensor]] = {}
 
     def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:

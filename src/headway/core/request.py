@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Pooling = Literal["", "mean", "last"]
+ConstraintKind = Literal["json", "regex", "choice", "lark"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,15 @@ class SLO:
     ttft_s: float | None = None
     tpot_s: float | None = None
     total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must look like, as its source: a JSON schema, a regular expression, a JSON list of texts to choose
+    from, or a grammar in Lark's notation. Whoever draws tokens makes of it what it needs."""
+
+    kind: ConstraintKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class Sampling:
     seed: int = 0
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

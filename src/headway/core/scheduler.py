@@ -142,7 +142,7 @@ class Scheduler:
                 ticket.record.overran(over_s)
             commit = commits.get(segment.request_id)
             if commit is not None and commit.failure:  # not published: its pages may hold what broke it
-                effects.append(self._fail(ticket, "not_finite", commit.failure, now))
+                effects.append(self._fail(ticket, *commit.failure, now))
                 continue
             ticket.num_computed += len(segment.tokens)
             ticket.num_scored += 0 if commit is None else len(commit.prompt_logprobs)
@@ -183,6 +183,8 @@ class Scheduler:
                 reason = "length"
             if reason:
                 break
+        if commit.complete and num_kept == len(commit.tokens):
+            reason = "stop"
         if num_kept:
             last = record.last_token
             if last is not None:

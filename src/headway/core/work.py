@@ -68,20 +68,28 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+class Failure(NamedTuple):
+    """Why a request gets no token: a word for a program, a sentence for a person."""
+
+    code: str
+    message: str
+
+
 class Commit(NamedTuple):
     """Tokens that a step adds to a request: 0 … k of them, with logprobs beside each where asked.
 
     `failure` says why no token could be drawn: this request ends with it, the others in the step go on.
     `prompt_logprobs` are those of the prompt's next tokens, in order, where asked: each is told once. `vector` is what
-    the whole prompt was condensed to, where that was asked.
+    the whole prompt was condensed to, where that was asked. `complete`: nothing may follow these tokens.
     """
 
     request_id: str
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
-    failure: str = ""
+    failure: Failure | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     vector: tuple[float, ...] = ()
+    complete: bool = False
 
 
 class Outcome(NamedTuple):

@@ -48,10 +48,16 @@ class ChatTemplate:
         except TemplateSyntaxError as error:
             raise ModelError(f"The chat template is broken in line {error.lineno}: {error.message}.") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The prompt that asks for the assistant's next message. Raises ChatTemplateError."""
         variables = self._special_tokens | dict(arguments or {})
-        variables |= {"messages": list(messages), "tools": None, "documents": None, "add_generation_prompt": True}
+        variables |= {"messages": list(messages), "tools": list(tools) if tools else None}
+        variables |= {"documents": None, "add_generation_prompt": True}
         deadline = time.monotonic() + MAX_RENDER_S
         pieces: list[str] = []
         num_characters = 0

@@ -86,6 +86,7 @@ class Tokenizer:
         self._backend = backend
         self._how = _Decoding.parse(decoder)
         added = backend.get_added_tokens_decoder()
+        self.added_tokens = {entry.content: token for token, entry in added.items() if not entry.special}
         self._special_ids = frozenset(token for token, entry in added.items() if entry.special)
         self._table = _Bytes(self._bytes_of)
         self._shown = _Bytes(lambda token: b"" if token in self._special_ids else self._table[token])
@@ -138,6 +139,11 @@ class Tokenizer:
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """For tokens that continue a text: a space before the first word is kept."""
         return Detokenizer(self._shown if skip_special_tokens else self._table)
+
+    @property
+    def source(self) -> str:
+        """The text of a tokenizer.json that says the same."""
+        return str(self._backend.to_str())
 
     @cached_property
     def longest_token(self) -> int:

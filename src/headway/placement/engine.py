@@ -16,11 +16,14 @@ from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.scheduler import Scheduler
 from headway.core.settings import SchedulerSettings
+from headway.grammar.matcher import Compiler
+from headway.grammar.notation import is_available
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import presets, weights
-from headway.models.config import DecoderConfig, read_config
+from headway.models.config import DecoderConfig, ModelError, read_config
 from headway.models.decoder import Decoder
 from headway.models.locate import locate
+from headway.models.tokenizer import open_model_text
 from headway.placement.calibrate import Calibration
 from headway.placement.driver import Driver, Mailbox
 from headway.placement.fitting import LONGEST_PROBE, saturation
@@ -30,7 +33,7 @@ from headway.placement.wire import EngineFacts
 from headway.stages.device import operators_for
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import Matrices, packed
-from headway.stages.sample import Sampler
+from headway.stages.sample import Sampler, no_matcher
 from headway.stages.tiling import Tiling
 
 FIRST_FAULTED_BYTES = 256 << 20
@@ -45,6 +48,7 @@ class Engine:
     scheduler: Scheduler
     stage: LanguageStage
     pool: KVPool
+    compiler: Compiler | None  # of constraints, where the extra is installed
 
     def driver(self, clock: Clock, mailbox: Mailbox, tell: Callable[[ev.Admit | ev.Deliver | ev.End], None]) -> Driver:
         return Driver(self.scheduler, {"language": self.stage}, clock, mailbox, tell)
@@ -72,8 +76,9 @@ def build_engine(settings: EngineSettings) -> Engine:
     with _within_memory(), torch.inference_mode():
         model, matrices = packed(model)
         prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
-        tiling, sampler = Tiling(prices.rates, settings.max_tile_ms / 1e3), Sampler(model.config.vocab_size)
-        stage = LanguageStage(model, pool, tiling, sampler, matrices)
+        compiler = _compiler(settings)
+        sampler = Sampler(model.config.vocab_size, no_matcher if compiler is None else compiler.matcher)
+        stage = LanguageStage(model, pool, Tiling(prices.rates, settings.max_tile_ms / 1e3), sampler, matrices)
         stage.record(settings.max_num_seqs)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
@@ -118,7 +123,18 @@ def build_engine(settings: EngineSettings) -> Engine:
         linear=matrices.head.name,
         operators=stage.operators.name,
     )
-    return Engine(settings, facts, scheduler, stage, pool)
+    return Engine(settings, facts, scheduler, stage, pool, compiler)
+
+
+def _compiler(settings: EngineSettings) -> Compiler | None:
+    """Made before the first request: for a large vocabulary it takes a second, in which nothing else would run."""
+    if not is_available():
+        return None
+    try:
+        tokenizer = open_model_text(settings.model).tokenizer
+        return Compiler(tokenizer.source, tokenizer.vocab_size, tokenizer.eos_ids)
+    except (ModelError, ValueError):  # ids can be served without text, and text without forms: the door refuses them
+        return None
 
 
 def _prices(

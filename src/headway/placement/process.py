@@ -29,6 +29,7 @@ from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 from headway.placement.memory import keep_freed_memory
 from headway.placement.spans import Span, Spans
+from headway.placement.vestibule import Vestibule
 
 BEAT_S = 1.0  # at least so often the door hears from us
 FAULT_BYTES = 2 << 20  # of the pool, touched at a time when there is nothing else to do
@@ -123,13 +124,13 @@ class Mouth:
         return b"".join(frames), False
 
 
-def read_messages(connection: socket.socket, letters: Letters) -> None:
+def read_messages(connection: socket.socket, put: Callable[[ev.Event], None]) -> None:
     """Turn the door's messages into events, until it hangs up. An engine that cannot hear must not live on."""
     frames = wire.Frames(bytearray())
     try:
         while data := connection.recv(1 << 16):
             for body in frames.feed(data):
-                letters.put(_event(wire.to_engine_decoder.decode(body)))
+                put(_event(wire.to_engine_decoder.decode(body)))
     except Exception as error:
         print(f"The engine cannot understand the door: {error}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -154,7 +155,8 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     driver = engine.driver(MonotonicClock(), letters, mouth.tell)
     mouth.spans = driver.spans
     mouth.open(lambda: driver.num_tiles)
-    threading.Thread(target=read_messages, args=(connection, letters), name="reader", daemon=True).start()
+    put = letters.put if engine.compiler is None else Vestibule(engine.compiler, letters.put).put
+    threading.Thread(target=read_messages, args=(connection, put), name="reader", daemon=True).start()
     mouth.say(wire.Ready(engine.facts))
     _calm_the_collector()
     faulting = True

@@ -22,6 +22,7 @@ from headway.models.tokenizer import ModelText
 from headway.placement.link import EngineLink
 from headway.placement.wire import EngineFacts
 from headway.server import schema
+from headway.server.chat_shapes import ChatShape
 from headway.server.embeddings import (
     EmbeddingBody,
     ScoreBody,
@@ -42,7 +43,7 @@ from headway.server.metrics import CONTENT_TYPE, Metrics
 from headway.server.openapi import document
 from headway.server.responses import ResponsesBody
 from headway.server.responses_shapes import ResponsesShape
-from headway.server.shapes import ChatShape, CompletionShape, Shape, Usage, usage_of
+from headway.server.shapes import CompletionShape, Shape, Usage, usage_of
 from headway.server.stream import Finish, Update, shown_answers, updates
 from headway.server.terms import tenant_of
 from headway.server.timeline import MAX_CALLS, Timelines, shown

@@ -16,6 +16,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _BY_CODE = {  # reasons of refusals and failures -> status
     "context_length_exceeded": 400,
     "empty_prompt": 400,
+    "constraint_failed": 400,
     "out_of_pages": 400,
     "slo_unattainable": 429,
     "tenant_over_share": 429,

@@ -7,17 +7,23 @@ import asyncio
 import itertools
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from headway.config import SloClass
-from headway.core.request import Request, Sampling
+from headway.core.request import Request
+from headway.grammar.calls import MARKS, Reading
 from headway.models.chat_template import RESERVED, ChatTemplateError
 from headway.models.infill import Infill
 from headway.models.tokenizer import LONG_CHARACTERS, ModelText
+from headway.server.checks import Checks
 from headway.server.errors import ApiError, bad_request
+from headway.server.formats import Asked, asked_format, is_formatted
+from headway.server.messages import plain
 from headway.server.responses import ResponsesBody
+from headway.server.sampling import samples, sampling_of
 from headway.server.schema import (
     MAX_CHOICES,
     MAX_SCORES,
@@ -25,10 +31,10 @@ from headway.server.schema import (
     Body,
     ChatBody,
     CompletionBody,
-    Message,
     TokenizeBody,
 )
 from headway.server.terms import terms_of
+from headway.server.tools import ToolUse, tool_use
 
 DEFAULT_COMPLETION_TOKENS = 16
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -43,6 +49,7 @@ class Ask:
 
     `echoes` are the prompts as text, where they are to stand before their answers. Of logprobs, `num_logprobs` and
     `num_prompt_logprobs` are shown; None: none. `own_stop_ids` end an answer without being named in it.
+    Where it may call tools, `calls` says how to read it.
     """
 
     id: str
@@ -60,6 +67,7 @@ class Ask:
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     own_stop_ids: frozenset[int] = frozenset()
+    calls: Reading | None = None
 
     @property
     def num_drawn(self) -> int:
@@ -89,6 +97,9 @@ class Intake:
         self._infill: Infill | None = None
         self._infill_is_known = False
         self._names = served_names
+        self._checks = Checks(text.tokenizer)
+        marks = {mark: text.tokenizer.token_id(mark) for mark in MARKS}
+        self._mark_tokens = text.tokenizer.added_tokens | {m: token for m, token in marks.items() if token is not None}
         self._classes = {one.name: one for one in classes}
 
     async def completion(
@@ -102,6 +113,9 @@ class Intake:
             raise bad_request(
                 f"`prompt` times `n` (or `best_of`) must make 1 to {MAX_CHOICES} answers, not {num_choices}.", "prompt"
             )
+        asked = await asyncio.to_thread(asked_format, body) if is_formatted(body) else None
+        if asked is not None:
+            await self._checks.approve(asked)
         infill = await self._infill_for(body, given)
         special = body.add_special_tokens is not False
         suffix = body.suffix or ""
@@ -126,6 +140,7 @@ class Intake:
             arrival,
             prompts,
             self._default_tokens(DEFAULT_COMPLETION_TOKENS) if body.max_tokens is None else body.max_tokens,
+            asked=asked,
             ends=ends,
             echoes=tuple(map(self._as_text, given)) if body.echo else (),
         )
@@ -161,25 +176,48 @@ class Intake:
     ) -> Ask:
         """Raises ApiError 400 or 404."""
         model = self.check_model(body.model)
-        rendered = await asyncio.to_thread(self._render, body)
+        use, rendered = await asyncio.to_thread(self._understand, body)
+        if use.asked is not None:
+            await self._checks.approve(use.asked, use.parts)
         inline = len(rendered) <= LONG_CHARACTERS
         special = bool(body.add_special_tokens)  # templates bring their own
         encode = partial(self._text.tokenizer.encode, add_special_tokens=special)
         ids = await self._encode(rendered, max_model_len, "messages", encode, inline=inline)
         prompt = self._check_prompt(ids, max_model_len, "messages")
-        asked = body.max_completion_tokens or body.max_tokens
-        max_tokens = asked or self._default_tokens(max_model_len - len(prompt))
-        return self._ask(f"{prefix}{call_id}", model, body, headers, arrival, [prompt], max_tokens)
+        said = body.max_completion_tokens or body.max_tokens
+        max_tokens = said or self._default_tokens(max_model_len - len(prompt))
+        name = f"{prefix}{call_id}"
+        ask = self._ask(name, model, body, headers, arrival, [prompt], max_tokens, asked=use.asked)
+        if use.reading is None:
+            return ask
+        return replace(ask, calls=use.reading, skip_special_tokens=False)  # marks may be special ones
+
+    def _understand(self, body: ChatBody) -> tuple[ToolUse, str]:
+        """Which tools it may use, and the prompt."""
+        template = self._text.chat_template
+        use = tool_use(
+            body.tools or [],
+            body.tool_choice,
+            several=body.parallel_tool_calls is not False,
+            template="" if template is None else template.source,
+            tokens=self._mark_tokens,
+            answer=asked_format(body),
+        )
+        return use, self._render(body, use.told)
 
     async def response(
         self, body: ResponsesBody, headers: Mapping[str, str], call_id: str, arrival: float, max_model_len: int
     ) -> Ask:
         """Raises ApiError 400 or 404."""
+        chat = body.as_chat()
         try:
-            return await self.chat(body.as_chat(), headers, call_id, arrival, max_model_len, "resp_")
+            return await self.chat(chat, headers, call_id, arrival, max_model_len, "resp_")
         except ApiError as error:
-            if error.param == "messages":  # its name in a chat
+            param = error.param or ""
+            if param == "messages":  # its name in a chat
                 error.param = "input"
+            elif param.startswith("response_format"):
+                error.param = "text.format"
             raise
 
     async def tokens_of(self, body: TokenizeBody) -> tuple[int, ...]:
@@ -205,7 +243,7 @@ class Intake:
             )
         return name
 
-    def _render(self, body: ChatBody) -> str:
+    def _render(self, body: ChatBody, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         template = self._text.chat_template
         if template is None:
             raise bad_request(
@@ -218,7 +256,7 @@ class Intake:
         if reserved:
             raise bad_request(f"`chat_template_kwargs` may not set {reserved[0]}.", "chat_template_kwargs")
         try:
-            return template.render([_plain(message) for message in body.messages], arguments)
+            return template.render([plain(message) for message in body.messages], arguments, tools)
         except ChatTemplateError as error:
             raise bad_request(str(error), "messages", "chat_template_error") from error
 
@@ -258,6 +296,7 @@ class Intake:
         prompts: list[tuple[int, ...]],
         max_tokens: int,
         *,
+        asked: Asked | None = None,
         ends: tuple[int, ...] = (),
         echoes: tuple[str, ...] = (),
     ) -> Ask:
@@ -268,6 +307,7 @@ class Intake:
         own_stop_ids = () if body.ignore_eos else (*self._text.tokenizer.eos_ids, *ends)
         stop_ids = tuple(dict.fromkeys((*own_stop_ids, *(body.stop_token_ids or ()))))
         self._check_scores(body, prompts)
+        sampling = sampling_of(body, self._text, None if asked is None else asked.constraint)
         # engines know a request by an id of our own: callers may send the same X-Request-Id twice
         call = next(_serial)
         requests = tuple(
@@ -277,7 +317,7 @@ class Intake:
                 max_tokens=max_tokens,
                 arrival=arrival,
                 slo=terms.slo,
-                sampling=self._sampling(body, seed),
+                sampling=replace(sampling, seed=seed),
                 stop_ids=stop_ids,
                 min_tokens=min_tokens,
                 priority=terms.priority,
@@ -285,7 +325,7 @@ class Intake:
                 slo_class=terms.slo_class,
                 cache_salt=body.cache_salt or "",
             )
-            for index, (prompt, seed) in enumerate(_samples(prompts, body.num_samples, body.seed))
+            for index, (prompt, seed) in enumerate(samples(prompts, body.num_samples, body.seed))
         )
         return Ask(
             id=public_id,
@@ -317,55 +357,6 @@ class Intake:
                 f"ask for fewer `{param}`, or send the prompts one by one.",
                 param,
             )
-
-    def _sampling(self, body: Body, seed: int) -> Sampling:
-        defaults = self._text.sampling_defaults
-        chooses = body.num_samples > (body.n or 1)  # by the logprobs of the answers
-
-        def chosen(said: float | None, name: str, otherwise: float) -> float:
-            return defaults.get(name, otherwise) if said is None else said
-
-        return Sampling(
-            temperature=float(chosen(body.temperature, "temperature", 1.0)),
-            top_p=float(chosen(body.top_p, "top_p", 1.0)),
-            top_k=max(0, int(chosen(body.top_k, "top_k", 0))),
-            min_p=float(chosen(body.min_p, "min_p", 0.0)),
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            repetition_penalty=float(chosen(body.repetition_penalty, "repetition_penalty", 1.0)),
-            logit_bias=self._bias(body),
-            seed=seed,
-            num_logprobs=0 if chooses and body.num_logprobs is None else body.num_logprobs,
-            num_prompt_logprobs=body.num_prompt_logprobs,
-        )
-
-    def _bias(self, body: Body) -> tuple[tuple[int, float], ...]:
-        vocab_size = self._text.tokenizer.vocab_size
-        bias = []
-        for key, value in (body.logit_bias or {}).items():
-            if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < vocab_size):
-                raise bad_request(
-                    f"`logit_bias` has the key {key[:20]!r}, which is no token id below {vocab_size}.", "logit_bias"
-                )
-            bias.append((int(key), value))
-        return tuple(bias)
-
-
-def _samples(prompts: list[tuple[int, ...]], n: int, seed: int | None) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Prompts with a seed each. Sample k has the seed `seed` + k, so a prompt gets the same answers among others as
-    by itself; without a seed all of them differ."""
-    for prompt in prompts:
-        for sample in range(n):
-            yield prompt, secrets.randbits(63) if seed is None else (seed + sample) % 2**63
-
-
-def _plain(message: Message) -> dict[str, str]:
-    """A message as templates expect it. They know the developer by an older name."""
-    content = message.content
-    if isinstance(content, list):
-        content = "\n".join(part.text or "" for part in content)
-    plain = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    return plain if message.name is None else plain | {"name": message.name}
 
 
 def _too_long(num_tokens: str, max_model_len: int, param: str) -> ApiError:

@@ -10,19 +10,30 @@ import msgspec
 from msgspec import Meta
 
 from headway.server.errors import ApiError, bad_request
-from headway.server.schema import MAX_LOGPROBS, Body, ChatBody, Message, Part, StreamOptions
+from headway.server.formats import JsonObject, JsonSchema, NamedSchema, Schema, Text
+from headway.server.messages import Message, Part
+from headway.server.schema import MAX_LOGPROBS, Body, ChatBody, StreamOptions
 
 LOGPROBS = "message.output_text.logprobs"  # the one thing that can be included
 _TEXT_PARTS = ("input_text", "output_text", "text")
 MAX_METADATA = 16
 
 
-class TextFormat(msgspec.Struct):
-    type: str = "text"
+class FlatSchema(msgspec.Struct, tag_field="type", tag="json_schema"):
+    """A schema for the answer, in this route's form."""
+
+    name: str
+    schema: Schema
+    description: str | None = None
+    strict: bool | None = None
+
+    def nested(self) -> JsonSchema:
+        """As a chat says it."""
+        return JsonSchema(NamedSchema(self.schema, self.name, self.description, self.strict))
 
 
 class TextConfig(msgspec.Struct):
-    format: TextFormat | None = None
+    format: Text | JsonObject | FlatSchema | None = None
     verbosity: str | None = None
 
 
@@ -68,6 +79,9 @@ class ResponsesBody(Body, kw_only=True):
         self._refuse()
         shared = {name: getattr(self, name) for name in Body.__struct_fields__}
         shared["stream_options"] = StreamOptions(include_usage=True) if self.stream else None
+        if self.text is not None and self.text.format is not None:
+            asked = self.text.format
+            shared["response_format"] = asked.nested() if isinstance(asked, FlatSchema) else asked
         return ChatBody(
             **shared,
             messages=self._messages(),
@@ -98,10 +112,7 @@ class ResponsesBody(Body, kw_only=True):
             "include": (set(self.include or ()) - {LOGPROBS}, f"Only {LOGPROBS} can be included."),
             "n": ((self.n or 1) > 1, "A response has one answer: leave `n` out, or use /v1/chat/completions."),
             "prompt_logprobs": (self.prompt_logprobs is not None, "A response has no place for `prompt_logprobs`."),
-            "text.format": (
-                self.text and self.text.format and self.text.format.type != "text",
-                "The format of a response is not supported yet: leave `text.format` out.",
-            ),
+            "response_format": (self.response_format, "Here it is said in `text.format`: leave `response_format` out."),
         }
         for param, (is_asked, sentence) in asked.items():
             if is_asked:

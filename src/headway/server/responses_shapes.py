@@ -7,10 +7,12 @@ from typing import Any, Literal
 import msgspec
 
 from headway.models.tokenizer import Tokenizer
+from headway.server.chat_shapes import ChatTokenLogprob, token_logprob
 from headway.server.errors import ApiError
+from headway.server.formats import Text
 from headway.server.intake import Ask
-from headway.server.responses import ResponsesBody, TextConfig, TextFormat
-from headway.server.shapes import ChatTokenLogprob, Timing, Usage, token_logprob
+from headway.server.responses import ResponsesBody, TextConfig
+from headway.server.shapes import Timing, Usage
 from headway.server.stream import Finish, Piece, Update
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -73,7 +75,7 @@ class ResponseObject(msgspec.Struct, kw_only=True):
     temperature: float
     top_p: float
     top_logprobs: int
-    text: TextConfig = msgspec.field(default_factory=lambda: TextConfig(TextFormat()))
+    text: TextConfig
     tool_choice: Literal["auto"] = "auto"
     tools: list[Any] = []
     truncation: Literal["disabled"] = "disabled"
@@ -230,6 +232,7 @@ class ResponsesShape:
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             top_logprobs=body.num_logprobs or 0,
+            text=TextConfig(body.text.format) if body.text and body.text.format else TextConfig(Text()),
             usage=None if usage is None else _usage(usage),
             user=body.user,
             metadata=body.metadata or {},

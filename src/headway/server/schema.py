@@ -11,6 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from headway.server.errors import ApiError, bad_request
+from headway.server.formats import ResponseFormat, StructuredOutputs
+from headway.server.messages import Message, check_messages
+from headway.server.tools import Tool, ToolChoice, check_tools
 
 MAX_CHOICES = 256  # prompts x n of one call
 MAX_STOPS = 4
@@ -71,6 +74,12 @@ class Body(msgspec.Struct, kw_only=True):
     priority: Int64 | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=512)] | None = None
     slo: Targets | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -132,18 +141,6 @@ class CompletionBody(Body, kw_only=True):
         return [part for part in self.prompt if not isinstance(part, int)]
 
 
-class Part(msgspec.Struct):
-    type: str
-    text: str | None = None
-
-
-class Message(msgspec.Struct):
-    role: str
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_calls: list[Any] | None = None
-
-
 class ChatBody(Body, kw_only=True):
     """POST /v1/chat/completions"""
 
@@ -152,6 +149,9 @@ class ChatBody(Body, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def num_logprobs(self) -> int | None:
@@ -279,7 +279,8 @@ def _check(body: Body) -> None:
     if isinstance(body, ChatBody):
         if body.top_logprobs and not body.logprobs:
             raise bad_request("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
-        _check_messages(body.messages)
+        check_messages(body.messages)
+        check_tools(body.tools or [], body.tool_choice)
 
 
 def _check_completion(body: CompletionBody) -> None:
@@ -299,31 +300,9 @@ def _check_tokenize(body: TokenizeBody) -> None:
     if (body.prompt is None) == (body.messages is None):
         raise bad_request("Give either `prompt`, a text, or `messages`, a conversation.", "prompt")
     if body.messages is not None:
-        _check_messages(body.messages)
+        check_messages(body.messages)
     elif len(body.prompt or "") > MAX_TOKENIZED:
         raise bad_request(f"`prompt` may have at most {MAX_TOKENIZED} characters: send it in parts.", "prompt")
-
-
-def _check_messages(messages: list[Message]) -> None:
-    for index, message in enumerate(messages):
-        param = f"messages[{index}]"
-        if message.role not in ("system", "developer", "user", "assistant"):
-            raise bad_request(
-                f"`{param}.role` must be system, developer, user or assistant, not {message.role[:40]!r}.",
-                f"{param}.role",
-            )
-        if message.tool_calls:
-            raise bad_request("Tool calls are not supported yet.", f"{param}.tool_calls", "unsupported_parameter")
-        if isinstance(message.content, list):
-            for part in message.content:
-                if part.type != "text" or part.text is None:
-                    raise bad_request(
-                        f"`{param}.content` may hold only text, not {part.type[:40]!r}.",
-                        f"{param}.content",
-                        "unsupported_parameter",
-                    )
-        elif message.content is None and message.role != "assistant":
-            raise bad_request(f"`{param}.content` is missing.", f"{param}.content")
 
 
 def _invalid(error: Exception) -> ApiError:

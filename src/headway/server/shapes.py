@@ -1,8 +1,11 @@
-"""The JSON of answers, in OpenAI's two shapes: whole, and as the chunks of a stream. Knows no HTTP and no engine."""
+"""The JSON of answers, whole and as the chunks of a stream: what all shapes share, and that of completions.
+
+Knows no HTTP and no engine. Chats are in `chat_shapes`, responses in `responses_shapes`.
+"""
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -83,51 +86,6 @@ class CompletionChoice(msgspec.Struct):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
-class ChatLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatTokenLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[ChatLogprob]
-
-
-class ChatLogprobs(msgspec.Struct):
-    content: list[ChatTokenLogprob]
-    refusal: None = None
-
-
-class ChatMessage(msgspec.Struct):
-    content: str
-    role: Literal["assistant"] = "assistant"
-    refusal: None = None
-
-
-class ChatChoice(msgspec.Struct):
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
-
-
-class Delta(msgspec.Struct, omit_defaults=True):
-    role: str | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(msgspec.Struct):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: str | int | UnsetType | None = UNSET
-
-
 AnyUsage = Usage | RunningUsage | UnsetType | None
 
 
@@ -198,7 +156,7 @@ class CompletionShape:
     def chunks(self, update: Update) -> list[bytes]:
         text = update.piece.text if update.piece is not None else ""
         choice = CompletionChoice(update.choice, text, self._logprobs([update]))
-        return [self._envelope([_finish(choice, update.finish)], _usage_so_far(self._ask, update))]
+        return [self._envelope([self._finished(choice, update.finish)], usage_so_far(self._ask, update))]
 
     def usage_chunk(self, usage: Usage) -> bytes:
         return self._envelope([], usage)
@@ -206,24 +164,30 @@ class CompletionShape:
     def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
         choices = []
         for index, updates in enumerate(answers):
-            choice = CompletionChoice(index, _text(updates), self._logprobs(updates))
-            choice.prompt_logprobs = _prompt_logprobs(self._ask, updates, self._tokenizer)
-            choices.append(_finish(choice, updates[-1].finish))
+            choice = CompletionChoice(index, text_of(updates), self._logprobs(updates))
+            choice.prompt_logprobs = prompt_logprobs_of(self._ask, updates, self._tokenizer)
+            choices.append(self._finished(choice, updates[-1].finish))
         return self._envelope(choices, usage)
+
+    @staticmethod
+    def _finished(choice: CompletionChoice, finish: Finish | None) -> CompletionChoice:
+        if finish is not None:
+            choice.finish_reason, choice.stop_reason = finish.reason, finish.stop_reason
+        return choice
 
     def _envelope(self, choices: list[CompletionChoice], usage: AnyUsage) -> bytes:
         return _encode(Envelope(self._ask.id, "text_completion", self._created, self._ask.model, choices, usage))
 
     def _logprobs(self, updates: Sequence[Update]) -> CompletionLogprobs | None:
-        shown = _shown(updates)
-        if not shown and not _always_has_logprobs(self._ask):
+        shown = shown_tokens(updates)
+        if not shown and not always_has_logprobs(self._ask):
             return None
         spell = self._tokenizer.token_text
         found = CompletionLogprobs([], [], [], [])
         for token, offset, logprobs in shown:
             found.text_offset.append(offset)
             found.tokens.append(spell(token))
-            found.token_logprobs.append(None if logprobs is None else _finite(logprobs.logprob))
+            found.token_logprobs.append(None if logprobs is None else finite(logprobs.logprob))
             found.top_logprobs.append(None if logprobs is None else self._best(token, logprobs))
         return found
 
@@ -231,88 +195,11 @@ class CompletionShape:
         spell = self._tokenizer.token_text
         best: dict[str, float] = {}
         for other, logprob in (*logprobs.top[: self._ask.num_logprobs], (token, logprobs.logprob)):
-            best.setdefault(spell(other), _finite(logprob))  # the first of equal spellings is the likeliest
+            best.setdefault(spell(other), finite(logprob))  # the first of equal spellings is the likeliest
         return best
 
 
-class ChatShape:
-    """/v1/chat/completions. The role goes out with the first token, so that clients measure a true time to it."""
-
-    def __init__(self, ask: Ask, tokenizer: Tokenizer) -> None:
-        self._ask = ask
-        self._tokenizer = tokenizer
-        self._created = int(time.time())
-        self._begun: set[int] = set()
-
-    def chunks(self, update: Update) -> list[bytes]:
-        index, piece, finish = update.choice, update.piece, update.finish
-        usage = _usage_so_far(self._ask, update)
-        chunks = []
-        if index not in self._begun:
-            self._begun.add(index)
-            chunks.append(self._chunk(ChatChunkChoice(index, Delta("assistant", "")), usage))
-        delta = Delta(content=piece.text) if piece is not None else Delta()
-        choice = ChatChunkChoice(index, delta, self._logprobs([update]))
-        if finish is not None:
-            choice.stop_reason = None
-        chunks.append(self._chunk(_finish(choice, finish), usage))
-        return chunks
-
-    def usage_chunk(self, usage: Usage) -> bytes:
-        return self._envelope("chat.completion.chunk", [], usage)
-
-    def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
-        choices = [
-            _finish(ChatChoice(index, ChatMessage(_text(updates)), self._logprobs(updates)), updates[-1].finish)
-            for index, updates in enumerate(answers)
-        ]
-        return self._envelope(
-            "chat.completion", choices, usage, _prompt_logprobs(self._ask, answers[0], self._tokenizer)
-        )
-
-    def _chunk(self, choice: ChatChunkChoice, usage: AnyUsage) -> bytes:
-        return self._envelope("chat.completion.chunk", [choice], usage)
-
-    def _envelope(
-        self,
-        kind: str,
-        choices: Sequence[Any],
-        usage: AnyUsage,
-        prompt_logprobs: PromptLogprobs | UnsetType = UNSET,
-    ) -> bytes:
-        ask, created = self._ask, self._created
-        return _encode(Envelope(ask.id, kind, created, ask.model, list(choices), usage, prompt_logprobs))
-
-    def _logprobs(self, updates: Sequence[Update]) -> ChatLogprobs | None:
-        shown = _shown(updates)
-        if not shown and not _always_has_logprobs(self._ask):
-            return None
-        return ChatLogprobs([token_logprob(token, self._tokenizer) for token in shown])
-
-
-def token_logprob(shown: ShownToken, tokenizer: Tokenizer) -> ChatTokenLogprob:
-    """A token of an answer with its logprobs, spelled in text and in bytes."""
-    assert shown.logprobs is not None, "a token of an answer"
-
-    def spelled(token: int, logprob: float) -> ChatLogprob:
-        return ChatLogprob(tokenizer.token_text(token), _finite(logprob), list(tokenizer.token_bytes(token)))
-
-    top = [spelled(token, logprob) for token, logprob in shown.logprobs.top]
-    chosen = spelled(shown.token, shown.logprobs.logprob)
-    return ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
-
-
-Choice = TypeVar("Choice", CompletionChoice, ChatChoice, ChatChunkChoice)
-
-
-def _finish(choice: Choice, finish: Finish | None) -> Choice:
-    if finish is not None:
-        choice.finish_reason = finish.reason
-        choice.stop_reason = finish.stop_reason
-    return choice
-
-
-def _usage_so_far(ask: Ask, update: Update) -> AnyUsage:
+def usage_so_far(ask: Ask, update: Update) -> AnyUsage:
     """What a chunk says of it: nothing, null, or the choice's tokens by now."""
     if not ask.include_usage:
         return UNSET
@@ -322,7 +209,7 @@ def _usage_so_far(ask: Ask, update: Update) -> AnyUsage:
     return RunningUsage(num_prompt, num_prompt + update.num_tokens, update.num_tokens)
 
 
-def _prompt_logprobs(ask: Ask, updates: Sequence[Update], tokenizer: Tokenizer) -> PromptLogprobs | UnsetType:
+def prompt_logprobs_of(ask: Ask, updates: Sequence[Update], tokenizer: Tokenizer) -> PromptLogprobs | UnsetType:
     """Of one answer's prompt, in vLLM's shape, if they were asked for by their own name."""
     finish, num_top = updates[-1].finish, ask.num_prompt_logprobs
     if finish is None or num_top is None:
@@ -331,27 +218,27 @@ def _prompt_logprobs(ask: Ask, updates: Sequence[Update], tokenizer: Tokenizer) 
     prompt = ask.requests[updates[-1].choice].prompt
     for token, logprobs in zip(prompt[1:], finish.prompt_logprobs, strict=True):
         place = {
-            str(other): PromptLogprob(_finite(logprob), rank, tokenizer.token_text(other))
+            str(other): PromptLogprob(finite(logprob), rank, tokenizer.token_text(other))
             for rank, (other, logprob) in enumerate(logprobs.top[:num_top], 1)
         }
-        place.setdefault(str(token), PromptLogprob(_finite(logprobs.logprob), None, tokenizer.token_text(token)))
+        place.setdefault(str(token), PromptLogprob(finite(logprobs.logprob), None, tokenizer.token_text(token)))
         found.append(place)
     return found
 
 
-def _text(updates: Sequence[Update]) -> str:
+def text_of(updates: Sequence[Update]) -> str:
     return "".join(update.piece.text for update in updates if update.piece is not None)
 
 
-def _shown(updates: Sequence[Update]) -> list[ShownToken]:
+def shown_tokens(updates: Sequence[Update]) -> list[ShownToken]:
     pieces: list[Piece] = [update.piece for update in updates if update.piece is not None]
     return [token for piece in pieces for token in piece.tokens]
 
 
-def _always_has_logprobs(ask: Ask) -> bool:
+def always_has_logprobs(ask: Ask) -> bool:
     """A whole answer that asked for them has the field even if it shows no token; a chunk without tokens has not."""
     return ask.num_logprobs is not None and not ask.stream
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
     return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB

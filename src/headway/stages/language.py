@@ -330,7 +330,8 @@ def _joined(commits: Sequence[Commit]) -> Commit:
         commits[0].request_id,
         tokens=tuple(chain.from_iterable(commit.tokens for commit in commits)),
         logprobs=tuple(chain.from_iterable(commit.logprobs for commit in commits)),
-        failure=next((commit.failure for commit in commits if commit.failure), ""),
+        failure=next((commit.failure for commit in commits if commit.failure), None),
         prompt_logprobs=tuple(chain.from_iterable(commit.prompt_logprobs for commit in commits)),
         vector=next((commit.vector for commit in commits if commit.vector), ()),
+        complete=commits[-1].complete,
     )

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from headway.core.request import Request
-from headway.core.work import Commit, Segment
+from headway.core.work import Commit, Failure, Segment
 from headway.stages.tiling import Span
 
-_NOT_FINITE = "The model's hidden states are not finite: its weights are damaged or overflow in this dtype."
+_NOT_FINITE = Failure(
+    "not_finite", "The model's hidden states are not finite: its weights are damaged or overflow in this dtype."
+)
 
 
 @dataclass(slots=True)

@@ -2,13 +2,14 @@
 
 Owns the sampling sessions (what each open request has drawn so far) and the arithmetic of drawing; knows no model, page
 or schedule. A row is drawn on its own, so no token depends on what else is in the batch. The order of operations is
-vLLM's: logprobs of the raw logits; then logit_bias, penalties, min_tokens, temperature, min_p, top_k, top_p.
+vLLM's: logprobs of the raw logits; then logit_bias, penalties, min_tokens, the constraint's mask, temperature, min_p,
+top_k, top_p.
 
 Every step is linear in the vocabulary, but for a sort of few candidates: with 150,000 tokens a draw takes between a
 quarter of a millisecond and two, a greedy one a tenth of that. Shape legend: R rows, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,25 +17,44 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from headway.core.request import Request, Sampling
-from headway.core.work import Commit, TokenLogprobs
+from headway.core.request import Constraint, Request, Sampling
+from headway.core.work import Commit, Failure, TokenLogprobs
+from headway.grammar.limits import ConstraintError
+from headway.grammar.matcher import Matcher
+from headway.grammar.notation import MISSING
 
 Floats = NDArray[np.float32]
+MakeMatcher = Callable[[Constraint], Matcher]  # may raise ConstraintError
 
 _BLOCK = 1024  # tokens whose mass is summed before looking for the drawn one
 _LEAST_TEMPERATURE = 1e-6  # below it only equal logits share a draw, and float32 soon overflows
-_NOT_FINITE = "The model's logits are not finite: its weights are damaged or overflow in this dtype."
+_NOT_FINITE = Failure(
+    "not_finite", "The model's logits are not finite: its weights are damaged or overflow in this dtype."
+)
+_STUCK = "Nothing that the constraint allows can be written with this model's tokens."
+
+
+def no_matcher(constraint: Constraint) -> Matcher:
+    """Of an engine without the extra."""
+    raise ConstraintError(MISSING)
 
 
 class Sampler:
     """The sessions of all open requests."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, make_matcher: MakeMatcher = no_matcher) -> None:
         self.vocab_size = vocab_size
+        self._make_matcher = make_matcher
         self._sessions: dict[str, _Session] = {}
 
     def open(self, request: Request) -> None:
-        self._sessions[request.id] = _Session(request, self.vocab_size)
+        """A constraint that cannot be followed fails its request at the first draw."""
+        session = self._sessions[request.id] = _Session(request, self.vocab_size)
+        if request.sampling.constraint is not None:
+            try:
+                session.matcher = self._make_matcher(request.sampling.constraint)
+            except ConstraintError as error:
+                session.broken = _not_followed(error)
 
     def close(self, request_id: str) -> None:
         """Forget a request; one that was never opened is no error, since refusals end requests too."""
@@ -79,6 +99,8 @@ class _Session:
     prompt_ids: NDArray[np.int64] = field(init=False)
     stop_ids: list[int] = field(init=False)
     bias: dict[int, float] = field(init=False)
+    matcher: Matcher | None = None
+    broken: Failure | None = None
 
     def __post_init__(self) -> None:
         sampling = self.request.sampling
@@ -97,6 +119,8 @@ class _Session:
     @property
     def changes_scores(self) -> bool:
         sampling = self.request.sampling
+        if sampling.constraint is not None:
+            return True
         penalties = (sampling.presence_penalty, sampling.frequency_penalty, sampling.repetition_penalty - 1)
         return bool(self.bias) or any(penalties) or self.masks_stops
 
@@ -106,6 +130,8 @@ class _Session:
 
     def rewind(self, num_drawn: int) -> None:
         assert 0 <= num_drawn <= len(self.outputs), f"{self.request.id}: token {num_drawn} after {len(self.outputs)}"
+        if self.matcher is not None:
+            self.matcher.rollback(len(self.outputs) - num_drawn)
         while len(self.outputs) > num_drawn:
             token = self.outputs.pop()
             self.counts[token] -= 1
@@ -115,11 +141,21 @@ class _Session:
     def commit(self, token: int, logprobs: tuple[TokenLogprobs, ...] = ()) -> Commit:
         self.outputs.append(token)
         self.counts[token] = self.counts.get(token, 0) + 1
-        return Commit(self.request.id, (token,), logprobs)
+        if self.matcher is None:
+            return Commit(self.request.id, (token,), logprobs)
+        self.matcher.accept(token)
+        return Commit(self.request.id, (token,), logprobs, complete=self.matcher.is_complete)
 
     def draw(self, logits_V: Floats) -> Commit:
         sampling = self.request.sampling
+        if self.broken is not None:
+            return Commit(self.request.id, (), failure=self.broken)
         scores = self._scores(logits_V) if self.changes_scores else logits_V
+        if self.matcher is not None:
+            try:
+                scores[~self._allowed(self.matcher)] = -np.inf
+            except ConstraintError as error:
+                return Commit(self.request.id, (), failure=_not_followed(error))
         best = int(scores.argmax())
         if not (_is_finite(scores[best]) and _is_finite(logits_V.max())):  # a mask may hide what a logprob would show
             return Commit(self.request.id, (), failure=_NOT_FINITE)
@@ -141,6 +177,17 @@ class _Session:
         scored = token_logprobs(logits_V, self.request.prompt[position], asked)
         return Commit(self.request.id, (), prompt_logprobs=(scored,))
 
+    def _allowed(self, matcher: Matcher) -> NDArray[np.bool_]:
+        """What the constraint lets come next, and min_tokens: unless that would leave nothing to come."""
+        allowed_V = matcher.allowed()
+        if self.masks_stops:
+            more_V = allowed_V.copy()
+            more_V[self.stop_ids] = False
+            allowed_V = more_V if more_V.any() else allowed_V
+        if not allowed_V.any():
+            raise ConstraintError(_STUCK)
+        return allowed_V
+
     def _scores(self, logits_V: Floats) -> Floats:
         """A copy of the logits with bias, penalties and the mask of min_tokens applied."""
         sampling = self.request.sampling
@@ -155,9 +202,13 @@ class _Session:
         if sampling.frequency_penalty or sampling.presence_penalty:
             counts = np.fromiter(self.counts.values(), dtype=np.float32, count=len(self.counts))
             scores[drawn] -= counts * np.float32(sampling.frequency_penalty) + np.float32(sampling.presence_penalty)
-        if self.masks_stops:
+        if self.masks_stops and self.matcher is None:
             scores[self.stop_ids] = -np.inf
         return scores
+
+
+def _not_followed(error: ConstraintError) -> Failure:
+    return Failure("constraint_failed", str(error))
 
 
 def uniform(seed: int, num_drawn: int) -> float:

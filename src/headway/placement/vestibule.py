@@ -1,0 +1,55 @@
+"""Where a request under a constraint waits until what its answer must follow is built, in a thread of its own.
+
+The driver never builds: when such a request arrives in its mailbox, the compiler has it ready. What comes for a request
+that waits, waits with it, and so does the word to drain: a request that was sent before it is not forgotten.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from headway.core import event as ev
+from headway.core.request import Constraint
+from headway.grammar.limits import ConstraintError
+from headway.grammar.matcher import Compiler
+
+
+class Vestibule:
+    """In front of a mailbox."""
+
+    def __init__(self, compiler: Compiler, put: Callable[[ev.Event], None]) -> None:
+        self._compiler = compiler
+        self._put = put
+        self._waiting: dict[str, list[ev.Event]] = {}  # by request, in order
+        self._last: list[ev.Event] = []  # after all that wait
+        self._lock = threading.Lock()
+        self._to_build: queue.SimpleQueue[tuple[str, Constraint]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="compiler", daemon=True).start()
+
+    def put(self, event: ev.Event) -> None:
+        """Into the mailbox, at once or when it is time."""
+        with self._lock:
+            match event:
+                case ev.Arrived(request) if request.sampling.constraint is not None:
+                    self._waiting[request.id] = [event]
+                    self._to_build.put((request.id, request.sampling.constraint))
+                case ev.Cancelled(request_id) | ev.Stopped(request_id) if request_id in self._waiting:
+                    self._waiting[request_id].append(event)
+                case ev.Draining() if self._waiting:
+                    self._last.append(event)
+                case _:
+                    self._put(event)
+
+    def _run(self) -> None:
+        while True:
+            request_id, constraint = self._to_build.get()
+            with suppress(ConstraintError):  # is said when the first token is drawn
+                self._compiler.matcher(constraint)
+            with self._lock:
+                for event in self._waiting.pop(request_id):
+                    self._put(event)
+                if not self._waiting:
+                    for event in self._last:
+                        self._put(event)
+                    self._last.clear()

@@ -1,0 +1,104 @@
+"""What a model wrote is read as the calls and the text that it wrote, wherever it is cut into pieces."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.grammar.calls import LISTED, MARKED, Argued, Called, Dialect, Heard, Reader, Reading, Said, dialect_of
+
+NAMES = st.from_regex(r"[a-zA-Z0-9_.-]{1,12}", fullmatch=True)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=5), part, max_size=3),
+    max_leaves=6,
+)
+ARGUMENTS = st.dictionaries(st.text(max_size=8), VALUES, max_size=4)
+CALLS = st.lists(st.tuples(NAMES, ARGUMENTS), min_size=1, max_size=4)
+INDENTS = st.sampled_from([None, 2])
+
+
+def written(calls: list[tuple[str, str]], dialect: Dialect) -> str:
+    bodies = [f'{dialect.opening}{{"name": "{name}", "arguments": {said}}}{dialect.closing}' for name, said in calls]
+    return dialect.before + dialect.between.join(bodies) + dialect.after
+
+
+def told(heard: list[Heard]) -> tuple[str, list[tuple[str, str]]]:
+    """Text and calls, put together again."""
+    text, calls = "", []
+    for one in heard:
+        match one:
+            case Said(more):
+                text += more
+            case Called(name):
+                calls.append((name, ""))
+            case Argued(more):
+                calls[-1] = (calls[-1][0], calls[-1][1] + more)
+    return text, calls
+
+
+def fed(text: str, cuts: list[int], reading: Reading) -> tuple[str, list[tuple[str, str]]]:
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    reader = Reader(reading)
+    heard = [one for start, end in pairwise(places) for one in reader.feed(text[start:end])]
+    return told(heard + reader.end())
+
+
+@given(st.text(), CALLS, INDENTS, st.lists(st.integers(0, 10_000)), st.booleans())
+def test_calls_are_read_as_they_were_written(
+    text: str, calls: list[tuple[str, dict[str, object]]], indent: int | None, cuts: list[int], must: bool
+) -> None:
+    said = [(name, json.dumps(arguments, indent=indent)) for name, arguments in calls]
+    if must:
+        assert fed(written(said, LISTED), cuts, Reading()) == ("", said)
+        assert fed(written(said, MARKED), cuts, Reading()) == ("", said)
+    else:
+        text = text.replace("<", "")
+        expected = text if text.strip() else ""
+        assert fed(text + written(said, MARKED), cuts, Reading(MARKED.mark)) == (expected, said)
+
+
+@given(st.text(alphabet="<tol_cal>x\n"), st.lists(st.integers(0, 10_000)))
+def test_text_that_only_looks_like_a_mark_is_shown_whole(text: str, cuts: list[int]) -> None:
+    text = text.replace(MARKED.mark, "")
+    if MARKED.mark not in text:
+        assert fed(text, cuts, Reading(MARKED.mark)) == (text, [])
+
+
+@given(CALLS, st.lists(st.integers(0, 10_000)))
+def test_where_the_answer_is_json_a_mark_within_it_is_text(
+    calls: list[tuple[str, dict[str, object]]], cuts: list[int]
+) -> None:
+    said = [(name, json.dumps(arguments)) for name, arguments in calls]
+    reading = Reading(MARKED.mark, at_start=True)
+    answer = json.dumps({"a": written(said, MARKED)})
+    assert fed(answer, cuts, reading) == (answer, [])
+    assert fed(written(said, MARKED), cuts, reading) == ("", said)
+
+
+def test_pieces_come_as_soon_as_they_are_known() -> None:
+    reader = Reader(Reading(MARKED.mark))
+    pieces = ["I look. <tool", '_call>\n{"name": "f", ', '"arguments": {"a": "}', '"}}\n</tool_', "call>"]
+    heard = [reader.feed(piece) for piece in pieces]
+    assert heard == [[Said("I look. ")], [], [Called("f"), Argued('{"a": "}')], [Argued('"}')], []]
+    assert reader.num_calls == 1
+
+
+def test_what_is_cut_off_is_told_as_far_as_it_goes() -> None:
+    assert fed('<tool_call>\n{"name": "f", "arguments": {"a"', [], Reading(MARKED.mark)) == ("", [("f", '{"a"')])
+    assert fed('<tool_call>\n{"name": "f', [], Reading(MARKED.mark)) == ("", [])
+    assert fed("a <tool", [], Reading(MARKED.mark)) == ("a <tool", [])
+
+
+@pytest.mark.parametrize(
+    ("template", "dialect"),
+    [
+        ("{{ '<tool_call>' }} … {{ '</tool_call>' }}", MARKED),
+        ("{{ messages }}", LISTED),
+        ("<tool_call>\n<function=f>\n</function>\n</tool_call>", LISTED),
+    ],
+)
+def test_a_template_tells_how_its_model_calls(template: str, dialect: Dialect) -> None:
+    assert dialect_of(template) == dialect
