@@ -7,16 +7,18 @@ TEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BROWSER_VENV := .venv-browser
+CLIENTS_VENV := .venv-clients
 # real traces, if a folder with data/traces stands beside the checkout; else tests and results take seeded stand-ins
 HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
 export HEADWAY_DATA
 
-.PHONY: help install serve test test-browser test-gpu test-native bench-gpu check results soak clean
+.PHONY: help install serve test test-browser test-clients test-gpu test-native bench-gpu check results soak clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
 	@echo "make test-native   the compiled operators under AddressSanitizer and UBSan"
 	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
+	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis, aiperf"
 	@echo "make test-gpu      the tests of CUDA operators and recorded steps; needs a CUDA build of torch"
 	@echo "make bench-gpu     prefill, decode and blocking on that device, into docs/results/gpu.md"
 	@echo "make soak     200 callers for ten minutes, disconnects and kills of the engine, into docs/results/soak.md"
@@ -53,6 +55,14 @@ test-browser: $(VENV)/.installed $(BROWSER_VENV)/.installed
 	@[ -n "$$CHROMIUM" ] || command -v chromium chromium-browser >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || { echo "Install Chromium (Debian, Ubuntu: apt-get install chromium), or set CHROMIUM to its path." >&2; exit 1; }
 	@HEADWAY_PYTHON=$(CURDIR)/$(BIN)/python $(BROWSER_VENV)/bin/python -m pytest --confcutdir tests/browser -p no:cacheprovider tests/browser $(TEST_ARGS)
 
+$(CLIENTS_VENV)/.installed: tests/clients/requirements.txt | $(BIN)/python
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+test-clients: $(VENV)/.installed-dev $(CLIENTS_VENV)/.installed
+	@HEADWAY_PYTHON=$(CURDIR)/$(BIN)/python $(CLIENTS_VENV)/bin/python -m pytest --confcutdir tests/clients -p no:cacheprovider tests/clients $(TEST_ARGS)
+
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -76,4 +86,4 @@ results: $(VENV)/.installed-dev
 	@for result in exactness overhead storm answers tiles kernels linear door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(BROWSER_VENV)
+	rm -rf $(VENV) $(BROWSER_VENV) $(CLIENTS_VENV)

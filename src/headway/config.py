@@ -141,6 +141,9 @@ class DoorSettings:
     ssl_cert_reqs: int = setting(0, "server", "callers' certificates: 0 not asked for, 1 checked if shown, 2 required")
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "server", "how much is logged")
     log_format: Literal["text", "json"] = setting("text", "server", "lines for people, or a JSON object a line")
+    otlp_traces_endpoint: str | None = setting(
+        None, "server", "a collector of OpenTelemetry spans, such as http://localhost:4318/v1/traces"
+    )
     access_log: bool = setting(False, "server", "a line for every call: path, status, time, bytes, request id")
 
     def __post_init__(self) -> None:
@@ -157,6 +160,10 @@ class DoorSettings:
             raise ConfigError("--served-model-name is empty: give a name, or leave the flag out.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"--log-level {self.log_level} is unknown: choose debug, info, warning or error.")
+        if self.otlp_traces_endpoint and not self.otlp_traces_endpoint.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"--otlp-traces-endpoint {self.otlp_traces_endpoint} is no address: give http://HOST:4318/v1/traces."
+            )
         if self.pooling not in ("last", "mean"):
             raise ConfigError(f"--pooling {self.pooling} is unknown: choose last or mean.")
         names = [one.name for one in self.slo_classes]

@@ -21,13 +21,14 @@ START_S = 180.0
 class Server:
     """`headway serve` on a free port."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, *flags: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         python = os.environ.get("HEADWAY_PYTHON", sys.executable)
         command = [python, "-m", "headway", "serve", "--port", str(self.port), "--num-threads", "1"]
         command += ["--served-model-name", "embedded", "--slo-classes", "chat=ttft:400,tpot:100", "report=total:8000"]
+        command += flags
         self._process = subprocess.Popen(command, env=os.environ | {"HEADWAY_CACHE_DIR": str(cache)}, cwd=cache)
 
     def wait(self) -> None:

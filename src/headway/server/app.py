@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from functools import partial
 from importlib.resources import files
 
 import msgspec
@@ -48,6 +49,7 @@ from headway.server.stream import Finish, Update, shown_answers, updates
 from headway.server.terms import tenant_of
 from headway.server.timeline import MAX_CALLS, Timelines, shown
 from headway.server.tokens import Tokens
+from headway.server.traces import Traces
 from headway.server.transport import UNNAMED, EventStream, Framing, read_body, unless_gone
 from headway.server.verdict import SloReport, class_counted, reports
 
@@ -88,6 +90,7 @@ class Door:
         self._fills_in_middle = Infill.of(text.tokenizer) is not None
         self._link = link
         self._settings = settings
+        self._traces = Traces(settings.otlp_traces_endpoint) if settings.otlp_traces_endpoint else None
         self._created = int(time.time())
 
     def app(self) -> Starlette:
@@ -121,6 +124,11 @@ class Door:
         app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: on_http_exception})
         app.router.redirect_slashes = False  # it would send callers to whatever host their Host header names
         return app
+
+    def close(self) -> None:
+        """Send what has been noted to the collector."""
+        if self._traces is not None:
+            self._traces.close()
 
     # Answers
 
@@ -184,8 +192,7 @@ class Door:
     async def _condensed(
         self, request: Request, ask: Ask, shape: Callable[[list[Vector], Usage], msgspec.Struct]
     ) -> Response:
-        call = Call(ask, self.metrics)
-        self._timelines.keep(call)
+        call = self._call(request, ask)
         with _telling(call):
             made, finishes = await unless_gone(request.receive, vectors(self._link, ask, call))
         return _json(shape(made, self._account(ask, dict(enumerate(finishes)))), headers=call.headers())
@@ -196,14 +203,24 @@ class Door:
     async def _answer(
         self, request: Request, ask: Ask, shape: Shape, framing: Framing = UNNAMED
     ) -> Response | EventStream:
-        call = Call(ask, self.metrics)
-        self._timelines.keep(call)
+        call = self._call(request, ask)
         self._live.expect(call)
         if ask.stream:
             keep_alive_s = self._settings.sse_keep_alive_interval
             return EventStream(self._stream(ask, call, shape), keep_alive_s, call.headers, framing)
         whole = await unless_gone(request.receive, self._collect(ask, call, shape))
         return Response(whole, headers=call.headers(), media_type="application/json")
+
+    def _call(self, request: Request, ask: Ask) -> Call:
+        """One that is kept for its timeline, and told to the collector if there is one."""
+        traces, headers = self._traces, request.headers
+        call = (
+            Call(ask, self.metrics)
+            if traces is None
+            else Call(ask, self.metrics, partial(traces.tell, headers=headers))
+        )
+        self._timelines.keep(call)
+        return call
 
     async def _stream(self, ask: Ask, call: Call, shape: Shape) -> AsyncGenerator[list[bytes], None]:
         """Lists of JSON texts; each list is sent at once."""

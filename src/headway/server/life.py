@@ -7,7 +7,7 @@ prompt and no text, so that it may be kept for long. Knows no transport and no J
 import itertools
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from headway.core.ledger import Moment, Record, settle
 from headway.core.lifecycle import State
@@ -25,7 +25,8 @@ class Call:
     `serial` is its number among the calls of this process: what it is called before others than its caller.
     """
 
-    def __init__(self, ask: Ask, metrics: Metrics) -> None:
+    def __init__(self, ask: Ask, metrics: Metrics, told: "Callable[[Call], None]" = lambda call: None) -> None:
+        """`told` is called once, when all of its answers have ended."""
         first = ask.requests[0]
         self.id = ask.id
         self.serial = next(_serials)
@@ -37,6 +38,7 @@ class Call:
         self.priority = first.priority
         self._records = {request.id: Record.open(request) for request in ask.requests}
         self._metrics = metrics
+        self._told = told
 
     @property
     def records(self) -> list[Record]:
@@ -67,11 +69,17 @@ class Call:
             record.timeline = [*own.timeline, Moment(at, str(record.kind), record.reason)]
         self._records[request.id] = record
         self._metrics.ended(request, record)
+        self._tell()
 
     def abandoned(self, request: Request) -> None:
         record = self._records[request.id]
         settle(record, State.CANCELLED, "abandoned", time.monotonic())
         self._metrics.abandoned(request, record)
+        self._tell()
+
+    def _tell(self) -> None:
+        if all(record.kind is not None for record in self._records.values()):
+            self._told(self)
 
     def headers(self) -> dict[str, str]:
         """What can be said of it by now. Of several answers the slowest counts, once all of them have come to it."""

@@ -63,7 +63,7 @@ async def serve(
         loop.add_signal_handler(number, lambda: (hurry if leave.is_set() else leave).set())
     starting = asyncio.create_task(link.start())
     await asyncio.sleep(0)  # the engine's process is on its way; what follows needs this one
-    http = None
+    http = door = None
     try:
         from headway.models.tokenizer import open_model_text
         from headway.server.app import Door
@@ -92,6 +92,8 @@ async def serve(
         await link.close()
         if http is not None:
             await http.close(patient=not hurry.is_set())
+        if door is not None:
+            await asyncio.to_thread(door.close)
         listener.close()
 
 
