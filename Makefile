@@ -83,7 +83,7 @@ bench-gpu: $(VENV)/.installed-dev
 	@$(BIN)/python -m headway.bench.gpu
 
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles kernels linear door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles kernels linear quantization start door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(BROWSER_VENV) $(CLIENTS_VENV)

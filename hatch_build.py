@@ -16,7 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 KINDS = {  # as stages/native.py chooses among them
     "x86_64": {
-        "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+        "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
         "avx512": AVX512,
         "avx2": ["-mavx2", "-mfma"],
         "plain": [],

@@ -571,14 +571,19 @@ void activate(const T* wide, T* y, int64_t num_rows, int64_t size, int num_threa
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Linear operators in matrix tiles, bfloat16. Every product is summed over k from first to last, whatever else is in the
-// batch: a row has the same bits in any of them.
+// Linear operators in matrix tiles: of bfloat16, or of integers of eight bits with a scale for each column of weights and
+// each row. Every product is summed over k from first to last, whatever else is in the batch: a row has the same bits in
+// any of them.
 
-constexpr int DEEP = 32;    // k of a tile
+constexpr int LINE = 64;    // bytes of a row of a tile
+constexpr int TILE = 16 * LINE;
 constexpr int PANEL = 32;   // columns that are multiplied together: two tiles
 constexpr int DEPTH = 32;   // tiles of k at a time, so that a panel's stay in the first cache
 constexpr int ROWS = 256;   // at a time: with so many and DEPTH, rows stay in the second cache
 constexpr int WIDEST = 8;   // panels at a time under the same rows
+
+template <class E>
+constexpr int DEEP = LINE / sizeof(E);  // k of a tile
 
 inline int64_t tiles(int64_t length, int64_t each) { return (length + each - 1) / each; }
 
@@ -596,21 +601,52 @@ struct Kept {
     int64_t size = 0;
 };
 
-// Weights of (d_out, d_in) as panels: for every 32 columns and 32 k two tiles, pairs of k beside each other. Zeros where
-// there are none.
-void pack(const bf16* weight, int64_t d_out, int64_t d_in, bf16* panels) {
-    const int64_t deep = tiles(d_in, DEEP);
+inline float widened(bf16 x) {
+    const uint32_t u = static_cast<uint32_t>(x.bits) << 16;
+    float v;
+    std::memcpy(&v, &u, sizeof v);
+    return v;
+}
+
+inline int8_t nearest(bf16 x, float per_unit) {
+    return static_cast<int8_t>(std::lrint(std::clamp(widened(x) * per_unit, -127.0f, 127.0f)));
+}
+
+// Weights of (d_out, d_in) as panels: for every 32 columns and each tile's k two tiles, neighbours in k beside each other.
+// Zeros where there are none. Integers are the nearest to weight / scale, with a scale for each column.
+template <class E>
+void pack(const bf16* weight, int64_t d_out, int64_t d_in, E* panels, float* scales) {
+    constexpr int TOGETHER = 4 / sizeof(E);
+    const int64_t deep = tiles(d_in, DEEP<E>);
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < tiles(d_out, PANEL); ++panel) {
-        bf16* to = panels + panel * deep * DEEP * PANEL;
-        for (int64_t k = 0; k < deep * DEEP; k += DEEP) {
+        float per_unit[PANEL] = {};
+        if (scales) {
+            for (int column = 0; column < PANEL; ++column) {
+                const int64_t row = panel * PANEL + column;
+                float largest = 0.0f;
+                for (int64_t k = 0; row < d_out && k < d_in; ++k) {
+                    largest = std::max(largest, std::fabs(widened(weight[row * d_in + k])));
+                }
+                per_unit[column] = largest > 0.0f ? 127.0f / largest : 0.0f;
+                if (row < d_out) scales[row] = largest / 127.0f;
+            }
+        }
+        E* to = panels + panel * deep * DEEP<E> * PANEL;
+        for (int64_t k = 0; k < deep * DEEP<E>; k += DEEP<E>) {
             for (int half = 0; half < 2; ++half) {
-                for (int pair = 0; pair < DEEP / 2; ++pair) {
+                for (int group = 0; group < 16; ++group) {
                     for (int column = 0; column < 16; ++column) {
                         const int64_t row = panel * PANEL + half * 16 + column;
-                        for (int odd = 0; odd < 2; ++odd) {
-                            const int64_t at = k + 2 * pair + odd;
-                            *to++ = row < d_out && at < d_in ? weight[row * d_in + at] : bf16{0};
+                        for (int each = 0; each < TOGETHER; ++each) {
+                            const int64_t at = k + TOGETHER * group + each;
+                            const bool there = row < d_out && at < d_in;
+                            const bf16 x = there ? weight[row * d_in + at] : bf16{0};
+                            if constexpr (sizeof(E) == 1) {
+                                *to++ = nearest(x, per_unit[half * 16 + column]);
+                            } else {
+                                *to++ = x;
+                            }
                         }
                     }
                 }
@@ -620,27 +656,63 @@ void pack(const bf16* weight, int64_t d_out, int64_t d_in, bf16* panels) {
 }
 
 #if defined(__AMX_BF16__)
-// Sixteen rows as tiles of 32 k, one after another; zeros past the last row and the last k.
-void lay(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t d_in, bf16* to) {
-    for (int64_t k = 0; k < d_in; k += DEEP) {
-        const int64_t wide = std::min<int64_t>(DEEP, d_in - k);
-        for (int row = 0; row < 16; ++row, to += DEEP) {
-            if (row < num_rows && wide == DEEP) {
-                std::memcpy(to, x + row * x_stride + k, DEEP * sizeof(bf16));
+// Sixteen rows as tiles, one after another; zeros past the last row and the last k.
+void lay(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t d_in, bf16* to, float*) {
+    for (int64_t k = 0; k < d_in; k += DEEP<bf16>) {
+        const int64_t wide = std::min<int64_t>(DEEP<bf16>, d_in - k);
+        for (int row = 0; row < 16; ++row, to += DEEP<bf16>) {
+            if (row < num_rows && wide == DEEP<bf16>) {
+                std::memcpy(to, x + row * x_stride + k, LINE);
                 continue;
             }
-            std::memset(to, 0, DEEP * sizeof(bf16));
+            std::memset(to, 0, LINE);
             if (row < num_rows) std::memcpy(to, x + row * x_stride + k, wide * sizeof(bf16));
         }
     }
 }
 
-// Some k of a panel under sixteen rows, or, if there are two, thirty-two; `sums` go on, (16 or 32, PANEL). Meanwhile
-// `lines` lines a step are fetched from `ahead` on.
-template <bool TWO>
-inline void multiply(const bf16* a, int64_t a_next, const bf16* b, int64_t depth, float* sums, bool begins,
-                     const bf16* ahead, int lines) {
-    constexpr int64_t LINE = 64, TILE = 16 * DEEP, ROW = PANEL * sizeof(float);
+// The same as integers: the nearest to what is there / scale, with a scale for each row. A row that has what is no number
+// gets no number for a scale, and so gives none.
+void lay(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t d_in, int8_t* to, float* scales) {
+    const int64_t deep = tiles(d_in, DEEP<int8_t>);
+    for (int row = 0; row < 16; ++row) {
+        int8_t* line = to + row * LINE;
+        if (row >= num_rows) {
+            for (int64_t k = 0; k < deep; ++k) std::memset(line + k * TILE, 0, LINE);
+            continue;
+        }
+        const bf16* from = x + row * x_stride;
+        const auto part = [&](int64_t j) {  // 16 numbers; zeros past the last
+            if (j + W <= d_in) return load(from + j);
+            bf16 rest[W] = {};
+            if (j < d_in) std::memcpy(rest, from + j, (d_in - j) * sizeof(bf16));
+            return load(rest);
+        };
+        Vec largest = {};
+        Int is_number = Int{} - 1;
+        for (int64_t j = 0; j < d_in; j += W) {
+            const Vec v = part(j);
+            largest = larger(largest, larger(v, -v));
+            is_number &= v == v;
+        }
+        const float most = highest(largest);
+        bool good = most <= 3.0e38f;
+        for (int i = 0; i < W; ++i) good &= is_number[i] != 0;
+        scales[row] = good ? most / 127.0f : NAN;
+        const Vec per_unit = all(good && most > 0.0f ? 127.0f / most : 0.0f);
+        for (int64_t j = 0; j < deep * LINE; j += W) {
+            const __m512i q = _mm512_cvtps_epi32((__m512)(part(j) * per_unit));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(line + j / LINE * TILE + j % LINE), _mm512_cvtsepi32_epi8(q));
+        }
+    }
+}
+
+// Some k of a panel under sixteen rows, or, if there are two, thirty-two; `sums` go on, (16 or 32, PANEL), float32 or
+// whole numbers. Meanwhile `lines` lines a step are fetched from `ahead` on.
+template <class E, bool TWO>
+inline void multiply(const char* a, int64_t a_next, const char* b, int64_t depth, float* sums, bool begins,
+                     const char* ahead, int lines) {
+    constexpr int64_t ROW = PANEL * sizeof(float);
     if (begins) {
         _tile_zero(0);
         _tile_zero(1);
@@ -653,16 +725,21 @@ inline void multiply(const bf16* a, int64_t a_next, const bf16* b, int64_t depth
         if (TWO) _tile_loadd(3, sums + 16 * PANEL + 16, ROW);
     }
     for (int64_t k = 0; k < depth; ++k, a += TILE, b += 2 * TILE) {
-        for (int i = 0; i < lines; ++i, ahead += DEEP) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+        for (int i = 0; i < lines; ++i, ahead += LINE) _mm_prefetch(ahead, _MM_HINT_T1);
         _tile_loadd(4, a, LINE);
         _tile_loadd(6, b, LINE);
-        _tile_dpbf16ps(0, 4, 6);
         _tile_loadd(7, b + TILE, LINE);
-        _tile_dpbf16ps(1, 4, 7);
-        if (TWO) {
-            _tile_loadd(5, a + a_next, LINE);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+        if (TWO) _tile_loadd(5, a + a_next, LINE);
+        if constexpr (sizeof(E) == 1) {
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            if (TWO) _tile_dpbssd(2, 5, 6);
+            if (TWO) _tile_dpbssd(3, 5, 7);
+        } else {
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            if (TWO) _tile_dpbf16ps(2, 5, 6);
+            if (TWO) _tile_dpbf16ps(3, 5, 7);
         }
     }
     _tile_stored(0, sums, ROW);
@@ -671,43 +748,60 @@ inline void multiply(const bf16* a, int64_t a_next, const bf16* b, int64_t depth
     if (TWO) _tile_stored(3, sums + 16 * PANEL + 16, ROW);
 }
 
+// What a panel's sums are worth, and what is added to them: columns of all of it.
+struct Worth {
+    const float* scales;  // of columns; none: the sums are what they are
+    const bf16* bias;
+};
+
 // A row of a panel's sums to where it belongs: with a bias, and added to what is there, if so asked; rounded once.
-inline void settle(const float* sums, const bf16* bias, bf16* y, int64_t wide, bool adds) {
+inline void settle(const float* sums, const Worth& worth, float row_scale, bf16* y, int64_t wide, bool adds) {
     if (wide == PANEL) {
         for (int j = 0; j < PANEL; j += W) {
             Vec v = load(sums + j);
-            if (bias) v += load(bias + j);
+            if (worth.scales) {
+                const __m512 whole = _mm512_cvtepi32_ps((__m512i)v);
+                v = (Vec)whole * (load(worth.scales + j) * all(row_scale));
+            }
+            if (worth.bias) v += load(worth.bias + j);
             if (adds) v += load(y + j);
             store(y + j, v);
         }
         return;
     }
     alignas(64) bf16 row[PANEL] = {}, more[PANEL] = {};
+    alignas(64) float scales[PANEL] = {};
     std::memcpy(row, y, wide * sizeof(bf16));
-    if (bias) std::memcpy(more, bias, wide * sizeof(bf16));
-    settle(sums, bias ? more : nullptr, row, PANEL, adds);
+    if (worth.bias) std::memcpy(more, worth.bias, wide * sizeof(bf16));
+    if (worth.scales) std::memcpy(scales, worth.scales, wide * sizeof(float));
+    const Worth whole = {worth.scales ? scales : nullptr, worth.bias ? more : nullptr};
+    settle(sums, whole, row_scale, row, PANEL, adds);
     std::memcpy(y, row, wide * sizeof(bf16));
 }
 
-// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; `panels` and `bias` are all.
-void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* panels, int64_t d_in, int64_t first,
-            int64_t d_out, const bf16* bias, bf16* y, int64_t y_stride, bool adds, int num_threads) {
-    const int64_t deep = tiles(d_in, DEEP), blocks = tiles(num_rows, 16), num_panels = tiles(d_out, PANEL);
-    const int64_t stages = tiles(deep, DEPTH), next = deep * 16 * DEEP;
+// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; panels, scales and bias are all.
+template <class E>
+void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const E* panels, const float* scales, int64_t d_in,
+            int64_t first, int64_t d_out, const bf16* bias, bf16* y, int64_t y_stride, bool adds, int num_threads) {
+    const int64_t deep = tiles(d_in, DEEP<E>), blocks = tiles(num_rows, 16), num_panels = tiles(d_out, PANEL);
+    const int64_t stages = tiles(deep, DEPTH), next = deep * TILE;
     // as many panels for a thread at a time as leave each four turns, and all equally many
     const int64_t wide = std::clamp<int64_t>(num_panels / (num_threads * 4), 1, WIDEST);
     const int64_t groups = std::min(num_panels, num_threads * tiles(num_panels, num_threads * wide));
     const int64_t high = std::min<int64_t>(blocks, ROWS / 16);
-    static thread_local Kept laid_by, summed_by;
-    bf16* const laid = laid_by.at_least<bf16>(blocks * next);
+    static thread_local Kept laid_by, summed_by, scaled_by;
+    char* const laid = laid_by.at_least<char>(blocks * next);
     float* const summed = summed_by.at_least<float>(num_threads * wide * high * 16 * PANEL);
+    float* const row_scales = scaled_by.at_least<float>(blocks * 16);
+    const char* const from_panel = reinterpret_cast<const char*>(panels) + first / PANEL * deep * 2 * TILE;
 #pragma omp parallel num_threads(num_threads) if (groups > 1)
     {
         const Tiles held;
         float* const sums = summed + omp_get_thread_num() * wide * high * 16 * PANEL;
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; ++block) {
-            lay(x + block * 16 * x_stride, x_stride, num_rows - block * 16, d_in, laid + block * next);
+            lay(x + block * 16 * x_stride, x_stride, num_rows - block * 16, d_in,
+                reinterpret_cast<E*>(laid + block * next), row_scales + block * 16);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t group = 0; group < groups; ++group) {
@@ -719,23 +813,24 @@ void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* panel
                 for (int64_t stage = 0; stage < stages; ++stage) {
                     const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
                     for (int64_t panel = from; panel < to; ++panel) {
-                        const bf16* b = panels + ((first / PANEL + panel) * deep + k) * DEEP * PANEL;
-                        const bf16* ahead = b + deep * DEEP * PANEL;  // the next panel's
-                        const bool fetches = panel + 1 < to;
-                        const int64_t column = panel * PANEL, wide_here = std::min<int64_t>(PANEL, d_out - column);
+                        const char* b = from_panel + (panel * deep + k) * 2 * TILE;
+                        const char* ahead = b + deep * 2 * TILE;  // the next panel's
+                        const int fetched = panel + 1 < to ? lines : 0;
+                        const int64_t column = panel * PANEL, here = std::min<int64_t>(PANEL, d_out - column);
+                        const Worth worth = {scales ? scales + first + column : nullptr,
+                                             bias ? bias + first + column : nullptr};
                         for (int64_t block = top; block < bottom; block += 2) {
-                            const bf16* a = laid + block * next + k * 16 * DEEP;
+                            const char* a = laid + block * next + k * TILE;
                             float* c = sums + ((panel - from) * high + block - top) * 16 * PANEL;
                             if (block + 1 < bottom) {
-                                multiply<true>(a, next, b, depth, c, stage == 0, ahead, fetches ? lines : 0);
+                                multiply<E, true>(a, next, b, depth, c, stage == 0, ahead, fetched);
                             } else {
-                                multiply<false>(a, next, b, depth, c, stage == 0, ahead, fetches ? lines : 0);
+                                multiply<E, false>(a, next, b, depth, c, stage == 0, ahead, fetched);
                             }
-                            ahead += depth * lines * DEEP;
+                            ahead += depth * lines * LINE;
                             if (stage + 1 < stages) continue;
                             for (int64_t row = block * 16; row < std::min(num_rows, (block + 2) * 16); ++row) {
-                                settle(c, bias ? bias + first + column : nullptr, y + row * y_stride + column,
-                                       wide_here, adds);
+                                settle(c, worth, row_scales[row], y + row * y_stride + column, here, adds);
                                 c += PANEL;
                             }
                         }
@@ -752,7 +847,7 @@ void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const bf16* panel
 // dtype: 0 float32, 1 bfloat16. All strides and offsets are counted in elements.
 extern "C" {
 
-int headway_interface() { return 2; }  // grows with every change of the functions below
+int headway_interface() { return 3; }  // grows with every change of the functions below
 
 // Whether the system lets this process run it: tile registers are asked for once.
 int headway_ready() {
@@ -813,20 +908,32 @@ void headway_activate(int dtype, const void* wide, void* y, int64_t num_rows, in
 // Columns of a panel of weights, 0 if there are no matrix tiles and so no `linear`.
 int headway_panel() { return PAIRS<bf16> ? PANEL : 0; }
 
-// How many bfloat16 the panels of such a matrix take.
-int64_t headway_panels_size(int64_t d_out, int64_t d_in) {
-    return tiles(d_out, PANEL) * PANEL * tiles(d_in, DEEP) * DEEP;
+// How many bytes the panels of such a matrix take, of bfloat16 or of integers.
+int64_t headway_panels_bytes(int64_t d_out, int64_t d_in, int integers) {
+    const int64_t deep = integers ? tiles(d_in, DEEP<int8_t>) : tiles(d_in, DEEP<bf16>);
+    return tiles(d_out, PANEL) * deep * 2 * TILE;
 }
 
-void headway_pack(const void* weight, int64_t d_out, int64_t d_in, void* panels) {
-    pack(static_cast<const bf16*>(weight), d_out, d_in, static_cast<bf16*>(panels));
+// With `scales`, one for each column, they are integers.
+void headway_pack(const void* weight, int64_t d_out, int64_t d_in, void* panels, float* scales) {
+    if (scales) {
+        pack(static_cast<const bf16*>(weight), d_out, d_in, static_cast<int8_t*>(panels), scales);
+    } else {
+        pack(static_cast<const bf16*>(weight), d_out, d_in, static_cast<bf16*>(panels), scales);
+    }
 }
 
-void headway_linear(const void* x, int64_t x_stride, int64_t num_rows, const void* panels, int64_t d_in, int64_t first,
-                    int64_t d_out, const void* bias, void* y, int64_t y_stride, int adds, int num_threads) {
+void headway_linear(const void* x, int64_t x_stride, int64_t num_rows, const void* panels, const float* scales,
+                    int64_t d_in, int64_t first, int64_t d_out, const void* bias, void* y, int64_t y_stride, int adds,
+                    int num_threads) {
 #if defined(__AMX_BF16__)
-    linear(static_cast<const bf16*>(x), x_stride, num_rows, static_cast<const bf16*>(panels), d_in, first, d_out,
-           static_cast<const bf16*>(bias), static_cast<bf16*>(y), y_stride, adds != 0, num_threads);
+    if (scales) {
+        linear(static_cast<const bf16*>(x), x_stride, num_rows, static_cast<const int8_t*>(panels), scales, d_in, first,
+               d_out, static_cast<const bf16*>(bias), static_cast<bf16*>(y), y_stride, adds != 0, num_threads);
+    } else {
+        linear(static_cast<const bf16*>(x), x_stride, num_rows, static_cast<const bf16*>(panels), scales, d_in, first,
+               d_out, static_cast<const bf16*>(bias), static_cast<bf16*>(y), y_stride, adds != 0, num_threads);
+    }
 #endif
 }
 }

@@ -33,6 +33,9 @@ class EngineSettings:
     )
     device: str = setting("cpu", "model", "cpu or cuda")
     dtype: Literal["auto", "float32", "bfloat16"] = setting("auto", "model", "of weights and activations")
+    quantization: Literal["none", "int8"] = setting(
+        "none", "model", "int8: matrices as integers with a scale for each output, made at load; rows likewise"
+    )
     seed: int = setting(0, "model", "of the weights of random:PRESET")
     max_model_len: int | None = setting(
         None, "memory", "tokens of a prompt and its answer; default: what the model was made for"
@@ -73,6 +76,10 @@ class EngineSettings:
                 raise ConfigError(f"--{name} {getattr(self, name)} is unknown: choose {', '.join(choices)}.")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"--dtype {self.dtype} is not served: choose auto, float32 or bfloat16.")
+        if self.quantization not in ("none", "int8"):
+            raise ConfigError(f"--quantization {self.quantization} is not served: choose none or int8.")
+        if self.quantization == "int8" and self.dtype == "float32":
+            raise ConfigError("--quantization int8 is made from bfloat16: leave --dtype float32 out.")
         if self.device != "cpu" and self.device.split(":")[0] != "cuda":
             raise ConfigError(f"--device {self.device} is not served: choose cpu or cuda.")
         if self.max_model_len is not None and self.max_model_len < 2:

@@ -42,11 +42,11 @@ def config() -> DecoderConfig:
     )
 
 
-@pytest.fixture(scope="module")
-def bench() -> Bench:
+@pytest.fixture(scope="module", params=[False, True], ids=["bfloat16", "int8"])
+def bench(request: pytest.FixtureRequest) -> Bench:
     model = random_decoder(config(), 0, torch.bfloat16)
     made = Bench(model, USUAL, num_pages=400)
-    light, matrices = packed(model)
+    light, matrices = packed(model, integers=request.param)
     made.stage = type(made.stage)(light, made.pool, Tiling(USUAL, 0.010), made.sampler, matrices)
     return made
 

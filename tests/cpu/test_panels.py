@@ -4,22 +4,40 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from headway.models.decoder import Linear
-from headway.stages.panels import Panels, panels_for
+from headway.stages.panels import IntegerPanels, Panels, panels_for
 from headway.stages.tiling import Span
 
 FOUND = panels_for(torch.bfloat16, torch.device("cpu"))
 pytestmark = pytest.mark.skipif(FOUND is None, reason="this processor has no matrix tiles, or nothing is compiled here")
 
 
-def made(d_in: int, d_out: int, biased: bool) -> tuple[Linear, Panels]:
+each_kind = pytest.mark.parametrize("kind", [Panels, IntegerPanels], ids=["bfloat16", "int8"])
+
+
+def made(d_in: int, d_out: int, biased: bool, kind: type[Panels] = Panels) -> tuple[Linear, Panels]:
     assert FOUND is not None
     weight = torch.randn(d_out, d_in).bfloat16()
     linear = Linear(weight, torch.randn(d_out).bfloat16() if biased else None)
-    return linear, Panels(linear, FOUND)
+    return linear, kind(linear, FOUND)
 
 
+def rounded(x: Tensor) -> Tensor:
+    """Each row as the nearest whole numbers times its scale, of which the largest is 127."""
+    scale = x.double().abs().amax(1, keepdim=True) / 127
+    return torch.where(scale > 0, (x.double() / scale.clamp_min(1e-300)).round(), 0.0) * scale
+
+
+def _middles(x: Tensor) -> Tensor:
+    """One unit where a number is about in the middle between two whole ones."""
+    scale = x.double().abs().amax(1, keepdim=True) / 127
+    units = x.double() / scale.clamp_min(1e-300)
+    return torch.where((units - units.floor() - 0.5).abs() < 1e-4, scale, 0.0)
+
+
+@each_kind
 @settings(max_examples=60)
 @given(
     d_in=st.one_of(st.integers(1, 200), st.sampled_from([576, 1536, 2100])),
@@ -30,10 +48,10 @@ def made(d_in: int, d_out: int, biased: bool) -> tuple[Linear, Panels]:
     data=st.data(),
 )
 def test_a_product_is_rounded_once(
-    d_in: int, d_out: int, num_rows: int, biased: bool, adds: bool, data: st.DataObject
+    kind: type[Panels], d_in: int, d_out: int, num_rows: int, biased: bool, adds: bool, data: st.DataObject
 ) -> None:
     """Against float64, for any shape and any span of panels; what stands beside them is not touched."""
-    linear, panels = made(d_in, d_out, biased)
+    linear, panels = made(d_in, d_out, biased, kind)
     first = data.draw(st.integers(0, (d_out - 1) // panels.step))
     last = data.draw(st.integers(first + 1, -(-d_out // panels.step)))
     span = Span(first * panels.step, min(d_out, last * panels.step))
@@ -41,8 +59,11 @@ def test_a_product_is_rounded_once(
     x = torch.randn(num_rows, d_in + 3).bfloat16()[:, :d_in]  # rows that do not follow on each other
     y = torch.randn(num_rows, d_out).bfloat16()
     before = y.clone()
-    exact = x.double() @ linear.weight.double().T[:, part]
-    size = x.double().abs() @ linear.weight.double().abs().T[:, part]
+    rows, weight = x.double(), linear.weight.double()
+    if panels.are_integers:
+        rows, weight = rounded(x), rounded(linear.weight)
+    exact = rows @ weight.T[:, part]
+    size = rows.abs() @ weight.abs().T[:, part]
     if linear.bias is not None:
         exact += linear.bias.double()[part]
     if adds:
@@ -50,7 +71,10 @@ def test_a_product_is_rounded_once(
         panels.onto(y, x, span)
     else:
         panels.into(y, x, span)
-    allowed = exact.abs() * 2.0**-8 + size * 1e-6 + 1e-30  # half a unit in bfloat16's last place; float32 sums
+    # half a unit in bfloat16's last place; float32 sums; and a number in the middle of two may go to either of them
+    allowed = exact.abs() * 2.0**-8 + size * 1e-6 + 1e-30
+    if panels.are_integers:
+        allowed += _middles(x) @ weight.abs().T[:, part] + rows.abs() @ _middles(linear.weight).T[:, part]
     assert bool(((y.double()[:, part] - exact).abs() <= allowed).all())
     beside = torch.ones(d_out, dtype=torch.bool)
     beside[part] = False
@@ -59,6 +83,7 @@ def test_a_product_is_rounded_once(
         assert torch.equal(panels.columns(x, span), y[:, part])
 
 
+@each_kind
 @settings(max_examples=30)
 @given(
     shape=st.sampled_from([(576, 960), (1536, 576), (4864, 96), (70, 33)]),
@@ -67,10 +92,10 @@ def test_a_product_is_rounded_once(
     data=st.data(),
 )
 def test_a_row_has_the_same_bits_in_any_company(
-    shape: tuple[int, int], num_rows: int, num_threads: int, data: st.DataObject
+    kind: type[Panels], shape: tuple[int, int], num_rows: int, num_threads: int, data: st.DataObject
 ) -> None:
     """Alone, among others, in any span of columns, on any number of threads."""
-    _, panels = made(*shape, biased=True)
+    _, panels = made(*shape, biased=True, kind=kind)
     x = torch.randn(num_rows, shape[0]).bfloat16()
     whole = panels.columns(x, Span(0, shape[1]))
     row = data.draw(st.integers(0, num_rows - 1))
@@ -86,12 +111,21 @@ def test_a_row_has_the_same_bits_in_any_company(
         torch.set_num_threads(before)
 
 
-def test_what_is_no_number_stays_in_its_row() -> None:
-    _, panels = made(64, 64, biased=False)
+@each_kind
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_in_its_row(kind: type[Panels], value: float) -> None:
+    _, panels = made(64, 64, biased=False, kind=kind)
     x = torch.randn(40, 64).bfloat16()
     clean = panels.columns(x, Span(0, 64))
-    x[17, 5] = float("nan")
+    x[17, 5] = value
     spoilt = panels.columns(x, Span(0, 64))
-    assert bool(spoilt[17].isnan().all())
+    assert not bool(spoilt[17].isfinite().any())
     others = torch.arange(40) != 17
     assert torch.equal(spoilt[others], clean[others])
+
+
+def test_a_row_of_zeros_gives_the_bias() -> None:
+    linear, panels = made(70, 33, biased=True, kind=IntegerPanels)
+    assert linear.bias is not None
+    found = panels.columns(torch.zeros(3, 70).bfloat16(), Span(0, 33))
+    assert torch.equal(found, linear.bias.expand(3, -1))

@@ -33,6 +33,7 @@ from headway.placement.wire import EngineFacts
 from headway.stages.device import operators_for
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import Matrices, packed
+from headway.stages.panels import panels_for
 from headway.stages.sample import Sampler, no_matcher
 from headway.stages.tiling import Tiling
 
@@ -74,7 +75,7 @@ def build_engine(settings: EngineSettings) -> Engine:
         pool = KVPool(shape, device)
         pool.fault_in(FIRST_FAULTED_BYTES)
     with _within_memory(), torch.inference_mode():
-        model, matrices = packed(model)
+        model, matrices = packed(model, integers=settings.quantization == "int8")
         prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
         compiler = _compiler(settings)
         sampler = Sampler(model.config.vocab_size, no_matcher if compiler is None else compiler.matcher)
@@ -213,7 +214,13 @@ def _find(settings: EngineSettings, device: torch.device) -> _Source:
     preset = presets.parse(settings.model)
     folder = None if preset else locate(settings.model)
     config = preset or read_config(folder or Path())
-    if settings.dtype == "auto":
+    if settings.quantization == "int8":
+        if panels_for(torch.bfloat16, device) is None:
+            raise ConfigError(
+                "--quantization int8 needs a CPU with matrix tiles (AMX) and compiled operators: leave it out."
+            )
+        dtype, reason = torch.bfloat16, "bfloat16, for int8 matrices"
+    elif settings.dtype == "auto":
         dtype, reason = weights.choose_dtype(config.dtype, device)
     else:
         dtype, reason = getattr(torch, settings.dtype), "as asked"

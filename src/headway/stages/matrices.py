@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from headway.models.decoder import Decoder, Layer, Linear
-from headway.stages.panels import Panels, panels_for
+from headway.stages.panels import IntegerPanels, Panels, panels_for
 from headway.stages.tiling import Span
 
 PART_CELLS = 1 << 20  # weights of a part, about: 512 rows of it take a few milliseconds
@@ -147,10 +147,11 @@ def matrices_of(model: Decoder) -> Matrices:
     return _each(model, Plain)
 
 
-def packed(model: Decoder) -> tuple[Decoder, Matrices]:
+def packed(model: Decoder, *, integers: bool = False) -> tuple[Decoder, Matrices]:
     """The matrices in the order that is best for this device, and the model without what is not needed beside them: its
-    linear operators keep their shape and no weights. Where nothing is to be gained, both are as before."""
-    pack = _packing(model)
+    linear operators keep their shape and no weights. Where nothing is to be gained, both are as before. `integers`:
+    rounded to eight bits, which needs matrix tiles (`panels_for`)."""
+    pack = _packing(model, integers)
     if pack is None:
         return model, matrices_of(model)
     is_tied = model.head.weight.data_ptr() == model.embedding_VE.data_ptr()
@@ -159,11 +160,12 @@ def packed(model: Decoder) -> tuple[Decoder, Matrices]:
     return _hollow(model), Matrices(layers, head)
 
 
-def _packing(model: Decoder) -> Callable[[Linear], Matrix] | None:
+def _packing(model: Decoder, integers: bool) -> Callable[[Linear], Matrix] | None:
     """How this model's matrices are packed here, if they are."""
     found = panels_for(model.dtype, model.device)
     if found is not None:
-        return partial(Panels, found=found)
+        return partial(IntegerPanels if integers else Panels, found=found)
+    assert not integers
     return Packed if is_packable(model.dtype, model.device) else None
 
 

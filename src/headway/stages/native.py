@@ -30,13 +30,13 @@ log = logging.getLogger("headway.native")
 
 FOLDER = Path(os.environ.get("HEADWAY_NATIVE_FOLDER") or Path(__file__).parent.parent / "native")
 KINDS = {  # library -> what the processor must be able to do, the best first
-    "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_bf16", "amx_tile", "amx_bf16"},
+    "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
     "avx2": {"avx2", "fma"},
     "neon": {"asimd"},
     "plain": set[str](),
 }
-INTERFACE = 2  # of the functions in csrc/kernels.cpp that this module knows
+INTERFACE = 3  # of the functions in csrc/kernels.cpp that this module knows
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT64 = ctypes.c_int64
 _POINTER = ctypes.c_void_p
@@ -84,11 +84,11 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     }.items():
         function = getattr(lib, f"headway_{name}")
         function.restype, function.argtypes = None, (ctypes.c_int, *arguments)
-    lib.headway_panels_size.restype, lib.headway_panels_size.argtypes = _INT64, (_INT64, _INT64)
-    lib.headway_pack.restype, lib.headway_pack.argtypes = None, (_POINTER, _INT64, _INT64, _POINTER)
+    lib.headway_panels_bytes.restype, lib.headway_panels_bytes.argtypes = _INT64, (_INT64, _INT64, ctypes.c_int)
+    lib.headway_pack.restype, lib.headway_pack.argtypes = None, (_POINTER, _INT64, _INT64, _POINTER, _POINTER)
     lib.headway_linear.restype = None
     lib.headway_linear.argtypes = (
-        *(_POINTER, _INT64, _INT64, _POINTER, _INT64, _INT64, _INT64),
+        *(_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT64, _INT64),
         *(_POINTER, _POINTER, _INT64, ctypes.c_int, ctypes.c_int),
     )
     return lib

@@ -1,5 +1,5 @@
-"""bfloat16 matrices for the matrix tiles of a CPU (AMX), packed once at load into panels of 32 columns, and multiplied
-by the `linear` of csrc/kernels.cpp, which is our own.
+"""Matrices for the matrix tiles of a CPU (AMX), packed once at load into panels of 32 columns, and multiplied by the
+`linear` of csrc/kernels.cpp, which is our own: bfloat16, or integers of eight bits.
 
 A row's products are summed over the inputs from first to last, so its bits do not depend on how many rows there are,
 how columns are cut or how many threads share the work. Nothing is compiled at run time: the first call of a shape takes
@@ -17,20 +17,24 @@ from headway.stages.tiling import Span
 
 
 class Panels:
-    """A `Matrix` (stages/matrices.py), cut at multiples of a panel."""
+    """A `Matrix` (stages/matrices.py) of bfloat16, cut at multiples of a panel."""
 
     name: ClassVar[str] = "compiled for matrix tiles"
+    are_integers: ClassVar[bool] = False
 
     def __init__(self, linear: Linear, found: Library) -> None:
         weight = linear.weight.contiguous()
-        self.size = linear.size
-        self.num_bytes = weight.nbytes
+        self.size = d_in, d_out = linear.size
         self.step: int = found.lib.headway_panel()
         self._lib = found.lib
         self._bias = None if linear.bias is None else linear.bias.contiguous()
-        d_in, d_out = self.size
-        self._panels = weight.new_empty(found.lib.headway_panels_size(d_out, d_in))
-        found.lib.headway_pack(weight.data_ptr(), d_out, d_in, self._panels.data_ptr())
+        self._panels = torch.empty(found.lib.headway_panels_bytes(d_out, d_in, self.are_integers), dtype=torch.uint8)
+        self._scales = torch.empty(d_out) if self.are_integers else None
+        found.lib.headway_pack(weight.data_ptr(), d_out, d_in, self._panels.data_ptr(), _address(self._scales))
+
+    @property
+    def num_bytes(self) -> int:
+        return self._panels.nbytes
 
     def columns(self, x: Tensor, span: Span) -> Tensor:
         y = x.new_empty(len(x), span.end - span.start)
@@ -47,10 +51,18 @@ class Panels:
         assert span.start % self.step == 0
         assert x.stride(-1) == y.stride(-1) == 1
         self._lib.headway_linear(
-            x.data_ptr(), x.stride(0), len(x), self._panels.data_ptr(), x.shape[1], span.start, span.end - span.start,
-            0 if self._bias is None else self._bias.data_ptr(), y.data_ptr(), y.stride(0), adds,
+            x.data_ptr(), x.stride(0), len(x), self._panels.data_ptr(), _address(self._scales), x.shape[1],
+            span.start, span.end - span.start, _address(self._bias), y.data_ptr(), y.stride(0), adds,
             torch.get_num_threads(),
         )  # fmt: skip
+
+
+class IntegerPanels(Panels):
+    """Weights as integers of eight bits with a scale for each output, made at load from bfloat16; rows likewise, with a
+    scale for each, in every call (W8A8, dynamic per token). Half of the bytes, and twice the products a second."""
+
+    name: ClassVar[str] = "compiled for matrix tiles, int8"
+    are_integers: ClassVar[bool] = True
 
 
 def panels_for(dtype: torch.dtype, device: torch.device) -> Library | None:
@@ -59,3 +71,7 @@ def panels_for(dtype: torch.dtype, device: torch.device) -> Library | None:
         return None
     found = library()
     return found if found is not None and found.lib.headway_panel() else None
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
