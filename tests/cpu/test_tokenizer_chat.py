@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from headway.models import chat_template
 from headway.models.chat_template import ChatTemplate, ChatTemplateError
 from headway.models.config import ModelError
 from headway.models.locate import locate
+from headway.models.patience import OutOfTime, at_most
 from headway.models.tokenizer import open_model_text
 
 TALK = [
@@ -81,10 +84,28 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ChatTemplate("{% for i in range(1000) %}xy{% endfor %}", {}).render(TALK)
 
 
-def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_RENDER_S", -1.0)
-    with pytest.raises(ChatTemplateError, match="took over"):
-        ChatTemplate("{% for i in range(1000) %}xy{% endfor %}", {}).render(TALK)
+@pytest.mark.parametrize("body", ["xy", "{% set a = i * j %}", ""], ids=["writing", "reckoning", "silent"])
+def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Whether it writes something or not; and what is rendered next in this thread has its own time."""
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.2)
+    monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 1 << 40)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}" + body + "{% endfor %}{% endfor %}"
+    begun = time.monotonic()
+    with pytest.raises(ChatTemplateError, match=r"took over 0\.2 s"):
+        ChatTemplate(loop, {}).render(TALK)
+    assert time.monotonic() - begun < 5
+    assert ChatTemplate("{{ messages[0].role }}", {}).render(TALK) == "system"
+
+
+def test_an_interruption_never_comes_late() -> None:
+    """Blocks that end just when their time does: it comes inside or not at all, or this test would end with it."""
+    for _ in range(300):
+        with suppress(OutOfTime), at_most(0.001):
+            end = time.monotonic() + 0.001
+            while time.monotonic() < end:
+                pass
+        for _ in range(100):
+            time.sleep(0)
 
 
 def test_a_template_is_a_file_or_the_text_itself(tmp_path: Path) -> None:

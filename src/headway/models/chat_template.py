@@ -5,7 +5,6 @@ with bounds on output and time. Knows no token.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +18,10 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from headway.models.config import ModelError
+from headway.models.patience import OutOfTime, at_most
 
 MAX_CHARACTERS = 16 * 1024 * 1024
-MAX_RENDER_S = 5.0  # looked at between two pieces of output
+MAX_RENDER_S = 5.0
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"})
 
 
@@ -58,19 +58,19 @@ class ChatTemplate:
         variables = self._special_tokens | dict(arguments or {})
         variables |= {"messages": list(messages), "tools": list(tools) if tools else None}
         variables |= {"documents": None, "add_generation_prompt": True}
-        deadline = time.monotonic() + MAX_RENDER_S
         pieces: list[str] = []
         num_characters = 0
         try:
-            for piece in self._template.generate(variables):
-                pieces.append(piece)
-                num_characters += len(piece)
-                if num_characters > MAX_CHARACTERS:
-                    raise ChatTemplateError(f"The rendered conversation is over {MAX_CHARACTERS} characters.")
-                if time.monotonic() > deadline:
-                    raise ChatTemplateError(f"Rendering the conversation took over {MAX_RENDER_S:.0f} s.")
+            with at_most(MAX_RENDER_S):
+                for piece in self._template.generate(variables):
+                    pieces.append(piece)
+                    num_characters += len(piece)
+                    if num_characters > MAX_CHARACTERS:
+                        raise ChatTemplateError(f"The rendered conversation is over {MAX_CHARACTERS} characters.")
         except ChatTemplateError:
             raise
+        except OutOfTime as error:
+            raise ChatTemplateError(f"Rendering the conversation took over {MAX_RENDER_S:g} s.") from error
         except Exception as error:  # a stranger's program: it may fail in any way
             raise ChatTemplateError(f"The chat template refuses these messages: {str(error)[:300]}") from error
         return "".join(pieces)
