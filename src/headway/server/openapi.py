@@ -14,7 +14,7 @@ from headway.server.chat_shapes import ChatChoice
 from headway.server.embeddings import EmbeddingBody, Embeddings, ScoreBody, Scores
 from headway.server.metrics import CONTENT_TYPE, Judged
 from headway.server.responses import ResponsesBody
-from headway.server.responses_shapes import ResponseObject
+from headway.server.responses_events import ResponseObject
 from headway.server.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from headway.server.shapes import CompletionChoice, Envelope, Usage
 from headway.server.terms import CLASS_HEADER, TENANT_HEADERS

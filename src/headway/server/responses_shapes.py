@@ -1,154 +1,54 @@
-"""The JSON of /v1/responses: one object, or the typed events in which it grows. Knows no HTTP and no engine."""
+"""How an answer of /v1/responses is told: one object, or the events in which it grows. Knows no HTTP and no engine.
 
+Where tools may be called, the text is read as it comes: words are a message, each call is an item of its own.
+"""
+
+import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from copy import copy
 
 import msgspec
 
+from headway.grammar.calls import Argued, Called, Heard, Reader, Said
 from headway.models.tokenizer import Tokenizer
 from headway.server.chat_shapes import ChatTokenLogprob, token_logprob
 from headway.server.errors import ApiError
 from headway.server.formats import Text
 from headway.server.intake import Ask
 from headway.server.responses import ResponsesBody, TextConfig
-from headway.server.shapes import Timing, Usage
-from headway.server.stream import Finish, Piece, Update
+from headway.server.responses_events import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    FunctionCall,
+    Incomplete,
+    InputDetails,
+    ItemAdded,
+    ItemDone,
+    Output,
+    OutputDetails,
+    OutputMessage,
+    OutputText,
+    PartAdded,
+    PartDone,
+    ResponseCompleted,
+    ResponseCreated,
+    ResponseIncomplete,
+    ResponseInProgress,
+    ResponseObject,
+    ResponseUsage,
+    Status,
+    TextDelta,
+    TextDone,
+)
+from headway.server.shapes import Usage
+from headway.server.stream import Finish, Update
 
-Status = Literal["in_progress", "completed", "incomplete"]
 _encode = msgspec.json.Encoder().encode
 
 
-class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
-    text: str
-    annotations: list[Any] = []
-    logprobs: list[ChatTokenLogprob] = []
-
-
-class OutputMessage(msgspec.Struct, tag_field="type", tag="message"):
-    id: str
-    status: Status
-    content: list[OutputText]
-    role: Literal["assistant"] = "assistant"
-
-
-class InputDetails(msgspec.Struct):
-    cached_tokens: int
-    cache_write_tokens: int = 0
-
-
-class OutputDetails(msgspec.Struct):
-    reasoning_tokens: int = 0
-
-
-class ResponseUsage(msgspec.Struct):
-    input_tokens: int
-    input_tokens_details: InputDetails
-    output_tokens: int
-    output_tokens_details: OutputDetails
-    total_tokens: int
-    headway: Timing
-
-
-class Incomplete(msgspec.Struct):
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
-
-
-class ResponseObject(msgspec.Struct, kw_only=True):
-    """A response. What it was asked with is said again, as it was understood."""
-
-    id: str
-    object: Literal["response"] = "response"
-    created_at: int
-    completed_at: int | None = None
-    status: Status
-    error: None = None
-    incomplete_details: Incomplete | None = None
-    instructions: str | None
-    max_output_tokens: int
-    model: str
-    output: list[OutputMessage]
-    parallel_tool_calls: bool = True
-    previous_response_id: None = None
-    background: bool = False
-    store: bool = False
-    temperature: float
-    top_p: float
-    top_logprobs: int
-    text: TextConfig
-    tool_choice: Literal["auto"] = "auto"
-    tools: list[Any] = []
-    truncation: Literal["disabled"] = "disabled"
-    usage: ResponseUsage | None = None
-    user: str | None
-    metadata: dict[str, str]
-
-
-class ResponseEvent(msgspec.Struct, tag_field="type"):
-    """An event about the whole response."""
-
-    response: ResponseObject
-    sequence_number: int
-
-
-class ResponseCreated(ResponseEvent, tag="response.created"):
-    pass
-
-
-class ResponseInProgress(ResponseEvent, tag="response.in_progress"):
-    pass
-
-
-class ResponseCompleted(ResponseEvent, tag="response.completed"):
-    pass
-
-
-class ResponseIncomplete(ResponseEvent, tag="response.incomplete"):
-    pass
-
-
-class ItemAdded(msgspec.Struct, tag_field="type", tag="response.output_item.added"):
-    item: OutputMessage
-    sequence_number: int
-    output_index: int = 0
-
-
-class ItemDone(ItemAdded, tag="response.output_item.done"):
-    pass
-
-
-class PartAdded(msgspec.Struct, tag_field="type", tag="response.content_part.added"):
-    item_id: str
-    part: OutputText
-    sequence_number: int
-    output_index: int = 0
-    content_index: int = 0
-
-
-class PartDone(PartAdded, tag="response.content_part.done"):
-    pass
-
-
-class TextDelta(msgspec.Struct, tag_field="type", tag="response.output_text.delta"):
-    item_id: str
-    delta: str
-    logprobs: list[ChatTokenLogprob]
-    sequence_number: int
-    output_index: int = 0
-    content_index: int = 0
-
-
-class TextDone(msgspec.Struct, tag_field="type", tag="response.output_text.done"):
-    item_id: str
-    text: str
-    logprobs: list[ChatTokenLogprob]
-    sequence_number: int
-    output_index: int = 0
-    content_index: int = 0
-
-
 class ResponsesShape:
-    """Of one call, whose one answer is one message."""
+    """Of one call, whose one answer is a message, calls of tools, or one and then the others."""
 
     def __init__(self, ask: Ask, body: ResponsesBody, tokenizer: Tokenizer) -> None:
         self.framing = TypedEvents()
@@ -156,27 +56,25 @@ class ResponsesShape:
         self._body = body
         self._tokenizer = tokenizer
         self._created = int(time.time())
-        self._item_id = f"msg_{ask.id.removeprefix('resp_')}"
         self._number = self.framing.next_number
         self._begun = False
-        self._text: list[str] = []
-        self._logprobs: list[ChatTokenLogprob] = []
+        self._reader = None if ask.calls is None else Reader(ask.calls)
+        self._items: list[Output] = []
         self._finish: Finish | None = None
 
     def chunks(self, update: Update) -> list[bytes]:
         events: list[msgspec.Struct] = []
         if not self._begun:  # with the first token, as in the other streams
             self._begun = True
-            events += self._beginning()
-        if update.piece is not None:
-            logprobs = self._take(update.piece)
-            events.append(TextDelta(self._item_id, update.piece.text, logprobs, self._number()))
+            events += [
+                ResponseCreated(self._object(), self._number()),
+                ResponseInProgress(self._object(), self._number()),
+            ]
+            if self._reader is None:
+                events += self._open_message()
+        events += self._grow(update)
         if update.finish is not None:
-            self._finish = update.finish
-            part = self._part()
-            events.append(TextDone(self._item_id, part.text, part.logprobs, self._number()))
-            events.append(PartDone(self._item_id, part, self._number()))
-            events.append(ItemDone(self._message(), self._number()))
+            events += self._end(update.finish)
         return [_encode(event) for event in events]
 
     def usage_chunk(self, usage: Usage) -> bytes:
@@ -184,38 +82,99 @@ class ResponsesShape:
         return _encode(kind(self._object(usage), self._number()))
 
     def whole(self, answers: Sequence[list[Update]], usage: Usage) -> bytes:
+        if self._reader is None:
+            self._open_message()
         for update in answers[0]:
-            if update.piece is not None:
-                self._take(update.piece)
-        self._finish = answers[0][-1].finish
+            self._grow(update)
+            if update.finish is not None:
+                self._end(update.finish)
         return _encode(self._object(usage))
 
-    def _beginning(self) -> list[msgspec.Struct]:
-        empty = OutputMessage(self._item_id, "in_progress", [])
-        return [
-            ResponseCreated(self._object(), self._number()),
-            ResponseInProgress(self._object(), self._number()),
-            ItemAdded(empty, self._number()),
-            PartAdded(self._item_id, OutputText(""), self._number()),
-        ]
+    def _grow(self, update: Update) -> list[msgspec.Struct]:
+        """What an update adds to the items, as events."""
+        text = "" if update.piece is None else update.piece.text
+        if self._reader is None:
+            heard: list[Heard] = [] if update.piece is None else [Said(text)]
+        else:
+            heard = self._reader.feed(text) + ([] if update.finish is None else self._reader.end())
+        logprobs = (
+            [] if update.piece is None else [token_logprob(token, self._tokenizer) for token in update.piece.tokens]
+        )
+        events: list[msgspec.Struct] = []
+        for one in heard:
+            match one:
+                case Said(more):
+                    if not (self._items and isinstance(self._items[-1], OutputMessage)):
+                        events += self._close() + self._open_message()
+                    events.append(self._say(more, logprobs))
+                    logprobs = []  # of the first words, if tools are called as well
+                case Called(name):
+                    events += self._close() + self._open_call(name)
+                case Argued(more):
+                    events.append(self._argue(more))
+        return events
 
-    def _take(self, piece: Piece) -> list[ChatTokenLogprob]:
-        logprobs = [token_logprob(token, self._tokenizer) for token in piece.tokens]
-        self._text.append(piece.text)
-        self._logprobs += logprobs
-        return logprobs
+    def _open_message(self) -> list[msgspec.Struct]:
+        message = OutputMessage(self._item_id("msg"), "in_progress", [OutputText("")])
+        self._items.append(message)
+        added = ItemAdded(OutputMessage(message.id, "in_progress", []), self._number(), self._place)
+        return [added, PartAdded(message.id, OutputText(""), self._number(), self._place)]
+
+    def _open_call(self, name: str) -> list[msgspec.Struct]:
+        call = FunctionCall(self._item_id("fc"), f"call_{secrets.token_hex(12)}", name, "", "in_progress")
+        self._items.append(call)
+        return [ItemAdded(copy(call), self._number(), self._place)]
+
+    def _say(self, text: str, logprobs: list[ChatTokenLogprob]) -> TextDelta:
+        message = self._items[-1]
+        assert isinstance(message, OutputMessage)
+        part = message.content[0]
+        part.text += text
+        part.logprobs += logprobs
+        return TextDelta(message.id, text, logprobs, self._number(), self._place)
+
+    def _argue(self, text: str) -> ArgumentsDelta:
+        call = self._items[-1]
+        assert isinstance(call, FunctionCall)
+        call.arguments += text
+        return ArgumentsDelta(call.id, text, self._number(), self._place)
+
+    def _close(self, status: Status = "completed") -> list[msgspec.Struct]:
+        """The last item is as it will stay."""
+        if not self._items:
+            return []
+        item = self._items[-1]
+        item.status = status
+        done: list[msgspec.Struct]
+        if isinstance(item, OutputMessage):
+            part = item.content[0]
+            done = [
+                TextDone(item.id, part.text, part.logprobs, self._number(), self._place),
+                PartDone(item.id, part, self._number(), self._place),
+            ]
+        else:
+            done = [ArgumentsDone(item.id, item.name, item.arguments, self._number(), self._place)]
+        return [*done, ItemDone(item, self._number(), self._place)]
+
+    def _end(self, finish: Finish) -> list[msgspec.Struct]:
+        begun = [] if self._items else self._open_message()
+        self._finish = finish
+        return begun + self._close(self._status)
+
+    @property
+    def _place(self) -> int:
+        """Of the last item."""
+        return len(self._items) - 1
+
+    def _item_id(self, kind: str) -> str:
+        own = f"{kind}_{self._ask.id.removeprefix('resp_')}"
+        return own if not self._items else f"{own}_{len(self._items)}"
 
     @property
     def _status(self) -> Status:
         if self._finish is None:
             return "in_progress"
         return "incomplete" if self._finish.reason == "length" else "completed"
-
-    def _part(self) -> OutputText:
-        return OutputText("".join(self._text), logprobs=self._logprobs)
-
-    def _message(self) -> OutputMessage:
-        return OutputMessage(self._item_id, self._status, [self._part()])
 
     def _object(self, usage: Usage | None = None) -> ResponseObject:
         request, body, has_ended = self._ask.requests[0], self._body, self._finish is not None
@@ -228,11 +187,14 @@ class ResponsesShape:
             instructions=body.instructions,
             max_output_tokens=request.max_tokens,
             model=self._ask.model,
-            output=[self._message()] if has_ended else [],
+            output=self._items if has_ended else [],
+            parallel_tool_calls=body.parallel_tool_calls is not False,
             temperature=request.sampling.temperature,
             top_p=request.sampling.top_p,
             top_logprobs=body.num_logprobs or 0,
             text=TextConfig(body.text.format) if body.text and body.text.format else TextConfig(Text()),
+            tool_choice=body.tool_choice or "auto",
+            tools=body.tools or [],
             usage=None if usage is None else _usage(usage),
             user=body.user,
             metadata=body.metadata or {},
