@@ -232,8 +232,25 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
         bytes_per_parked_token=_bytes_per_token(engine),
         kernels=_kernels(engine),
         num_discarded=tries.num_discarded,
+        alone=alone(first.load, engine.scheduler.cost.fit, first.isolated_s, first.slos),
         most_rate=most_rate(first.load, engine.scheduler.cost.fit),
     )
+
+
+def alone(load: Load, fit: CostFit, isolated_s: float, slos: Mapping[str, SLO]) -> dict[str, float]:
+    """Which share of each class would be in time if nobody else were there: by the prices, which are taken to be as far
+    off everywhere as they are for the prompt whose isolated TTFT was measured."""
+
+    def price_s(num_prompt: int) -> float:
+        return fit.seconds((Share(num_prompt, 0),))
+
+    off = isolated_s / price_s(p90_prompt(load, base_kind(load)))
+    in_time: dict[str, list[bool]] = {}
+    for asked in load.requests:
+        target_s = slos[asked.kind].ttft_s
+        met = target_s is None or off * price_s(asked.num_prompt) <= target_s
+        in_time.setdefault(asked.kind, []).append(met)
+    return {kind: statistics.mean(each) for kind, each in in_time.items()}
 
 
 def most_rate(load: Load, fit: CostFit) -> float:

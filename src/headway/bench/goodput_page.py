@@ -73,6 +73,7 @@ class CaseResult(msgspec.Struct, frozen=True):
     model: str = ""
     num_discarded: int = 0  # runs that were disturbed and made again
     kernels: str = ""  # with which it was made, and the prices that the engine measured of them
+    alone: dict[str, float] = {}  # share of each class that would be in time if nobody else were there
     most_rate: float = 0.0  # at which the prompts' own work would fill all time, were a step free; 0: not known
 
     def policy(self, name: str) -> Policy:
@@ -226,9 +227,20 @@ def verdicts(cases: Sequence[CaseResult]) -> str:
             ratios = [a / b for a, b in zip(case.policy(OURS).goodputs, other.goodputs, strict=False) if b > 0]
             found = statistics.median(ratios) if ratios else math.inf
             said = "reached" if found >= wanted else "not reached"
-            bound = "" if found >= wanted else _bound(case.most_rate, other)
+            bound = "" if found >= wanted else _bound(case.most_rate, other) + _alone(case)
             lines.append(f"- {case.model}, {case.name}: {said}, {found:.2f} × {other.name} against {wanted:g}{bound}.")
     return "\n".join(lines)
+
+
+def _alone(case: CaseResult) -> str:
+    """Of the class that has it hardest, how many would be in time in an empty house."""
+    if not case.alone:
+        return ""
+    kind, share = min(case.alone.items(), key=lambda pair: pair[1])
+    return (
+        f"; of {kind} prompts {share:.0%} would be in time if nobody else were there: {share - GOOD_SHARE:.0%} of "
+        f"them may be late for others' sake"
+    )
 
 
 def _bound(most_rate: float, other: Policy) -> str:
