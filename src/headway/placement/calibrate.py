@@ -43,7 +43,7 @@ class _Sizes(NamedTuple):
     queries: int
 
 
-_SIZES = {"cpu": _Sizes(128, 1024, 16), "cuda": _Sizes(2048, 4096, 1024)}
+_SIZES = {"cpu": _Sizes(128, 4096, 16), "cuda": _Sizes(2048, 4096, 1024)}
 RECORDED_ROWS = 16  # of the widest step of tokens that is timed
 
 
