@@ -19,7 +19,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 import psutil
@@ -144,18 +144,22 @@ class Listening(asyncio.Protocol):
         self._stream, self._body, self._done = stream, body, done
         self._head = b"POST /v1/completions HTTP/1.1\r\nhost: door\r\ncontent-type: application/json\r\n"
         self._tail = b""
+        self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self._stream.asked_at = time.monotonic()
         length = f"content-length: {len(self._body)}\r\nconnection: close\r\n\r\n".encode()
-        transport.write(self._head + length + self._body)
+        cast(asyncio.WriteTransport, transport).write(self._head + length + self._body)
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
+        if not self._answered:
+            self._answered = True
+            if b" 200 " not in data[:20] and not self._done.done():
+                self._done.set_exception(RuntimeError(f"The door answers {data[-300:].decode(errors='replace')}"))
         text = self._tail + data
-        self._stream.heard_at += [now] * text.count(b'"text":"')
-        self._tail = text[-7:]  # shorter than what is counted
+        whole, _, self._tail = text.rpartition(b"\n\n")  # the last event may not have come to its end
+        self._stream.heard_at += [now] * (whole.count(b'"text":"') - whole.count(b'"text":""'))
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self._done.done():
@@ -198,7 +202,7 @@ async def measure(num_streams: int, rate: float, duration_s: float, seed: int) -
         async def call(stream: Stream) -> None:
             await asyncio.sleep(rng.random() * gap_s * 20)
             body = {
-                "model": "instant", "prompt": [FIRST_PROMPT_ID + stream.number, 5], "max_tokens": num_tokens,
+                "prompt": [FIRST_PROMPT_ID + stream.number, 5], "max_tokens": num_tokens,
                 "stream": True, "ignore_eos": True,
             }  # fmt: skip
             done: asyncio.Future[None] = loop.create_future()
