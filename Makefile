@@ -18,7 +18,7 @@ help:
 	@echo "make test     set up .venv and run every test this machine can run"
 	@echo "make test-native   the compiled operators under AddressSanitizer and UBSan"
 	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
-	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis, aiperf"
+	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis"
 	@echo "make test-gpu      the tests of CUDA operators and recorded steps; needs a CUDA build of torch"
 	@echo "make bench-gpu     prefill, decode and blocking on that device, into docs/results/gpu.md"
 	@echo "make soak     200 callers for ten minutes, disconnects and kills of the engine, into docs/results/soak.md"
