@@ -32,9 +32,13 @@ def rounded(x: Tensor) -> Tensor:
 
 def _middles(x: Tensor) -> Tensor:
     """One unit where a number is about in the middle between two whole ones."""
-    scale = x.double().abs().amax(1, keepdim=True) / 127
-    units = x.double() / scale.clamp_min(1e-300)
-    return torch.where((units - units.floor() - 0.5).abs() < 1e-4, scale, 0.0)
+    units = x.double() / _unit(x).clamp_min(1e-300)
+    return torch.where((units - units.floor() - 0.5).abs() < 1e-4, _unit(x), 0.0)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Of each row: what one is worth."""
+    return x.double().abs().amax(1, keepdim=True) / 127
 
 
 @each_kind
@@ -74,7 +78,8 @@ def test_a_product_is_rounded_once(
     # half a unit in bfloat16's last place; float32 sums; and a number in the middle of two may go to either of them
     allowed = exact.abs() * 2.0**-8 + size * 1e-6 + 1e-30
     if panels.are_integers:
-        allowed += _middles(x) @ weight.abs().T[:, part] + rows.abs() @ _middles(linear.weight).T[:, part]
+        most_rows, most_weights = (each.double().abs() + _unit(each) for each in (x, linear.weight))
+        allowed += _middles(x) @ most_weights.T[:, part] + most_rows @ _middles(linear.weight).T[:, part]
     assert bool(((y.double()[:, part] - exact).abs() <= allowed).all())
     beside = torch.ones(d_out, dtype=torch.bool)
     beside[part] = False

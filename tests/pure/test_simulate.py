@@ -37,7 +37,7 @@ def simulator(*words: str) -> Simulator:
     return Simulator(simulated_flags.parse([*SHORT, *words]))
 
 
-def engine_file(fit: str, kept_format: int = 1) -> str:
+def engine_file(fit: str, kept_format: int = prices.FORMAT) -> str:
     rates = json.dumps(dict.fromkeys(Rates.__dataclass_fields__, 1e9))
     prices_ = f'{{"rates": {rates}, "fit": {fit}, "error": 0.1}}'
     return f'{{"format": {kept_format}, "measured_at": 1.0, "prices": {prices_}}}'
