@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}. Its ceilings, measured in this run: "
         f"{best.flops / 1e12:.0f} TFLOP/s for products of {SQUARE} × {SQUARE} bfloat16 matrices, and "
         f"{best.bytes / 1e12:.2f} TB/s of memory, the better of reading and of copying {READ_BYTES >> 30} GiB.\n\n"
-        "Ours: a step of the stage in tiles of at most B, and a greedy draw; steps of one token each are recorded and "
+        "Ours: a step of the stage in tiles of at most B, and a greedy draw; steps of few rows are recorded and "
         "replayed. transformers: one forward call and an argmax. In turn, A B B A; medians."
     ]
     for name in options.models:

@@ -213,12 +213,8 @@ class Door:
 
     def _call(self, request: Request, ask: Ask) -> Call:
         """One that is kept for its timeline, and told to the collector if there is one."""
-        traces, headers = self._traces, request.headers
-        call = (
-            Call(ask, self.metrics)
-            if traces is None
-            else Call(ask, self.metrics, partial(traces.tell, headers=headers))
-        )
+        told = None if self._traces is None else partial(self._traces.tell, headers=request.headers)
+        call = Call(ask, self.metrics, told)
         self._timelines.keep(call)
         return call
 

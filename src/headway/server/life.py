@@ -25,7 +25,7 @@ class Call:
     `serial` is its number among the calls of this process: what it is called before others than its caller.
     """
 
-    def __init__(self, ask: Ask, metrics: Metrics, told: "Callable[[Call], None]" = lambda call: None) -> None:
+    def __init__(self, ask: Ask, metrics: Metrics, told: "Callable[[Call], None] | None" = None) -> None:
         """`told` is called once, when all of its answers have ended."""
         first = ask.requests[0]
         self.id = ask.id
@@ -78,7 +78,7 @@ class Call:
         self._tell()
 
     def _tell(self) -> None:
-        if all(record.kind is not None for record in self._records.values()):
+        if self._told is not None and all(record.kind is not None for record in self._records.values()):
             self._told(self)
 
     def headers(self) -> dict[str, str]:

@@ -281,7 +281,7 @@ class LanguageStage:
 
     def _recording_for(self, batch: Batch) -> Recording | None:
         """The smallest that has place for these rows."""
-        if not self._recordings or batch.num_rows > self._recordings[-1].size.num_rows:
+        if batch.num_rows > max((recording.size.num_rows for recording in self._recordings), default=0):
             return None
         assert isinstance(self.operators, Recordable)
         items = self.operators.items(batch)
