@@ -23,7 +23,7 @@ KINDS = {  # as stages/native.py chooses among them
     },
     "aarch64": {"neon": []},
 }
-FLAGS = ["-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
+FLAGS = ["-O3", "-falign-loops=64", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
 
 
 class CompileOperators(BuildHookInterface):  # type: ignore[type-arg]

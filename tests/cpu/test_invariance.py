@@ -18,10 +18,6 @@ from headway.stages.matrices import packed
 from headway.stages.panels import panels_for
 from headway.stages.tiling import Rates, Tiling
 
-pytestmark = pytest.mark.skipif(
-    panels_for(torch.bfloat16, torch.device("cpu")) is None,
-    reason="linear operators are another's here, who promises nothing",
-)
 SLOW = Rates(2e9, 1e9, 2e8, 1e9, 1e7, 1e7)  # a device so slow that everything is cut
 VOCABULARY = 512
 
@@ -42,11 +38,15 @@ def config() -> DecoderConfig:
     )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["bfloat16", "int8"])
+@pytest.fixture(scope="module", params=["bfloat16", "int8", "float32"])
 def bench(request: pytest.FixtureRequest) -> Bench:
-    model = random_decoder(config(), 0, torch.bfloat16)
+    integers = request.param == "int8"
+    dtype = torch.bfloat16 if integers else getattr(torch, request.param)
+    if panels_for(dtype, torch.device("cpu"), integers=integers) is None:
+        pytest.skip("linear operators are another's here, who promises nothing")
+    model = random_decoder(config(), 0, dtype)
     made = Bench(model, USUAL, num_pages=400)
-    light, matrices = packed(model, integers=request.param)
+    light, matrices = packed(model, integers=integers)
     made.stage = type(made.stage)(light, made.pool, Tiling(USUAL, 0.010), made.sampler, matrices)
     return made
 

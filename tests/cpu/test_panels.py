@@ -7,20 +7,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headway.models.decoder import Linear
-from headway.stages.panels import IntegerPanels, Panels, panels_for
+from headway.stages.native import library
+from headway.stages.panels import IntegerPanels, Panels
 from headway.stages.tiling import Span
 
-FOUND = panels_for(torch.bfloat16, torch.device("cpu"))
-pytestmark = pytest.mark.skipif(FOUND is None, reason="this processor has no matrix tiles, or nothing is compiled here")
+FOUND = library()
+pytestmark = pytest.mark.skipif(FOUND is None, reason="nothing is compiled here")
+KINDS: list[tuple[type[Panels], torch.dtype]] = [
+    (Panels, torch.bfloat16),
+    (IntegerPanels, torch.bfloat16),
+    (Panels, torch.float32),
+]
+each_kind = pytest.mark.parametrize(("kind", "dtype"), KINDS, ids=["bfloat16", "int8", "float32"])
 
 
-each_kind = pytest.mark.parametrize("kind", [Panels, IntegerPanels], ids=["bfloat16", "int8"])
-
-
-def made(d_in: int, d_out: int, biased: bool, kind: type[Panels] = Panels) -> tuple[Linear, Panels]:
+def made(d_in: int, d_out: int, biased: bool, kind: type[Panels], dtype: torch.dtype) -> tuple[Linear, Panels]:
     assert FOUND is not None
-    weight = torch.randn(d_out, d_in).bfloat16()
-    linear = Linear(weight, torch.randn(d_out).bfloat16() if biased else None)
+    linear = Linear(torch.randn(d_out, d_in, dtype=dtype), torch.randn(d_out, dtype=dtype) if biased else None)
     return linear, kind(linear, FOUND)
 
 
@@ -52,16 +55,23 @@ def _unit(x: Tensor) -> Tensor:
     data=st.data(),
 )
 def test_a_product_is_rounded_once(
-    kind: type[Panels], d_in: int, d_out: int, num_rows: int, biased: bool, adds: bool, data: st.DataObject
+    kind: type[Panels],
+    dtype: torch.dtype,
+    d_in: int,
+    d_out: int,
+    num_rows: int,
+    biased: bool,
+    adds: bool,
+    data: st.DataObject,
 ) -> None:
     """Against float64, for any shape and any span of panels; what stands beside them is not touched."""
-    linear, panels = made(d_in, d_out, biased, kind)
+    linear, panels = made(d_in, d_out, biased, kind, dtype)
     first = data.draw(st.integers(0, (d_out - 1) // panels.step))
     last = data.draw(st.integers(first + 1, -(-d_out // panels.step)))
     span = Span(first * panels.step, min(d_out, last * panels.step))
     part = slice(span.start, span.end)
-    x = torch.randn(num_rows, d_in + 3).bfloat16()[:, :d_in]  # rows that do not follow on each other
-    y = torch.randn(num_rows, d_out).bfloat16()
+    x = torch.randn(num_rows, d_in + 3, dtype=dtype)[:, :d_in]  # rows that do not follow on each other
+    y = torch.randn(num_rows, d_out, dtype=dtype)
     before = y.clone()
     rows, weight = x.double(), linear.weight.double()
     if panels.are_integers:
@@ -75,8 +85,8 @@ def test_a_product_is_rounded_once(
         panels.onto(y, x, span)
     else:
         panels.into(y, x, span)
-    # half a unit in bfloat16's last place; float32 sums; and a number in the middle of two may go to either of them
-    allowed = exact.abs() * 2.0**-8 + size * 1e-6 + 1e-30
+    # half a unit in the last place; float32 sums; and a number in the middle of two may go to either of them
+    allowed = exact.abs() * torch.finfo(dtype).eps / 2 + size * 1e-6 + 1e-30
     if panels.are_integers:
         most_rows, most_weights = (each.double().abs() + _unit(each) for each in (x, linear.weight))
         allowed += _middles(x) @ most_weights.T[:, part] + most_rows @ _middles(linear.weight).T[:, part]
@@ -97,11 +107,11 @@ def test_a_product_is_rounded_once(
     data=st.data(),
 )
 def test_a_row_has_the_same_bits_in_any_company(
-    kind: type[Panels], shape: tuple[int, int], num_rows: int, num_threads: int, data: st.DataObject
+    kind: type[Panels], dtype: torch.dtype, shape: tuple[int, int], num_rows: int, num_threads: int, data: st.DataObject
 ) -> None:
     """Alone, among others, in any span of columns, on any number of threads."""
-    _, panels = made(*shape, biased=True, kind=kind)
-    x = torch.randn(num_rows, shape[0]).bfloat16()
+    _, panels = made(*shape, biased=True, kind=kind, dtype=dtype)
+    x = torch.randn(num_rows, shape[0], dtype=dtype)
     whole = panels.columns(x, Span(0, shape[1]))
     row = data.draw(st.integers(0, num_rows - 1))
     end = data.draw(st.integers(row + 1, num_rows))
@@ -118,9 +128,9 @@ def test_a_row_has_the_same_bits_in_any_company(
 
 @each_kind
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_in_its_row(kind: type[Panels], value: float) -> None:
-    _, panels = made(64, 64, biased=False, kind=kind)
-    x = torch.randn(40, 64).bfloat16()
+def test_what_is_no_number_stays_in_its_row(kind: type[Panels], dtype: torch.dtype, value: float) -> None:
+    _, panels = made(64, 64, biased=False, kind=kind, dtype=dtype)
+    x = torch.randn(40, 64, dtype=dtype)
     clean = panels.columns(x, Span(0, 64))
     x[17, 5] = value
     spoilt = panels.columns(x, Span(0, 64))
@@ -130,7 +140,7 @@ def test_what_is_no_number_stays_in_its_row(kind: type[Panels], value: float) ->
 
 
 def test_a_row_of_zeros_gives_the_bias() -> None:
-    linear, panels = made(70, 33, biased=True, kind=IntegerPanels)
+    linear, panels = made(70, 33, biased=True, kind=IntegerPanels, dtype=torch.bfloat16)
     assert linear.bias is not None
     found = panels.columns(torch.zeros(3, 70).bfloat16(), Span(0, 33))
     assert torch.equal(found, linear.bias.expand(3, -1))

@@ -11,9 +11,8 @@ from headway.llm import LLM, SamplingParams
 from headway.placement import engine
 from headway.stages.panels import panels_for
 
-needs_tiles = pytest.mark.skipif(
-    panels_for(torch.bfloat16, torch.device("cpu")) is None,
-    reason="this processor has no matrix tiles, or nothing is compiled here",
+needs_panels = pytest.mark.skipif(
+    panels_for(torch.bfloat16, torch.device("cpu"), integers=True) is None, reason="nothing is compiled here"
 )
 PROMPTS = [
     "def add(a, b):\n    return",
@@ -22,7 +21,7 @@ PROMPTS = [
 ]
 
 
-@needs_tiles
+@needs_panels
 def test_it_answers_much_as_bfloat16_does() -> None:
     """Surprise by a text of its own kind differs by little, and not by nothing: rounded matrices are in use."""
     params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
@@ -36,7 +35,7 @@ def test_it_answers_much_as_bfloat16_does() -> None:
     assert 0 < abs(surprises[1] - surprises[0]) < 0.1
 
 
-@needs_tiles
+@needs_panels
 def test_the_command_writes_its_page(tmp_path: Path) -> None:
     quantization.main(
         ["--models", "--windows", "2", "--prompts", "2", "--tokens", "4", "--pairs", "1", "--folder", str(tmp_path)]
@@ -46,9 +45,9 @@ def test_the_command_writes_its_page(tmp_path: Path) -> None:
     assert "Greedy answers of 4 tokens to 2 prompts" in page
 
 
-def test_without_matrix_tiles_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "panels_for", lambda dtype, device: None)
-    with pytest.raises(ConfigError, match="quantization int8 needs a CPU with matrix tiles"):
+def test_without_compiled_operators_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "panels_for", lambda *_, **__: None)
+    with pytest.raises(ConfigError, match="quantization int8 needs a CPU and the operators that are compiled"):
         engine.build_engine(EngineSettings(quantization="int8"))
 
 

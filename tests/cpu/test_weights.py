@@ -277,6 +277,12 @@ def test_half_precision_is_computed_in_bf16_only_where_that_is_faster(stored, ra
     assert f"{ratios[0]:.2f} (prefill) and {ratios[1]:.2f} (decode)" in reason
 
 
+def test_where_it_is_compiled_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(weights, "_bf16_ratio", lambda **_: pytest.fail("measured"))
+    assert weights.choose_dtype("float16", "cpu", is_compiled=True)[0] is torch.bfloat16
+    assert weights.choose_dtype("float32", "cpu", is_compiled=True)[0] is torch.float32
+
+
 def test_the_measurement_runs_on_this_machine():
     dtype, reason = weights.choose_dtype("bfloat16", "cpu")
     assert reason.startswith(str(dtype).removeprefix("torch."))

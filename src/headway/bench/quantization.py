@@ -113,8 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
     options = parser.parse_args(arguments)
-    if panels_for(torch.bfloat16, torch.device("cpu")) is None:
-        sys.exit("This needs a processor with matrix tiles (AMX) and compiled operators.")
+    if panels_for(torch.bfloat16, torch.device("cpu"), integers=True) is None:
+        sys.exit("This needs a CPU and compiled operators: install a C++ compiler and Headway again.")
     keep_freed_memory()
     told = quality(options.windows, options.prompts, options.tokens)
     calm = Calm()

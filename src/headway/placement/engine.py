@@ -33,6 +33,7 @@ from headway.placement.wire import EngineFacts
 from headway.stages.device import operators_for
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import Matrices, packed
+from headway.stages.native import suits
 from headway.stages.panels import panels_for
 from headway.stages.sample import Sampler, no_matcher
 from headway.stages.tiling import Tiling
@@ -215,13 +216,16 @@ def _find(settings: EngineSettings, device: torch.device) -> _Source:
     folder = None if preset else locate(settings.model)
     config = preset or read_config(folder or Path())
     if settings.quantization == "int8":
-        if panels_for(torch.bfloat16, device) is None:
+        if panels_for(torch.bfloat16, device, integers=True) is None:
             raise ConfigError(
-                "--quantization int8 needs a CPU with matrix tiles (AMX) and compiled operators: leave it out."
+                "--quantization int8 needs a CPU and the operators that are compiled for it: leave it out, or install "
+                "a C++ compiler and Headway again."
             )
         dtype, reason = torch.bfloat16, "bfloat16, for int8 matrices"
     elif settings.dtype == "auto":
-        dtype, reason = weights.choose_dtype(config.dtype, device)
+        found = panels_for(torch.bfloat16, device)
+        is_compiled = found is not None and suits(found, config, torch.bfloat16, device)
+        dtype, reason = weights.choose_dtype(config.dtype, device, is_compiled=is_compiled)
     else:
         dtype, reason = getattr(torch, settings.dtype), "as asked"
     name = str(settings.model or "embedded").rstrip("/")

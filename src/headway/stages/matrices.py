@@ -1,9 +1,10 @@
 """A decoder's matrices as the device multiplies with them best: as they are, or packed once at load.
 
-Where a CPU has matrix tiles, bfloat16 goes into the panels of the project's own kernel (`panels.py`). Elsewhere oneDNN
-puts the weights of every call into the order that its kernels want, unless it has been done beforehand: for few rows
-that takes longer than to multiply. Its matrices are kept in parts of some columns, so that an operator can still be cut
-into tiles. Packed matrices stand in place of the others, not beside them.
+On a CPU they go into the panels of the project's own kernels (`panels.py`), unless the processor multiplies bfloat16
+itself without having matrix tiles: there oneDNN does it. It puts the weights of every call into the order that its
+kernels want, unless it has been done beforehand: for few rows that takes longer than to multiply. Its matrices are kept
+in parts of some columns, so that an operator can still be cut into tiles. Packed matrices stand in place of the others,
+not beside them.
 """
 
 from collections.abc import Callable
@@ -150,7 +151,7 @@ def matrices_of(model: Decoder) -> Matrices:
 def packed(model: Decoder, *, integers: bool = False) -> tuple[Decoder, Matrices]:
     """The matrices in the order that is best for this device, and the model without what is not needed beside them: its
     linear operators keep their shape and no weights. Where nothing is to be gained, both are as before. `integers`:
-    rounded to eight bits, which needs matrix tiles (`panels_for`)."""
+    rounded to eight bits, which needs compiled operators (`panels_for`)."""
     pack = _packing(model, integers)
     if pack is None:
         return model, matrices_of(model)
@@ -162,7 +163,7 @@ def packed(model: Decoder, *, integers: bool = False) -> tuple[Decoder, Matrices
 
 def _packing(model: Decoder, integers: bool) -> Callable[[Linear], Matrix] | None:
     """How this model's matrices are packed here, if they are."""
-    found = panels_for(model.dtype, model.device)
+    found = panels_for(model.dtype, model.device, integers=integers)
     if found is not None:
         return partial(IntegerPanels if integers else Panels, found=found)
     assert not integers

@@ -36,7 +36,7 @@ KINDS = {  # library -> what the processor must be able to do, the best first
     "neon": {"asimd"},
     "plain": set[str](),
 }
-INTERFACE = 3  # of the functions in csrc/kernels.cpp that this module knows
+INTERFACE = 4  # of the functions in csrc/kernels.cpp that this module knows
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT64 = ctypes.c_int64
 _POINTER = ctypes.c_void_p
@@ -81,16 +81,16 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
         "place": (_POINTER, _INT64, *(_POINTER,) * 6, ctypes.c_float, ctypes.c_int),
         "norm": (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, ctypes.c_int),
         "activate": (_POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
+        "pack": (_POINTER, _INT64, _INT64, _POINTER, _POINTER),
+        "linear": (
+            *(_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT64, _INT64),
+            *(_POINTER, _POINTER, _INT64, ctypes.c_int, ctypes.c_int),
+        ),
     }.items():
         function = getattr(lib, f"headway_{name}")
         function.restype, function.argtypes = None, (ctypes.c_int, *arguments)
-    lib.headway_panels_bytes.restype, lib.headway_panels_bytes.argtypes = _INT64, (_INT64, _INT64, ctypes.c_int)
-    lib.headway_pack.restype, lib.headway_pack.argtypes = None, (_POINTER, _INT64, _INT64, _POINTER, _POINTER)
-    lib.headway_linear.restype = None
-    lib.headway_linear.argtypes = (
-        *(_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT64, _INT64),
-        *(_POINTER, _POINTER, _INT64, ctypes.c_int, ctypes.c_int),
-    )
+    lib.headway_panels_bytes.restype = _INT64
+    lib.headway_panels_bytes.argtypes = (ctypes.c_int, _INT64, _INT64, ctypes.c_int)
     return lib
 
 

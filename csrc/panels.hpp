@@ -1,0 +1,236 @@
+// Linear operators in vectors, for processors without matrix tiles, and for float32 on any: weights are widened to float32
+// in registers, integers to pairs of sixteen bits. The sums of a column are kept in a vector's lane while k passes.
+#pragma once
+
+#include "linear.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int TALL = 12;  // rows under a panel at a time: with 32 registers
+#else
+constexpr int TALL = 6;  // with 16
+#endif
+constexpr int64_t DEEP_AT_ONCE = 256;  // words of k: so long a piece of a panel stays in the first cache
+constexpr int64_t ROWS_AT_ONCE = 120;  // so many rows of it stay in the second
+constexpr int64_t PANELS_AT_ONCE = 8;  // under the same rows
+
+// What stands in a word of four bytes of a row as it is laid out: float32, or a pair of integers.
+typedef uint32_t Word;
+
+template <class E>
+struct InVectors {  // float32, each k's columns one after another
+    static constexpr int DEEP = 1;
+    typedef Vec Sum;
+    template <class F>
+    static void visit(F each) {
+        for (int column = 0; column < PANEL; ++column) each(0, column);
+    }
+    static void columns(const E* p, Vec* two) {
+        two[0] = load(p);
+        two[1] = load(p + W);
+    }
+    static Vec spread(Word a) {
+        float x;
+        std::memcpy(&x, &a, sizeof x);
+        return all(x);
+    }
+    static Vec add(Vec sum, Vec a, Vec b) { return sum + a * b; }
+};
+
+template <>
+struct InVectors<bf16> : InVectors<float> {  // a column and the one a vector further share a word
+    template <class F>
+    static void visit(F each) {
+        for (int column = 0; column < W; ++column) {
+            each(0, column);
+            each(0, column + W);
+        }
+    }
+    static void columns(const bf16* p, Vec* two) {
+        Bits both;
+        std::memcpy(&both, p, sizeof both);
+        two[0] = (Vec)(both << 16);
+        two[1] = (Vec)(both & 0xffff0000u);
+    }
+};
+
+template <>
+struct InVectors<int8_t> {  // two k of a column beside each other
+    static constexpr int DEEP = 2;
+    typedef Int Sum;
+    typedef int8_t Bytes __attribute__((vector_size(2 * W)));
+    typedef int16_t Pairs __attribute__((vector_size(4 * W)));
+    template <class F>
+    static void visit(F each) {
+        for (int column = 0; column < PANEL; ++column) {
+            each(0, column);
+            each(1, column);
+        }
+    }
+    static void columns(const int8_t* p, Int* two) {
+        Bytes bytes[2];
+        std::memcpy(bytes, p, sizeof bytes);
+        two[0] = (Int)__builtin_convertvector(bytes[0], Pairs);
+        two[1] = (Int)__builtin_convertvector(bytes[1], Pairs);
+    }
+    static Int spread(Word a) { return Int{} + static_cast<int32_t>(a); }
+    static Int add(Int sum, Int a, Int b) {
+#if defined(__AVX512BW__)
+        return sum + (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+        return sum + (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+        return sum + (Int)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+        return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+    }
+};
+
+// A row in float32, zeros past the last k.
+template <class T>
+inline void lay_widened(const T* x, int64_t d_in, int64_t words, Word* to) {
+    for (int64_t j = 0; j < words; j += W) {
+        const Vec v = j + W <= d_in ? load(x + j) : rest(x + j, d_in - j);
+        std::memcpy(to + j, &v, sizeof v);
+    }
+}
+
+// The nearest whole numbers to what is there / scale. A row that has what is no number gets no number for a scale, and so
+// gives none.
+template <class T>
+inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float* scale) {
+    const float most = peak(x, d_in);
+    *scale = most / 127.0f;
+    const Vec per_unit = all(most > 0.0f ? 127.0f / most : 0.0f);
+    const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    for (int64_t j = 0; j < 2 * words; j += W) {
+        const Vec v = (j + W <= d_in ? load(x + j) : rest(x + j, d_in - j)) * per_unit;
+        const Int whole = (Int)(v + magic) - (Int)magic;
+        typedef int16_t Short __attribute__((vector_size(2 * W)));
+        const Short s = __builtin_convertvector(whole, Short);
+        std::memcpy(reinterpret_cast<int16_t*>(to) + j, &s, sizeof s);
+    }
+}
+
+// Some k of `WIDE` panels under `HIGH` rows. What is summed here is added to `sums`, (WIDE, rows, PANEL), or begins them.
+template <class E, int HIGH, int WIDE>
+void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, float* sums, int64_t sums_next,
+              bool begins) {
+    typedef typename InVectors<E>::Sum Sum;
+    Sum s[WIDE][HIGH][2] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+#pragma GCC unroll 4
+        for (int p = 0; p < WIDE; ++p) {
+            Sum two[2];
+            InVectors<E>::columns(b + p * b_next + k * InVectors<E>::DEEP * PANEL, two);
+#pragma GCC unroll 12
+            for (int i = 0; i < HIGH; ++i) {
+                const Sum x = InVectors<E>::spread(a[i * a_next + k]);
+                s[p][i][0] = InVectors<E>::add(s[p][i][0], x, two[0]);
+                s[p][i][1] = InVectors<E>::add(s[p][i][1], x, two[1]);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < WIDE; ++p) {
+#pragma GCC unroll 12
+        for (int i = 0; i < HIGH; ++i) {
+            float* c = sums + p * sums_next + i * PANEL;
+            for (int half = 0; half < 2; ++half, c += W) {
+                Sum before = {};
+                if (!begins) std::memcpy(&before, c, sizeof before);
+                before += s[p][i][half];
+                std::memcpy(c, &before, sizeof before);
+            }
+        }
+    }
+}
+
+template <class E>
+using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, float*, int64_t, bool);
+
+// So few rows leave registers, and must wait for each other's sums: they take several panels at a time.
+constexpr int panels_under(int high) { return high <= 2 ? 2 : 1; }
+
+template <class E, int... I>
+Multiply<E> chosen(int high, bool together, std::integer_sequence<int, I...>) {
+    static constexpr Multiply<E> one[] = {multiply<E, I + 1, 1>...};
+    static constexpr Multiply<E> some[] = {multiply<E, I + 1, panels_under(I + 1)>...};
+    return (together ? some : one)[high - 1];
+}
+
+// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; panels, scales and bias are all.
+template <class T, class E>
+void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, const float* scales, int64_t d_in,
+            int64_t first, int64_t d_out, const T* bias, T* y, int64_t y_stride, bool adds, int num_threads) {
+    constexpr auto HEIGHTS = std::make_integer_sequence<int, TALL>();
+    const int64_t deep = tiles(d_in, InVectors<E>::DEEP), stages = tiles(deep, DEEP_AT_ONCE);
+    const int64_t num_panels = tiles(d_out, PANEL), panel_size = deep * InVectors<E>::DEEP * PANEL;
+    const int64_t words = tiles(deep, W) * W, next = words + W;  // rows a power of two apart would share few cache lines
+    const int64_t blocks = tiles(num_rows, TALL);  // all about equally high
+    const int64_t wide = std::clamp<int64_t>(num_panels / (num_threads * 4), 1, PANELS_AT_ONCE);
+    const int64_t groups = std::min(num_panels, num_threads * tiles(num_panels, num_threads * wide));
+    const int64_t high = std::min(blocks, ROWS_AT_ONCE / TALL);
+    const int64_t strip = blocks > 1 ? wide : panels_under(static_cast<int>(std::min<int64_t>(num_rows, TALL)));
+    const int64_t sums_next = high * TALL * PANEL;
+    static thread_local Kept laid_by, summed_by, scaled_by;
+    Word* const laid = laid_by.at_least<Word>(num_rows * next);
+    float* const summed = summed_by.at_least<float>(num_threads * std::max(wide, strip) * sums_next);
+    float* const row_scales = scaled_by.at_least<float>(num_rows);
+    const E* const from_panel = panels + first / PANEL * panel_size;
+    const auto row_of = [&](int64_t block) { return num_rows * block / blocks; };
+#pragma omp parallel num_threads(num_threads) if (groups > 1)
+    {
+        float* const sums = summed + omp_get_thread_num() * std::max(wide, strip) * sums_next;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < num_rows; ++row) {
+            if constexpr (std::is_same_v<E, int8_t>) {
+                lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row);
+            } else {
+                lay_widened(x + row * x_stride, d_in, words, laid + row * next);
+            }
+        }
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t from = num_panels * group / groups, to = num_panels * (group + 1) / groups;
+            for (int64_t top = 0; top < blocks; top += high) {
+                const int64_t bottom = std::min(blocks, top + high);
+                for (int64_t left = from; left < to; left += strip) {
+                    const int64_t right = std::min(to, left + strip);
+                    const bool together = blocks == 1 && right - left == strip;
+                    for (int64_t stage = 0; stage < stages; ++stage) {
+                        const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
+                        for (int64_t block = top; block < bottom; ++block) {  // rows stay in the first cache
+                            const int64_t row = row_of(block), num = row_of(block + 1) - row;
+                            const auto run = chosen<E>(static_cast<int>(num), together, HEIGHTS);
+                            const Word* a = laid + row * next + k;
+                            float* c = sums + (row - row_of(top)) * PANEL;
+                            for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
+                                const E* b = from_panel + panel * panel_size + k * InVectors<E>::DEEP * PANEL;
+                                run(a, next, b, panel_size, depth, c + (panel - left) * sums_next, sums_next, stage == 0);
+                            }
+                        }
+                    }
+                    for (int64_t row = row_of(top); row < row_of(bottom); ++row) {
+                        const float* c = sums + (row - row_of(top)) * PANEL;
+                        for (int64_t panel = left; panel < right; ++panel, c += sums_next) {
+                            const int64_t column = panel * PANEL;
+                            const Worth<T> worth = {scales ? scales + first + column : nullptr,
+                                                    bias ? bias + first + column : nullptr};
+                            settle(c, worth, row_scales[row], y + row * y_stride + column,
+                                   std::min<int64_t>(PANEL, d_out - column), adds);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+}  // namespace

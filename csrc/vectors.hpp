@@ -1,0 +1,154 @@
+// Vectors of as many floats as this kind of processor has, what is done with them, and memory.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef int32_t Int __attribute__((vector_size(4 * W)));
+typedef uint32_t Bits __attribute__((vector_size(4 * W)));
+typedef uint16_t Half __attribute__((vector_size(2 * W)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+constexpr int64_t ALONE = 1 << 15;  // elements: fewer take one thread no longer than to wait for another
+
+#if defined(__AVX512F__)
+constexpr Int LANES = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX2__)
+constexpr Int LANES = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr Int LANES = {0, 1, 2, 3};
+#endif
+
+inline Vec all(float x) { return x - Vec{}; }
+
+inline Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline Vec load(const bf16* p) {
+    Half h;
+    std::memcpy(&h, p, sizeof h);
+    return (Vec)(__builtin_convertvector(h, Bits) << 16);
+}
+
+// The last few, and zeros after them.
+template <class T>
+inline Vec rest(const T* p, int64_t num) {
+    T some[W] = {};
+    if (num > 0) std::memcpy(some, p, std::min<int64_t>(num, W) * sizeof(T));
+    return load(some);
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// To the nearest, ties to even; what is no number stays none.
+#if defined(__AVX512BF16__)
+inline void store(bf16* p, Vec v) {  // what is too small for a normal number becomes zero
+    const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &h, sizeof h);
+}
+#else
+inline void store(bf16* p, Vec v) {
+    const Bits u = (Bits)v;
+    const Bits rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    const Bits chosen = v == v ? rounded : Bits{} + 0x7fc0;
+    const Half h = __builtin_convertvector(chosen, Half);
+    std::memcpy(p, &h, sizeof h);
+}
+#endif
+
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+
+// Half of a vector's lanes with the other half, again and again: sums and peaks in an order of their own.
+#if defined(__AVX512F__)
+inline float sum(Vec v) { return _mm512_reduce_add_ps((__m512)v); }
+
+inline float highest(Vec v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
+inline float sum(Vec v) {
+    for (int width = W / 2; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) v[i] += v[i + width];
+    }
+    return v[0];
+}
+
+inline float highest(Vec v) {
+    float best = v[0];
+    for (int i = 1; i < W; ++i) best = std::max(best, v[i]);
+    return best;
+}
+#endif
+
+// e to the x, to within two units in the last place; 0 below -87, where float32 ends. What is no number stays none: a
+// comparison with it is false, and its place is second.
+inline Vec exponential(Vec x) {
+    const Vec capped = smaller(all(88.0f), larger(all(-87.0f), x));
+    const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    const Vec shifted = capped * all(1.44269504089f) + magic;
+    const Vec n = shifted - magic;
+    Vec r = capped - n * all(0.693359375f);
+    r = r - n * all(-2.12194440e-4f);
+    Vec p = all(1.9875691500e-4f);
+    p = p * r + all(1.3981999507e-3f);
+    p = p * r + all(8.3334519073e-3f);
+    p = p * r + all(4.1665795894e-2f);
+    p = p * r + all(1.6666665459e-1f);
+    p = p * r + all(5.0000001201e-1f);
+    p = p * r * r + r + all(1.0f);
+    const Int power = ((Int)shifted - (Int)magic + 127) << 23;
+    return x < all(-87.0f) ? Vec{} : p * (Vec)power;
+}
+
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+
+template <class E>
+using Array = std::unique_ptr<E[], Free>;
+
+template <class E>
+Array<E> array(int64_t n) {
+    return Array<E>(static_cast<E*>(std::aligned_alloc(64, (n * sizeof(E) + 63) / 64 * 64)));
+}
+
+// Memory that its thread keeps for the next call.
+struct Kept {
+    template <class E>
+    E* at_least(int64_t n) {
+        if (size < n * static_cast<int64_t>(sizeof(E))) {
+            size = n * sizeof(E);
+            held = array<char>(size);
+        }
+        return reinterpret_cast<E*>(held.get());
+    }
+    Array<char> held;
+    int64_t size = 0;
+};
+
+}  // namespace
