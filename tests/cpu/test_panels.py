@@ -80,8 +80,10 @@ def test_a_product_is_rounded_once(
     size = rows.abs() @ weight.abs().T[:, part]
     if linear.bias is not None:
         exact += linear.bias.double()[part]
+        size += linear.bias.double().abs()[part]
     if adds:
         exact += before.double()[:, part]
+        size += before.double().abs()[:, part]
         panels.onto(y, x, span)
     else:
         panels.into(y, x, span)
