@@ -6,10 +6,14 @@
 namespace {
 
 constexpr int KEYS = 64;    // a block: every row's sum over keys is cut at multiples of it
-constexpr int QUERIES = 4;  // at a time in registers
 constexpr int MOST = 128;   // queries of an item
 constexpr int COLUMNS = KEYS / W;
 constexpr int HIGH = 16;    // queries at a time in matrix tiles
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int QUERIES = 4, STRIP = 4;  // at a time, and columns: their sums stay in 32 registers
+#else
+constexpr int QUERIES = 6, STRIP = 2;  // in 16
+#endif
 
 template <class T>
 constexpr bool PAIRS = false;  // whether there are matrix tiles for it
@@ -63,6 +67,25 @@ inline void transpose(Vec* r) {
         r[i + 8] = (Vec)_mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd);
         r[i + 4] = (Vec)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88);
         r[i + 12] = (Vec)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd);
+    }
+}
+#elif defined(__AVX2__)
+// 8 vectors of 8 floats.
+inline void transpose(Vec* r) {
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[i] = (Vec)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        r[i + 4] = (Vec)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
     }
 }
 #else
@@ -131,50 +154,75 @@ inline float weigh(const Scratch& s, const Geometry& g, int query, int64_t first
     return shrink;
 }
 
-// A few queries against one block of keys: the running peak, total and mixture of each go on.
+// N queries against one block of keys: the running peak, total and mixture of each go on. As many columns at a time as
+// leave all their sums in registers.
+template <int N>
 void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num) {
     const int64_t d = g.head_size;
     const float* q = s.q.get() + query * d;
-    Vec score[QUERIES][COLUMNS] = {};
-    for (int64_t j = 0; j < d; ++j) {
-        Vec key[COLUMNS];
-        for (int c = 0; c < COLUMNS; ++c) key[c] = load(s.k.get() + j * KEYS + c * W);
-        for (int i = 0; i < QUERIES; ++i) {
-            const Vec x = all(q[i * d + j]);
-            for (int c = 0; c < COLUMNS; ++c) score[i][c] += x * key[c];
+    Vec score[N][COLUMNS];
+    for (int from = 0; from < COLUMNS; from += STRIP) {
+        Vec sums[N][STRIP] = {};
+        for (int64_t j = 0; j < d; ++j) {
+            Vec key[STRIP];
+#pragma GCC unroll 4
+            for (int c = 0; c < STRIP; ++c) key[c] = load(s.k.get() + j * KEYS + (from + c) * W);
+#pragma GCC unroll 6
+            for (int i = 0; i < N; ++i) {
+                const Vec x = all(q[i * d + j]);
+#pragma GCC unroll 4
+                for (int c = 0; c < STRIP; ++c) sums[i][c] += x * key[c];
+            }
+        }
+        for (int i = 0; i < N; ++i) {
+            for (int c = 0; c < STRIP; ++c) score[i][from + c] = sums[i][c];
         }
     }
-    alignas(64) float weight[QUERIES][KEYS];
-    float shrink[QUERIES];
-    for (int i = 0; i < QUERIES; ++i) shrink[i] = weigh(s, g, query + i, first, score[i], weight[i]);
-    constexpr int WIDE = 4;  // vectors of a row of values at a time
-    for (int64_t j = 0; j < d; j += WIDE * W) {
-        const int wide = static_cast<int>(std::min<int64_t>(WIDE, (d - j) / W));
-        Vec mixed[QUERIES][WIDE] = {};
-        for (int i = 0; i < QUERIES; ++i) {
-            for (int c = 0; c < wide; ++c) mixed[i][c] = load(s.o.get() + (query + i) * d + j + c * W) * all(shrink[i]);
-        }
-        if (wide == WIDE) {
+    alignas(64) float weight[N][KEYS];
+    float shrink[N];
+    for (int i = 0; i < N; ++i) shrink[i] = weigh(s, g, query + i, first, score[i], weight[i]);
+    for (int64_t j = 0; j < d; j += STRIP * W) {
+        const int wide = static_cast<int>(std::min<int64_t>(STRIP, (d - j) / W));
+        float* const o = s.o.get() + query * d + j;
+        const float* const v = s.v.get() + j;
+        if (wide == STRIP) {
+            Vec mixed[N][STRIP];
+            for (int i = 0; i < N; ++i) {
+                for (int c = 0; c < STRIP; ++c) mixed[i][c] = load(o + i * d + c * W) * all(shrink[i]);
+            }
             for (int t = 0; t < num; ++t) {
-                Vec value[WIDE];
-                for (int c = 0; c < WIDE; ++c) value[c] = load(s.v.get() + t * d + j + c * W);
-                for (int i = 0; i < QUERIES; ++i) {
+                Vec value[STRIP];
+#pragma GCC unroll 4
+                for (int c = 0; c < STRIP; ++c) value[c] = load(v + t * d + c * W);
+#pragma GCC unroll 6
+                for (int i = 0; i < N; ++i) {
                     const Vec x = all(weight[i][t]);
-                    for (int c = 0; c < WIDE; ++c) mixed[i][c] += x * value[c];
+#pragma GCC unroll 4
+                    for (int c = 0; c < STRIP; ++c) mixed[i][c] += x * value[c];
                 }
             }
-        } else {
-            for (int t = 0; t < num; ++t) {
-                for (int c = 0; c < wide; ++c) {
-                    const Vec value = load(s.v.get() + t * d + j + c * W);
-                    for (int i = 0; i < QUERIES; ++i) mixed[i][c] += all(weight[i][t]) * value;
-                }
+            for (int i = 0; i < N; ++i) {
+                for (int c = 0; c < STRIP; ++c) store(o + i * d + c * W, mixed[i][c]);
             }
+            continue;
         }
-        for (int i = 0; i < QUERIES; ++i) {
-            for (int c = 0; c < wide; ++c) store(s.o.get() + (query + i) * d + j + c * W, mixed[i][c]);
+        for (int c = 0; c < wide; ++c) {
+            Vec mixed[N];
+            for (int i = 0; i < N; ++i) mixed[i] = load(o + i * d + c * W) * all(shrink[i]);
+            for (int t = 0; t < num; ++t) {
+                for (int i = 0; i < N; ++i) mixed[i] += all(weight[i][t]) * load(v + t * d + c * W);
+            }
+            for (int i = 0; i < N; ++i) store(o + i * d + c * W, mixed[i]);
         }
     }
+}
+
+typedef void (*Look)(const Scratch&, const Geometry&, int, int64_t, int);
+
+template <int... I>
+Look looking(int num, std::integer_sequence<int, I...>) {
+    static constexpr Look each[] = {look<I + 1>...};
+    return each[num - 1];
 }
 
 #if defined(__AMX_BF16__)
@@ -266,8 +314,7 @@ void item(const T* q, T* y, const T* pool, const int64_t* table, const Geometry&
           int64_t num_rows, int64_t position, int64_t head) {
     const int64_t d = g.head_size;
     const int num = static_cast<int>(num_rows * g.groups);
-    const int at_once = PAIRS<T> ? HIGH : QUERIES;
-    const int padded = (num + at_once - 1) / at_once * at_once;
+    const int padded = PAIRS<T> ? (num + HIGH - 1) / HIGH * HIGH : num;
     for (int i = 0; i < padded; ++i) {
         const int64_t r = std::min<int64_t>(i / g.groups, num_rows - 1);  // padding repeats the last row, unread
         const T* from = q + (row + r) * g.q_stride + (head * g.groups + i % g.groups) * d;
@@ -297,8 +344,11 @@ void item(const T* q, T* y, const T* pool, const int64_t* table, const Geometry&
         }
 #endif
         gather(pages, table, g, first, here, s.k.get(), s.v.get());
-        for (int i = 0; i < padded; i += QUERIES) {
-            if (s.at[i + QUERIES - 1] >= first) look(s, g, i, first, here);
+        const int blocks = (num + QUERIES - 1) / QUERIES;  // all about equally high
+        for (int block = 0; block < blocks; ++block) {
+            const int query = num * block / blocks, after = num * (block + 1) / blocks;
+            if (s.at[after - 1] < first) continue;
+            looking(after - query, std::make_integer_sequence<int, QUERIES>())(s, g, query, first, here);
         }
     }
     for (int i = 0; i < num; ++i) {

@@ -4,10 +4,6 @@
 
 #include "linear.hpp"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
 #if defined(__AVX512F__) || defined(__aarch64__)

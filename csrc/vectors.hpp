@@ -7,8 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
