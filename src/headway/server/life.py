@@ -38,6 +38,7 @@ class Call:
         self.priority = first.priority
         self._records = {request.id: Record.open(request) for request in ask.requests}
         self._metrics = metrics
+        self._gap = metrics.gap
         self._told = told
 
     @property
@@ -56,7 +57,7 @@ class Call:
             record.first_token = now
             record.note(now, "first_token")
         else:
-            self._metrics.gap((now - record.last_token) / max(1, num_tokens))
+            self._gap((now - record.last_token) / num_tokens)
         record.last_token = now
         record.num_output_tokens += num_tokens
 

@@ -5,7 +5,9 @@ Per-request numbers come from each ended record, the engine's state from its las
 
 import math
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import msgspec
 from prometheus_client import (
@@ -16,8 +18,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from headway.core.ledger import Record
 from headway.core.request import Request
@@ -82,7 +85,9 @@ class Metrics:
         self._predicted = self._histogram(name, "Predicted at arrival: arrival to first token.", FIRST_TOKEN_S)
         name = "headway:ttft_prediction_error_ratio"
         self._error = self._histogram(name, "Predicted time to first token by the measured one.", RATIOS)
-        self._gap = self._histogram("vllm:inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS_S)
+        gap = _Tally("vllm:inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS_S, self._labels)
+        self.gap = gap.observe  # seconds between two tokens
+        self.registry.register(gap)
         name = "vllm:request_time_per_output_token_seconds"
         self._tpot = self._histogram(name, "Mean between tokens of a request.", BETWEEN_TOKENS_S)
         self._whole = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", WHOLE_S)
@@ -95,9 +100,6 @@ class Metrics:
         self._answer_size = self._histogram("vllm:request_generation_tokens", "Tokens of an answer.", TOKENS)
         self._max_tokens = self._histogram("vllm:request_params_max_tokens", "max_tokens as asked.", TOKENS)
         self._num_preempted = self._histogram("headway:request_preemptions", "Suspensions of a request.", COUNTS)
-
-    def gap(self, seconds: float) -> None:
-        self._gap.observe(seconds)
 
     def abandoned(self, request: Request, record: Record) -> None:
         """Its caller left, or another answer of the same call failed: this is the door's own account."""
@@ -178,6 +180,26 @@ class Metrics:
 
     def _histogram(self, name: str, what: str, bounds: tuple[float, ...]) -> Histogram:
         return Histogram(name, what, _LABELS, buckets=bounds, registry=self.registry).labels(**self._labels)
+
+
+class _Tally(Collector):
+    """A histogram of what happens with every token: the library's takes a lock and walks through its bounds."""
+
+    def __init__(self, name: str, what: str, bounds: Sequence[float], labels: dict[str, str]) -> None:
+        self._name, self._what, self._bounds, self._labels = name, what, bounds, labels
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        found = HistogramMetricFamily(self._name, self._what, labels=_LABELS)
+        ends = (*map(floatToGoString, self._bounds), "+Inf")
+        buckets = [(end, float(count)) for end, count in zip(ends, accumulate(self._counts), strict=True)]
+        found.add_metric([self._labels[name] for name in _LABELS], buckets, self._sum)
+        yield found
 
 
 class _EngineState(Collector):
