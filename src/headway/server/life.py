@@ -37,6 +37,7 @@ class Call:
         self.tenant = first.tenant
         self.priority = first.priority
         self._records = {request.id: Record.open(request) for request in ask.requests}
+        self._num_answers = ask.num_answers
         self._metrics = metrics
         self._gap = metrics.gap
         self._told = told
@@ -79,7 +80,10 @@ class Call:
         self._tell()
 
     def _tell(self) -> None:
-        if self._told is not None and all(record.kind is not None for record in self._records.values()):
+        if any(record.kind is None for record in self._records.values()):
+            return
+        self._metrics.call_ended(self._num_answers, self.records)
+        if self._told is not None:
             self._told(self)
 
     def headers(self) -> dict[str, str]:
