@@ -21,8 +21,8 @@ class Traces:
     """Sends spans to one collector."""
 
     def __init__(self, endpoint: str) -> None:
-        """`endpoint` takes OTLP over HTTP, such as http://localhost:4318/v1/traces. That the extra is there was seen when
-        flags were read."""
+        """`endpoint` takes OTLP over HTTP, such as http://localhost:4318/v1/traces. That the extra is there was seen
+        when flags were read."""
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
