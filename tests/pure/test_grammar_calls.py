@@ -12,6 +12,7 @@ from headway.grammar.calls import (
     LLAMA,
     MARKED,
     MISTRAL,
+    NEMO,
     Argued,
     Called,
     Dialect,
