@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headway.llm import LLM, Completion, SamplingParams
+    from headway.llm import LLM, Completion, SamplingParams, StructuredOutputsParams
 
 if "torch" not in sys.modules:
     # OpenMP reads these once, when torch is first imported. Its threads spin for milliseconds by default: with a busy
@@ -14,12 +14,12 @@ if "torch" not in sys.modules:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "Completion", "SamplingParams", "__version__"]
+__all__ = ["LLM", "Completion", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # torch takes a second to import: the command and the door never need it
-    if name in ("LLM", "Completion", "SamplingParams"):
+    if name in ("LLM", "Completion", "SamplingParams", "StructuredOutputsParams"):
         from headway import llm
 
         return getattr(llm, name)

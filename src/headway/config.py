@@ -4,14 +4,17 @@ The same names are the flags of `headway serve` (dashes for underscores), the ke
 keyword arguments of `headway.LLM`. Imports no torch, so that the door and the command stay light.
 """
 
+import difflib
+import importlib.util
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 MAX_CLASSES = 32  # each is a label of many series
 UNNAMED_CLASSES = ("none", "custom")  # under which /metrics counts requests that name no class
+OPENTELEMETRY = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")  # what headway[otel] brings
 _CLASS_NAME = re.compile(r"[\w.-]{1,32}", re.ASCII)
 
 
@@ -171,6 +174,8 @@ class DoorSettings:
             raise ConfigError(
                 f"--otlp-traces-endpoint {self.otlp_traces_endpoint} is no address: give http://HOST:4318/v1/traces."
             )
+        if self.otlp_traces_endpoint and not all(map(_is_installed, OPENTELEMETRY)):
+            raise ConfigError("--otlp-traces-endpoint needs OpenTelemetry: install headway[otel].")
         if self.pooling not in ("last", "mean"):
             raise ConfigError(f"--pooling {self.pooling} is unknown: choose last or mean.")
         names = [one.name for one in self.slo_classes]
@@ -238,9 +243,22 @@ def read_config_file(path: str, *kinds: type) -> dict[str, Any]:
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise ConfigError(f"--config {path} has the key {str(key)!r}, which is no setting: see --help.")
+            raise ConfigError(f"--config {path} has the key {str(key)!r}, which is no setting: {_meant(name, known)}")
         options[name] = _fit(value, value_type(known[name][0], name), f"{key} in {path}")
     return options
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """What somebody who wrote this may have had in mind."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0].replace('_', '-')!r}?" if near else "see --help."
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
 
 
 def _fit(value: Any, wanted: Any, where: str) -> Any:

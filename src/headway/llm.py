@@ -8,9 +8,10 @@ for answer in llm.generate(["def fibonacci(n):"], SamplingParams(max_tokens=64))
 """
 
 import itertools
+import json
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -20,8 +21,12 @@ from headway.config import engine_settings
 from headway.core import event as ev
 from headway.core.admission import Crowd, Limits, refusal
 from headway.core.ledger import Record
-from headway.core.request import SLO, Request, Sampling
+from headway.core.request import SLO, Constraint, Request, Sampling
 from headway.core.work import TokenLogprobs
+from headway.grammar.check import Checker
+from headway.grammar.frames import Vocabulary
+from headway.grammar.limits import check_source
+from headway.grammar.notation import MISSING, is_available
 from headway.models.stops import StopMatcher
 from headway.models.tokenizer import Detokenizer, open_model_text
 from headway.placement.engine import MonotonicClock, build_engine
@@ -43,6 +48,37 @@ _RANGES: dict[str, tuple[float, float]] = {  # the server's
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 256
 _MAX_IDS = 1024  # entries of logit_bias, stop_token_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """What an answer must look like: one of these, as the server's `structured_outputs`. A schema is a mapping or its
+    text, a grammar is in Lark's notation. Needs `headway[grammar]`."""
+
+    json: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+
+    def __post_init__(self) -> None:
+        given = (self.json, self.regex, self.choice, self.grammar, self.json_object or None)
+        if sum(one is not None for one in given) != 1:
+            raise ValueError("StructuredOutputsParams takes one of json, regex, choice, grammar and json_object.")
+        if self.choice is not None and not (self.choice and all(isinstance(one, str) for one in self.choice)):
+            raise ValueError("choice must be a list of one text or more.")
+        check_source(self.constraint)
+
+    @property
+    def constraint(self) -> Constraint:
+        if self.regex is not None:
+            return Constraint("regex", self.regex)
+        if self.choice is not None:
+            return Constraint("choice", json.dumps(list(self.choice)))
+        if self.grammar is not None:
+            return Constraint("lark", self.grammar)
+        schema = {"type": "object"} if self.json is None else self.json
+        return Constraint("json", schema if isinstance(schema, str) else json.dumps(schema))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +105,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     seed: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     slo: SLO = field(default_factory=SLO)
 
     def __post_init__(self) -> None:
@@ -140,6 +177,8 @@ class LLM:
         self._engine = build_engine(engine_settings(model=model, **options))
         self._text = open_model_text(model)
         self.tokenizer = self._text.tokenizer
+        text = self.tokenizer
+        self._checker = Checker(lambda: Vocabulary(text.source, text.vocab_size, text.eos_ids))
         self._letters = Letters()
         self._driver = self._engine.driver(MonotonicClock(), self._letters, self._tell)
         facts = self._engine.facts
@@ -166,6 +205,7 @@ class LLM:
             self._turned.wait_for(lambda: self._turner is None)
             self._driver.close()
             self._engine.pool.close()
+        self._checker.close()
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +270,15 @@ class LLM:
         refused = refusal(request, self._limits, Crowd(0, 0, 0.0))
         if refused is not None:
             raise ValueError(refused.message)
+        if request.sampling.constraint is not None:
+            self._check(request.sampling.constraint)
         return request
+
+    def _check(self, constraint: Constraint) -> None:
+        """Raises ValueError for what cannot be followed; found out in a process that is killed if it takes too long."""
+        if not is_available():
+            raise ValueError(MISSING)
+        self._checker.check(constraint).result()
 
     def _submit(self, request: Request, params: SamplingParams) -> Completion:
         """Hand it to the engine, as soon as there is room."""
@@ -264,6 +312,7 @@ class LLM:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             num_logprobs=params.logprobs,
             num_prompt_logprobs=params.prompt_logprobs,
+            constraint=None if params.structured_outputs is None else params.structured_outputs.constraint,
         )
 
     def _turn(self, *, wait: bool = True) -> bool:

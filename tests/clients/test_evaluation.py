@@ -12,11 +12,13 @@ from served import ROOT, Server
 pytest.importorskip("lm_eval", reason="needs clients of others: make test-clients")
 
 FOLDER = ROOT / "src" / "headway" / "assets" / "embedded"
-QUESTIONS = [  # context, choices, which of them is right
-    ("def read(self, size=-1):\n    return ", ["self._file.read(size)", "7 apples", "None or else"], 0),
-    ("import os\nimport ", ["sys", "(((("], 0),
+# Context, choices, which of them is right. No context ends with a space, and no token spans its end: lm-eval would
+# move the space to the choice, and count a token that spans the end to either.
+QUESTIONS = [
+    ("def read(self, size=-1):\n    return", [" self._file.read(size)", " 7 apples", " None or else"], 0),
+    ("import os\nimport", [" sys", " (((("], 0),
     ("class Stack:\n    def __init__(self):\n        self.items", [" = []", " zebra zebra"], 0),
-    ("for i in range(10):\n    print(", ["i)", "elephant", "("], 0),
+    ("for i in range(10):\n    print(", ["i)", "elephant", "0))"], 0),
 ]
 TASK = """
 task: local_code

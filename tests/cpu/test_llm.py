@@ -3,11 +3,13 @@
 import gc
 import json
 import os
+import re
 import threading
 
+import jsonschema
 import pytest
 
-from headway import LLM, SamplingParams
+from headway import LLM, SamplingParams, StructuredOutputsParams
 from headway.config import ConfigError
 from headway.core.request import SLO
 from headway.models.config import ModelError
@@ -264,3 +266,41 @@ def _assert_nothing_held(llm: LLM) -> None:
 def _num_pool_files() -> int:
     names = (f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd"))
     return sum("headway-kv" in os.readlink(name) for name in names if os.path.islink(name))
+
+
+ITEM = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        ({"json": ITEM}, lambda text: jsonschema.validate(json.loads(text), ITEM) is None),
+        ({"json": json.dumps(ITEM)}, lambda text: isinstance(json.loads(text)["a"], int)),
+        ({"json_object": True}, lambda text: isinstance(json.loads(text), dict)),
+        ({"regex": r"[0-9]{3}-[a-f]{2}"}, re.compile(r"[0-9]{3}-[a-f]{2}").fullmatch),
+        ({"choice": ["yes", "no", "perhaps"]}, {"yes", "no", "perhaps"}.__contains__),
+        ({"grammar": 'start: "x" ("," "x")*'}, re.compile("x(,x)*").fullmatch),
+    ],
+)
+def test_an_answer_looks_as_asked(llm, asked, fits):
+    """As with the server's `structured_outputs`; a temperature keeps the model from doing so by itself."""
+    pytest.importorskip("llguidance")
+    params = SamplingParams(
+        temperature=1.0, seed=3, max_tokens=200, structured_outputs=StructuredOutputsParams(**asked)
+    )
+    (answer,) = llm.generate("import os\n", params)
+    assert answer.finish_reason == "stop" or (asked.get("json_object") or "grammar" in asked)
+    if answer.finish_reason == "stop":
+        assert fits(answer.text)
+
+
+def test_what_cannot_be_followed_is_said_before_any_work(llm):
+    pytest.importorskip("llguidance")
+    with pytest.raises(ValueError, match="takes one of json, regex"):
+        StructuredOutputsParams()
+    with pytest.raises(ValueError, match="takes one of json, regex"):
+        StructuredOutputsParams(regex="a", choice=["a"])
+    with pytest.raises(ValueError, match="one text or more"):
+        StructuredOutputsParams(choice=[])
+    with pytest.raises(ValueError, match="regular expression"):
+        llm.generate("x", SamplingParams(structured_outputs=StructuredOutputsParams(regex="(")))

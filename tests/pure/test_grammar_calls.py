@@ -7,7 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.grammar.calls import LISTED, MARKED, Argued, Called, Dialect, Heard, Reader, Reading, Said, dialect_of
+from headway.grammar.calls import (
+    LISTED,
+    LLAMA,
+    MARKED,
+    MISTRAL,
+    NEMO,
+    Argued,
+    Called,
+    Dialect,
+    Heard,
+    Reader,
+    Reading,
+    Said,
+    dialect_of,
+)
 
 NAMES = st.from_regex(r"[a-zA-Z0-9_.-]{1,12}", fullmatch=True)
 VALUES = st.recursive(
@@ -21,7 +35,9 @@ INDENTS = st.sampled_from([None, 2])
 
 
 def written(calls: list[tuple[str, str]], dialect: Dialect) -> str:
-    bodies = [f'{dialect.opening}{{"name": "{name}", "arguments": {said}}}{dialect.closing}' for name, said in calls]
+    bodies = [
+        f'{dialect.opening}{{"name": "{name}", "{dialect.arguments}": {said}}}{dialect.closing}' for name, said in calls
+    ]
     return dialect.before + dialect.between.join(bodies) + dialect.after
 
 
@@ -58,6 +74,13 @@ def test_calls_are_read_as_they_were_written(
         text = text.replace("<", "")
         expected = text if text.strip() else ""
         assert fed(text + written(said, MARKED), cuts, Reading(MARKED.mark)) == (expected, said)
+        text = text.replace("[", "")
+        expected = text if text.strip() else ""
+        assert fed(text + written(said, MISTRAL), cuts, Reading(MISTRAL.mark)) == (expected, said)
+        one, reading = said[:1], Reading.of(LLAMA, must_call=False, beside_answer=False)
+        assert fed(written(one, LLAMA), cuts, reading) == ("", one)
+        assert fed(LLAMA.tag + written(one, LLAMA), cuts, reading) == ("", one)
+        assert fed("." + text, cuts, reading) == ("." + text, [])
 
 
 @given(st.text(alphabet="<tol_cal>x\n"), st.lists(st.integers(0, 10_000)))
@@ -97,6 +120,10 @@ def test_what_is_cut_off_is_told_as_far_as_it_goes() -> None:
     [
         ("{{ '<tool_call>' }} … {{ '</tool_call>' }}", MARKED),
         ("{{ messages }}", LISTED),
+        ('{{- "[TOOL_CALLS] [" }}', MISTRAL),
+        ("{{- '[TOOL_CALLS][' }}", NEMO),
+        ('{{- "[TOOL_CALLS]" + name + "[ARGS]" }}', LISTED),
+        ('{{- \'{"name": function name, "parameters": dictionary of argument name and its value}.\' }}', LLAMA),
         ("<tool_call>\n<function=f>\n</function>\n</tool_call>", LISTED),
     ],
 )

@@ -69,7 +69,9 @@ def test_a_file_has_the_same_names_and_flags_go_first(served: list[Any], tmp_pat
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("prot: 9", "'prot', which is no setting"),
+        ("prot: 9", "'prot', which is no setting: did you mean 'port'?"),
+        ("max_model_length: 9", "'max_model_length', which is no setting: did you mean 'max-model-len'?"),
+        ("colour: red", "'colour', which is no setting: see --help"),
         ("port: high", "port in .* is 'high': give a whole number"),
         ("port: true", "give a whole number"),
         ("dtype: int4", "choose from auto, float32, bfloat16"),

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -77,10 +77,11 @@ def test_a_caller_who_leaves_without_having_read_a_word() -> None:
     """The stream is stuck in the middle of a send then: what makes its events is told at once, not when collected."""
     over = False
 
-    async def events() -> AsyncGenerator[list[bytes], None]:
+    async def tell(stream: EventStream) -> None:
         nonlocal over
         try:
-            yield [b"1"]
+            stream.put([b"1"])
+            await stream.taken()
         finally:
             over = True
 
@@ -96,7 +97,7 @@ def test_a_caller_who_leaves_without_having_read_a_word() -> None:
             await sending.wait()
             return {"type": "http.disconnect"}
 
-        stream = EventStream(events(), 0)
+        stream = EventStream(tell, 0)
         with pytest.raises(CallerLeft):
             await stream({}, receive, send)
         assert over

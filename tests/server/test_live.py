@@ -164,6 +164,20 @@ def test_a_thousand_idle_readers_hurt_nobody(network: Any) -> None:
             connection.close()
 
 
+class SlowReader:
+    """A stream whose events are taken once `reads` is set."""
+
+    def __init__(self) -> None:
+        self.put_so_far: list[list[bytes]] = []
+        self.reads = asyncio.Event()
+
+    def put(self, events: list[bytes]) -> None:
+        self.put_so_far.append(events)
+
+    async def taken(self) -> None:
+        await self.reads.wait()
+
+
 def test_a_reader_that_does_not_read_is_told_less_and_at_last_nothing() -> None:
     """Its socket is full: while it does not take the first event, any number of spans make no second one; when it does,
     it gets the last of them at once; and after its time the place is free."""
@@ -172,17 +186,21 @@ def test_a_reader_that_does_not_read_is_told_less_and_at_last_nothing() -> None:
         desk = await Desk("ok").start()
         clock = [0.0]
         looking = live.Live(desk.link, {}, now=lambda: clock[0])
-        news = looking._news()
-        await anext(news)
+        slow = SlowReader()
+        telling = asyncio.create_task(looking._news(slow))  # type: ignore[arg-type]
+        await until(lambda: len(slow.put_so_far) == 1)
         for number in range(5000):
             desk.link.history.add((Span(number + 1, 0.0, 1.0, "decode", 1, 1, ("r",), "done"),), None)
-        (event,) = await anext(news)
+        await asyncio.sleep(3 * live.PACE_S)
+        assert len(slow.put_so_far) == 1
+        slow.reads.set()
+        await until(lambda: len(slow.put_so_far) == 2)
+        (event,) = slow.put_so_far[1]
         steps = [stretch["step"] for stretch in json.loads(event)["stretches"]]
         assert steps == list(range(5000 - len(steps) + 1, 5001))
         assert len(steps) == 1024
         clock[0] = live.VISIT_S
-        with pytest.raises(StopAsyncIteration):
-            await anext(news)
+        await asyncio.wait_for(telling, 20)
         assert looking.num_readers == 0
 
     run(story)

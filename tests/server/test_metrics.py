@@ -77,10 +77,24 @@ def test_requests_add_up() -> None:
         assert found["vllm:inter_token_latency_seconds_count", ()] == 1 + num_all - 1
         assert found["vllm:time_to_first_token_seconds_count", ()] == 3
         assert found["vllm:e2e_request_latency_seconds_count", ()] == 2
+        assert found["vllm:prompt_tokens_by_source_total", (("source", "local_compute"),)] == 2
+        assert found["vllm:prompt_tokens_by_source_total", (("source", "local_cache_hit"),)] == 0
+        assert found["vllm:request_prefill_kv_computed_tokens_sum", ()] == 2
+        assert found["vllm:request_params_n_count", ()] == 2
+        assert found["vllm:request_max_num_generation_tokens_sum", ()] == 2 + num_all
+        assert found["vllm:request_num_preemptions_count", ()] == 2
+        assert found["vllm:corrupted_requests_total", ()] == 0
         assert found["headway:requests_ended_total", (("kind", "failed"), ("reason", "engine_lost"), NO_CLASS)] == 1
         completions = (("handler", "/v1/completions"), ("method", "POST"))
         assert found["http_requests_total", (*completions, ("status", "2xx"))] == 2
         assert found["http_requests_total", (*completions, ("status", "5xx"))] == 1
+        desk.link.fate = Fate("failed", "not_finite")
+        await desk.post("/v1/completions", {"prompt": "x"})
+        assert (await samples(desk))["vllm:corrupted_requests_total", ()] == 1
+        desk.link.fate = None
+        await desk.complete(n=3, prompt=["x", "y"])
+        found = await samples(desk)
+        assert found["vllm:request_params_n_sum", ()] == 1 + 1 + 3
 
     run(story)
 

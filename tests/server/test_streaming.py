@@ -215,3 +215,31 @@ def test_tokens_are_sent_when_they_come_not_when_the_answer_is_over(network: Cal
             assert rest[-1] == "data: [DONE]"
 
     run(story)
+
+
+def test_a_slow_reader_gets_every_event_in_order_and_none_twice(network: Callable[[Desk], Network]) -> None:
+    """It reads nothing until the sockets are full and events wait at the door, then reads them all."""
+    desk = Desk(max_model_len=100_000)
+    server = network(desk)
+    num_tokens = 30_000
+
+    async def story() -> None:
+        body = json.dumps({"prompt": "x", "max_tokens": num_tokens, "stream": True, "ignore_eos": True}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1 << 12)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        writer.write(b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        await until(lambda: len(desk.link.requests) == 1 and not desk.link._open)  # all of it is drawn
+        head, _, coded = (await asyncio.wait_for(reader.read(-1), 60)).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        writer.close()
+        plain = bytearray()
+        while coded:
+            size, _, coded = coded.partition(b"\r\n")
+            plain += coded[: int(size, 16)]
+            coded = coded[int(size, 16) + 2 :]
+        told = "".join(chunk["choices"][0]["text"] for chunk in events(plain.decode()))
+        (request,) = desk.link.requests
+        drawn = [(sum(request.prompt) + k) % desk.link.vocab_size for k in range(num_tokens)]
+        assert told == desk.text.tokenizer.detokenizer().feed(drawn)
+
+    run(story)

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
@@ -15,7 +17,7 @@ from headway.config import EngineSettings
 from headway.core.ledger import Record
 from headway.core.request import Request, Sampling
 from headway.placement import process, supervise, wire
-from headway.placement.supervise import EngineStartError, Supervisor
+from headway.placement.supervise import EngineStartError, Reply, Supervisor
 
 SETTINGS = EngineSettings(num_threads=1, dtype="float32", max_tile_ms=2.0)
 
@@ -28,12 +30,27 @@ def request(name: str, length: int, max_tokens: int) -> Request:
 async def answer(link: Supervisor, asked: Request, tokens: list[int] | None = None) -> tuple[list[int], Record]:
     """The whole answer; `tokens` is filled as it comes."""
     tokens = [] if tokens is None else tokens
-    async for reply in link.submit(asked):
-        if isinstance(reply, wire.Ended):
-            return tokens, reply.record
-        if isinstance(reply, wire.Delivered):
-            tokens += reply.commit.tokens
+    async with aclosing(replies(link, asked)) as heard:
+        async for reply in heard:
+            if isinstance(reply, wire.Ended):
+                return tokens, reply.record
+            if isinstance(reply, wire.Delivered):
+                tokens += reply.commit.tokens
     raise AssertionError("a stream that ended without an Ended")
+
+
+async def replies(link: Supervisor, asked: Request) -> AsyncGenerator[Reply, None]:
+    """Up to the last; closed before, it cancels the request."""
+    heard: asyncio.Queue[Reply] = asyncio.Queue()
+    link.submit(asked, heard.put_nowait)
+    reply = None
+    try:
+        while not isinstance(reply, wire.Ended):
+            reply = await heard.get()
+            yield reply
+    finally:
+        if not isinstance(reply, wire.Ended):
+            link.cancel(asked.id)
 
 
 async def until(condition, seconds: float = 20.0) -> None:
@@ -106,14 +123,20 @@ def test_a_door_that_was_itself_stopped_does_not_blame_the_engine():
 
     async def story() -> None:
         ours, engine = socket.socketpair()
-        reader, writer = await asyncio.open_connection(sock=ours)
-        reading = asyncio.create_task(supervise._read(reader, 0.2))
+        heard: list[wire.FromEngine] = []
+        _, line = await asyncio.get_running_loop().create_connection(lambda: supervise.Line(heard.append), sock=ours)
+        listening = asyncio.create_task(line.listen(lambda: 0.2))
         await asyncio.sleep(0)
         time.sleep(0.3)  # the whole loop stands still
-        engine.send(b"a beat")
+        beat = wire.Beat(1.0, 0, 0, 0, {}, {})
+        engine.send(wire.frame(beat))
+        await asyncio.sleep(0.03)
         with engine:
-            assert await reading == b"a beat"
-            writer.close()
+            assert heard == [beat]
+            assert not listening.done()
+            with pytest.raises(TimeoutError):  # but silence is silence
+                await listening
+            line.close()
 
     asyncio.run(story())
 
@@ -227,13 +250,13 @@ def test_a_caller_who_goes_away_costs_nothing_more():
         await link.start()
         try:
             asked = request("long", 900, 1000)
-            stream = link.submit(asked)
+            stream = replies(link, asked)
             await anext(stream)
             link.cancel("long")
             last = [reply async for reply in stream][-1]
             assert isinstance(last, wire.Ended)
             assert last.record.kind == "cancelled"
-            left = link.submit(request("left", 900, 1000))
+            left = replies(link, request("left", 900, 1000))
             await anext(left)
             await left.aclose()
             await until(lambda: all_pages_are_back(link))
@@ -334,9 +357,8 @@ def test_an_engine_that_talks_nonsense_is_replaced():
         link = Supervisor(SETTINGS)
         await link.start()
         try:
-            nonsense = asyncio.StreamReader()
-            nonsense.feed_data(b"\x00\x00\x00\x02\xc1\xc1")
-            await link._listen(nonsense)
+            assert link._line is not None
+            link._line.data_received(b"\x00\x00\x00\x02\xc1\xc1")
             tokens, record = await asyncio.wait_for(answer(link, request("patient", 30, 5)), 60)
             assert tokens
             assert record.kind == "finished"

@@ -19,6 +19,10 @@ Write <tool_call>{"name": …, "arguments": …}</tool_call>.
 {%- for call in message.tool_calls or [] %} {{ call.function.name }}({{ call.function.arguments | tojson }})
 {%- endfor %}{% endfor %}"""
 SPEAKS: ModelText = open_model_text(None, TEMPLATE)
+TURNS = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
+MISTRAL: ModelText = open_model_text(None, TURNS + '{# it writes #}{% if false %}{{ "[TOOL_CALLS] [" }}{% endif %}')
+LLAMA_SAYS = 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
+LLAMA: ModelText = open_model_text(None, LLAMA_SAYS + TURNS)
 CHAT = "/v1/chat/completions"
 USER = {"role": "user", "content": "Bonn?"}
 WEATHER = {
@@ -54,6 +58,15 @@ def calls_of(message: Any) -> list[tuple[str, str]]:
         (SPEAKS, {"tool_choice": "required"}, BONN + "\n" + TIME, None, BOTH),
         (SPEAKS, {"tool_choice": NAMED}, TIME, None, BOTH[1:]),
         (SPEAKS, {"tool_choice": "none"}, BONN, BONN, []),
+        (MISTRAL, {}, "[TOOL_CALLS] " + LIST, None, BOTH),
+        (MISTRAL, {}, "I look. [TOOL_CALLS] " + LIST, "I look. ", BOTH),
+        (MISTRAL, {}, "A [TOOL] of [TOOL_CALLS", "A [TOOL] of [TOOL_CALLS", []),
+        (MISTRAL, {"tool_choice": "required"}, "[TOOL_CALLS] " + LIST, None, BOTH),
+        (LLAMA, {}, '{"name": "weather", "parameters": {"city": "Bonn"}}', None, BOTH[:1]),
+        (LLAMA, {}, '<|python_tag|>{"name": "now", "parameters": {}}', None, BOTH[1:]),
+        (LLAMA, {}, '{"name": of a city}', '{"name": of a city}', []),
+        (LLAMA, {}, '<|python> {"name": "x"}', '<|python> {"name": "x"}', []),
+        (LLAMA, {"tool_choice": NAMED}, '{"name": "now", "parameters": {}}', None, BOTH[1:]),
         (None, {"tool_choice": "required"}, LIST, None, BOTH),
         (None, {"tool_choice": "auto"}, BONN, BONN, []),
     ],

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -124,3 +125,11 @@ def test_a_collector_that_is_gone_costs_no_caller_anything() -> None:
 def test_what_is_no_address_is_said() -> None:
     with pytest.raises(ConfigError, match="otlp-traces-endpoint localhost is no address"):
         DoorSettings(otlp_traces_endpoint="localhost")
+
+
+def test_a_missing_extra_is_said_when_flags_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a model is loaded for a door that cannot be opened."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigError, match=r"needs OpenTelemetry: install headway\[otel\]"):
+        DoorSettings(otlp_traces_endpoint="http://localhost:4318/v1/traces")
+    assert DoorSettings().otlp_traces_endpoint is None

@@ -33,7 +33,7 @@ from headway.core.ledger import Record, settle
 from headway.core.lifecycle import State
 from headway.core.work import Commit
 from headway.placement import wire
-from headway.placement.supervise import Supervisor
+from headway.placement.supervise import Line, Supervisor
 
 COMMAND = "python -m headway.bench.door"
 MODULE = "headway.bench.door"
@@ -51,9 +51,8 @@ class Inherited(Supervisor):
         super().__init__(EngineSettings())
         self._connection = connection
 
-    async def _launch(self) -> asyncio.StreamReader:
-        reader, self._writer = await asyncio.open_connection(sock=self._connection)
-        return reader
+    async def _launch(self) -> Line:
+        return await self._connect(self._connection)
 
     async def _describe_death(self) -> str:
         return "The other end has hung up."

@@ -20,7 +20,11 @@ MAX_CALLS = 16  # of one answer
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What stands around calls. `mark` begins one in the midst of a text; without it, an answer has text or calls."""
+    """What stands around calls. `mark` begins one in the midst of a text; without it, an answer has text or calls.
+
+    Where an answer is text or `instead` of it one call, it is known by how it begins, after a `tag` or without it.
+    `arguments` is what a call's arguments are called.
+    """
 
     mark: str
     before: str
@@ -28,18 +32,32 @@ class Dialect:
     closing: str
     between: str
     after: str
+    arguments: str = "arguments"
+    instead: bool = False
+    tag: str = ""
 
 
 MARKED = Dialect("<tool_call>", "", "<tool_call>\n", "\n</tool_call>", "\n", "")  # Hermes' and Qwen's
 LISTED = Dialect("", "[", "", "", ", ", "]")
-MARKS = ("<tool_call>", "</tool_call>")
-_MARKS = re.compile(f"({'|'.join(MARKS)})")
+TOOL_CALLS = "[TOOL_CALLS]"
+MISTRAL = Dialect(TOOL_CALLS, f"{TOOL_CALLS} [", "", "", ", ", "]")
+NEMO = Dialect(TOOL_CALLS, f"{TOOL_CALLS}[", "", "", ", ", "]")
+PYTHON_TAG = "<|python_tag|>"
+LLAMA = Dialect("", "", "", "", "", "", arguments="parameters", instead=True, tag=PYTHON_TAG)
+MARKS = ("<tool_call>", "</tool_call>", TOOL_CALLS, PYTHON_TAG)
+_MARKS = re.compile(f"({'|'.join(map(re.escape, MARKS))})")
+_BEGINS = '{"name": "'  # a call
 
 
 def dialect_of(template: str) -> Dialect:
     """The one that a chat template speaks of."""
-    speaks = "<tool_call>" in template and "</tool_call>" in template
-    return MARKED if speaks and "<function=" not in template else LISTED
+    if "<tool_call>" in template and "</tool_call>" in template:
+        return LISTED if "<function=" in template else MARKED
+    if TOOL_CALLS in template and "[ARGS]" not in template:
+        return MISTRAL if f"{TOOL_CALLS} [" in template else NEMO
+    if re.search(r'\{"name": [^{}]*"parameters": ', template):
+        return LLAMA
+    return LISTED
 
 
 def grammar(
@@ -61,31 +79,38 @@ def grammar(
         found = [(part, tokens.get(part)) for part in _MARKS.split(text)]
         return _joined(*(_quoted(part) if token is None else f"<[{token}]>" for part, token in found))
 
-    rules = [f"call_{number}: {_call(*function)}" for number, function in enumerate(functions.items())]
+    rules = [f"call_{number}: {_call(*function, dialect)}" for number, function in enumerate(functions.items())]
     rules.append("body: " + " | ".join(f"call_{number}" for number in range(len(functions))))
     rules.append(f"call: {_joined(marked(dialect.opening), 'body', marked(dialect.closing))}")
-    more = f"({_quoted(dialect.between)} call){{0,{MAX_CALLS - 1}}}" if several else ""
-    calls = _joined(_quoted(dialect.before), "call", more, _quoted(dialect.after))
+    more = f"({_quoted(dialect.between)} call){{0,{MAX_CALLS - 1}}}" if several and not dialect.instead else ""
+    calls = _joined(marked(dialect.before), "call", more, _quoted(dialect.after))
+    others = ",".join(str(one) for text, one in tokens.items() if text not in MARKS)
     if must_call:
         rules.append(f"start: {calls}")
     elif answer is not None:
-        rules.append(f"start: answer | {calls}")
+        tag = marked(dialect.tag)  # by which alone two objects can be told apart
+        rules.append(f"start: answer | {_joined(tag, calls)}")
         rules.append(f"answer: {_json(answer)}")
+    elif dialect.instead:
+        rules.append(f"start: ({marked(dialect.tag)})? call | PLAIN {f'(<[{others}]> TEXT)*' if others else ''}")
+        begins = "|".join(re.escape(one).replace('"', r"\x22") for one in (dialect.tag, _BEGINS))
+        rules.append(rf"PLAIN: /(.|\n)*/ & ~/({begins})(.|\n)*/")
+        rules.append(r"TEXT: /(.|\n)*/")
     else:
         assert dialect.mark, "text and calls need a mark between them"
-        rest = _joined(_quoted(dialect.opening.removeprefix(dialect.mark)), "body", marked(dialect.closing))
+        opening = (dialect.before + dialect.opening).removeprefix(dialect.mark)
+        rest = _joined(_quoted(opening), "body", marked(dialect.closing))
         token = tokens.get(dialect.mark)
-        others = ",".join(str(one) for text, one in tokens.items() if text not in MARKS)
         before = f"(TEXT <[{others}]>)*" if others else ""
-        rules.append(f"start: {before} (TEXT | first {more})")
+        rules.append(f"start: {before} (TEXT | {_joined('first', more, _quoted(dialect.after))})")
         rules.append(f"first: (spelled{'' if token is None else f' | TEXT <[{token}]>'}) {rest}")
         rules.append(f"spelled[lazy]: TEXT {_quoted(dialect.mark)}")
         rules.append(r"TEXT: /(.|\n)*/")
     return Constraint("lark", "%llguidance {}\n" + "\n".join(rules) + "\n")
 
 
-def _call(name: str, schema: str) -> str:
-    return _joined(_quoted(f'{{"name": "{name}", "arguments": '), _json(schema), _quoted("}"))
+def _call(name: str, schema: str, dialect: Dialect) -> str:
+    return _joined(_quoted(f'{_BEGINS}{name}", "{dialect.arguments}": '), _json(schema), _quoted("}"))
 
 
 def _json(schema: str) -> str:
@@ -122,16 +147,27 @@ class Argued(NamedTuple):
 
 
 Heard = Said | Called | Argued
-_BEGINNING = re.compile(r'\{"name": "([a-zA-Z0-9_.-]{1,64})", "arguments": ')
+_BEGINNING = re.compile(r'\{"name": "([a-zA-Z0-9_.-]{1,64})", "(?:arguments|parameters)": ')
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How to tell calls from text: they begin at `mark`, or only where it stands at the very start. No mark: there is
-    nothing but calls."""
+    nothing but calls. A mark that `belongs` to the call is its own beginning; before it a `tag` may stand."""
 
     mark: str = ""
     at_start: bool = False
+    belongs: bool = False
+    tag: str = ""
+
+    @classmethod
+    def of(cls, dialect: Dialect, *, must_call: bool, beside_answer: bool) -> "Reading":
+        """How an answer is read that was written in this dialect, where a text must be such an answer or may be any."""
+        if must_call:
+            return cls()
+        if dialect.instead:
+            return cls(dialect.tag, True) if beside_answer else cls(_BEGINS, True, True, dialect.tag)
+        return cls(dialect.mark, beside_answer)
 
 
 @dataclass(slots=True)
@@ -180,12 +216,16 @@ class Reader:
             yield Called(begun.group(1))
 
     def _read_text(self) -> Iterator[Heard]:
-        mark = self.reading.mark
+        mark, tag = self.reading.mark, self.reading.tag
+        if tag and self._rest and not self._only_text:
+            if len(self._rest) < len(tag) and tag.startswith(self._rest):
+                return
+            self._rest = self._rest.removeprefix(tag)
         before, found, after = self._rest.partition(mark)
         if self.reading.at_start and not (mark.startswith(self._rest) or self._rest.startswith(mark)):
             self._only_text = True
         if found and not self._only_text:
-            self._is_text, self._rest = False, after
+            self._is_text, self._rest = False, found + after if self.reading.belongs else after
             if before.strip():
                 yield Said(before)
             return

@@ -56,11 +56,20 @@ class Detokenizer:
     def __init__(self, table: Mapping[int, bytes]) -> None:
         self._table = table
         self._decoder = _utf8("replace")
+        self._holds = False  # the beginning of a character
 
     def feed(self, tokens: Iterable[int]) -> str:
         """The text that these tokens complete, possibly none."""
         table = self._table
-        return self._decoder.decode(b"".join([table[token] for token in tokens]))
+        spelled = b"".join([table[token] for token in tokens])
+        if not self._holds:
+            try:
+                return spelled.decode()
+            except UnicodeDecodeError:
+                pass
+        text = self._decoder.decode(spelled)
+        self._holds = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """What is left when no token follows: � for a character that stayed incomplete."""

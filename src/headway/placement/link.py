@@ -48,11 +48,12 @@ class EngineLink(Protocol):
     async def start(self) -> None:
         """Return when the engine is ready; raise with one sentence if it never will be."""
 
-    def submit(self, request: Request) -> AsyncIterator[Reply]:
-        """An Admitted if the engine took it in, tokens as they come, then exactly one Ended, always the last."""
+    def submit(self, request: Request, hear: Callable[[Reply], None]) -> None:
+        """`hear` is called from the event loop: with an Admitted if the engine took it in, with tokens as they come,
+        then with exactly one Ended, always the last. It raises nothing."""
 
     def cancel(self, request_id: str) -> None:
-        """Nobody waits for the answer any more."""
+        """Nobody waits for the answer any more; its Ended still comes."""
 
     def stop(self, request_id: str) -> None:
         """A stop string was seen: end it as finished, with reason "stop"."""
@@ -114,6 +115,7 @@ class FakeLink:
         self.cancelled: set[str] = set()
         self.stopped: set[str] = set()
         self._open: dict[str, _Call] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._facts = EngineFacts(
             model_name=model_name,
             device="cpu",
@@ -155,21 +157,23 @@ class FakeLink:
         self.stopped.add(request_id)
         self._end_soon(request_id, Fate("finished", "stop"))
 
-    async def submit(self, request: Request) -> AsyncIterator[Reply]:
+    def submit(self, request: Request, hear: Callable[[Reply], None]) -> None:
         self.requests.append(request)
-        record = Record.open(request)
-        call = self._open[request.id] = _Call(request, record)
+        call = self._open[request.id] = _Call(request, Record.open(request))
+        task = asyncio.get_running_loop().create_task(self._serve(call, hear))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, call: _Call, hear: Callable[[Reply], None]) -> None:
         try:
-            while self.state == "starting":
+            while self.state == "starting" and call.ending is None:
                 await asyncio.sleep(0.001)
             if self.state == "draining":
                 call.ending = Fate("refused", "draining", "The server is shutting down.", 1.0)
             async for reply in self._answer(call):
-                yield reply
+                hear(reply)
         finally:
-            if record.kind is None:
-                self.cancelled.add(request.id)
-            self._open.pop(request.id, None)
+            self._open.pop(call.request.id, None)
             self._note()
 
     async def _answer(self, call: _Call) -> AsyncIterator[Reply]:

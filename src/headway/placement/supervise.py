@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import msgspec
 
@@ -30,6 +30,7 @@ MAX_DEATHS = 3  # in a row, without a token in between: then the engine is taken
 FIRST_PAUSE_S = 0.1  # before a new engine after a death; doubles with each in a row
 START_S = 600.0  # an engine may be silent for so long while it loads
 SILENCE_S = 10.0  # and for so long afterwards: it beats every second
+TICKS = 4  # in which silence is counted
 DEATH_S = 5.0  # from hanging up to being gone
 
 State = Literal["starting", "ready", "draining", "down"]
@@ -47,7 +48,7 @@ class _Call:
     """A request on its way."""
 
     request: Request
-    replies: asyncio.Queue[Reply] = field(default_factory=asyncio.Queue)
+    hear: Callable[[Reply], None]
     num_tries: int = 0
     delivered: bool = False
     cancelled: bool = False  # by its caller: not worth another try
@@ -65,7 +66,7 @@ class Supervisor:
         self.history = History()
         self._calls: dict[str, _Call] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._line: Line | None = None
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._num_deaths = 0
@@ -109,21 +110,10 @@ class Supervisor:
 
     # Requests
 
-    async def submit(self, request: Request) -> AsyncIterator[Reply]:
-        """Admitted, tokens as they come, then exactly one Ended. Closing the iterator early cancels the request."""
-        call = _Call(request)
-        self._calls[request.id] = call
-        ended = False
-        try:
-            self._send(call)
-            while not ended:
-                reply = await call.replies.get()
-                ended = isinstance(reply, wire.Ended)
-                yield reply
-        finally:
-            self._calls.pop(request.id, None)
-            if not ended:
-                self._say(wire.Cancel(request.id))
+    def submit(self, request: Request, hear: Callable[[Reply], None]) -> None:
+        """`hear` is called with Admitted, with tokens as they come, then with exactly one Ended."""
+        call = self._calls[request.id] = _Call(request, hear)
+        self._send(call)
 
     def cancel(self, request_id: str) -> None:
         """The caller went away; its Ended comes soon."""
@@ -150,8 +140,8 @@ class Supervisor:
             self._refuse(call, "engine_down", "The engine is not running: try again later.")
 
     def _say(self, message: wire.ToEngine) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(wire.frame(message))
+        if self._line is not None:
+            self._line.say(message)
 
     # The engine's process
 
@@ -159,8 +149,7 @@ class Supervisor:
         """One engine after another, until closed or it is plain that none will live."""
         try:
             while True:
-                reader = await self._launch()
-                await self._listen(reader)
+                await self._listen(await self._launch())
                 if self.state == "draining":
                     return
                 self._become("starting")
@@ -187,7 +176,7 @@ class Supervisor:
             for call in list(self._calls.values()):
                 self._lose(call, "engine_lost", "The engine is not running any more.")
 
-    async def _launch(self) -> asyncio.StreamReader:
+    async def _launch(self) -> "Line":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # -P: a file in the current directory that is named like a module must not become one
         command = [sys.executable, "-P", "-m", "headway.placement.process", "--socket", str(theirs.fileno())]
@@ -201,36 +190,37 @@ class Supervisor:
             raise EngineStartError(
                 f"The system refuses to start the engine process ({error}): allow this user more processes or memory."
             ) from error
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        return reader
+        return await self._connect(ours)
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
+    async def _connect(self, end: socket.socket) -> "Line":
+        _, self._line = await asyncio.get_running_loop().create_connection(lambda: Line(self._hear), sock=end)
+        return self._line
+
+    async def _listen(self, line: "Line") -> None:
         """Until the engine hangs up, or is killed because it is silent or cannot be understood."""
-        frames = wire.Frames(bytearray())
-        limit_s = START_S
         try:
-            while data := await _read(reader, limit_s):
-                for body in frames.feed(data):
-                    message = wire.from_engine_decoder.decode(body)
-                    self._hear(message)
-                    if isinstance(message, wire.Ready):
-                        limit_s = SILENCE_S
+            await line.listen(lambda: START_S if self.state == "starting" else SILENCE_S)
         except TimeoutError:
-            log.error("The engine has said nothing for %g s: it is killed.", limit_s)
+            log.error("The engine has said nothing for too long: it is killed.")
             self._kill()
         except (ConnectionError, ValueError, msgspec.MsgspecError) as error:
             log.error("The engine's socket failed: %s", error)
             self._kill()
         finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+            line.close()
+            self._line = None
 
     def _kill(self) -> None:
         assert self._process is not None
         self._process.kill()
 
     def _hear(self, message: wire.FromEngine) -> None:
+        if isinstance(message, wire.Delivered):  # before all others: there is one for each token
+            self._num_deaths = 0
+            if (waiting := self._calls.get(message.commit.request_id)) is not None:
+                waiting.delivered = True
+                waiting.hear(message)
+            return
         match message:
             case wire.Ready(facts):
                 self.facts = facts
@@ -241,15 +231,10 @@ class Supervisor:
                 raise EngineStartError(sentence)
             case wire.Admitted(request_id):
                 if (admitted := self._calls.get(request_id)) is not None:
-                    admitted.replies.put_nowait(message)
-            case wire.Delivered(commit):
-                self._num_deaths = 0
-                if (waiting := self._calls.get(commit.request_id)) is not None:
-                    waiting.delivered = True
-                    waiting.replies.put_nowait(message)
+                    admitted.hear(message)
             case wire.Ended(record):
                 if (served := self._calls.pop(record.request_id, None)) is not None:
-                    served.replies.put_nowait(message)
+                    served.hear(message)
             case wire.Beat():
                 self.beat = message
             case wire.Ran(spans, running):
@@ -287,7 +272,7 @@ class Supervisor:
             if getattr(request.slo, f"{name}_s") is not None:
                 record.missed[name] = _CAUSES[kind]
         self._calls.pop(request.id, None)
-        call.replies.put_nowait(wire.Ended(record))
+        call.hear(wire.Ended(record))
 
     def _become(self, state: State) -> None:
         self.state = state
@@ -298,13 +283,55 @@ class Supervisor:
         self._changed.clear()
 
 
-async def _read(reader: asyncio.StreamReader, limit_s: float) -> bytes:
-    """The next bytes; none at the end. Raises TimeoutError if there is nothing for `limit_s` seconds."""
-    # In halves: a door that was itself stopped finds the first half over when it goes on, whatever waits to be read.
-    for _ in range(2):
+class Line(asyncio.Protocol):
+    """The door's end of the socket to one engine. Each message is heard in the moment it comes, without a task or a
+    queue in between: a token costs the door little."""
+
+    def __init__(self, hear: Callable[[wire.FromEngine], None]) -> None:
+        self._hear = hear
+        self._frames = wire.Frames(bytearray())
+        self._transport: asyncio.Transport | None = None
+        self._num_received = 0  # times that something was
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by descent
+
+    def data_received(self, data: bytes) -> None:
+        self._num_received += 1
+        if self._over.done():
+            return
         try:
-            async with asyncio.timeout(limit_s / 2):
-                return await reader.read(1 << 18)
-        except TimeoutError:
-            pass
-    raise TimeoutError
+            for body in self._frames.feed(data):
+                self._hear(wire.from_engine_decoder.decode(body))
+        except Exception as error:
+            self._over.set_exception(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._over.done():
+            return
+        if error is None:
+            self._over.set_result(None)
+        else:
+            self._over.set_exception(error)
+
+    async def listen(self, limit_s: Callable[[], float]) -> None:
+        """Until the other end hangs up. Raises what went wrong, TimeoutError if nothing came for so many seconds."""
+        silent_s = 0.0
+        while not self._over.done():
+            before, tick_s = self._num_received, min(limit_s(), SILENCE_S) / TICKS
+            await asyncio.wait({self._over}, timeout=tick_s)
+            # in ticks: a door that was itself stopped counts one when it goes on, and then reads what waits for it
+            silent_s = silent_s + tick_s if self._num_received == before else 0.0
+            if silent_s >= limit_s():
+                raise TimeoutError
+        self._over.result()
+
+    def say(self, message: wire.ToEngine) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(wire.frame(message))
+
+    def close(self) -> None:
+        self._over.cancel()
+        if self._transport is not None:
+            self._transport.close()

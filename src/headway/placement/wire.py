@@ -141,15 +141,22 @@ class Frames(NamedTuple):
 
     def feed(self, data: bytes) -> list[bytes]:
         """Add received bytes; returns the bodies that are now whole. Raises ValueError on an impossible length."""
-        self.buffer.extend(data)
-        bodies = []
-        while len(self.buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self.buffer)
+        source: bytes | bytearray = data  # mostly it holds whole frames: then they are cut from it without a copy
+        if self.buffer:
+            self.buffer.extend(data)
+            source = self.buffer
+        bodies, at = [], 0
+        while len(source) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(source, at)
             if length > MAX_FRAME_BYTES:
                 raise ValueError(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
-            end = _LENGTH.size + length
-            if len(self.buffer) < end:
+            begin, end = at + _LENGTH.size, at + _LENGTH.size + length
+            if len(source) < end:
                 break
-            bodies.append(bytes(self.buffer[_LENGTH.size : end]))
-            del self.buffer[:end]
+            bodies.append(bytes(source[begin:end]))
+            at = end
+        if source is data:
+            self.buffer.extend(data[at:])
+        else:
+            del self.buffer[:at]
         return bodies

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.resources import files
 
@@ -45,7 +45,7 @@ from headway.server.openapi import document
 from headway.server.responses import ResponsesBody
 from headway.server.responses_shapes import ResponsesShape
 from headway.server.shapes import CompletionShape, Shape, Usage, usage_of
-from headway.server.stream import Finish, Update, shown_answers, updates
+from headway.server.stream import Finish, Update, converse, shown_answers
 from headway.server.terms import tenant_of
 from headway.server.timeline import MAX_CALLS, Timelines, shown
 from headway.server.tokens import Tokens
@@ -207,7 +207,7 @@ class Door:
         self._live.expect(call)
         if ask.stream:
             keep_alive_s = self._settings.sse_keep_alive_interval
-            return EventStream(self._stream(ask, call, shape), keep_alive_s, call.headers, framing)
+            return EventStream(partial(self._stream, ask, call, shape), keep_alive_s, call.headers, framing)
         whole = await unless_gone(request.receive, self._collect(ask, call, shape))
         return Response(whole, headers=call.headers(), media_type="application/json")
 
@@ -218,28 +218,25 @@ class Door:
         self._timelines.keep(call)
         return call
 
-    async def _stream(self, ask: Ask, call: Call, shape: Shape) -> AsyncGenerator[list[bytes], None]:
-        """Lists of JSON texts; each list is sent at once."""
+    async def _stream(self, ask: Ask, call: Call, shape: Shape, stream: EventStream) -> None:
         finishes: dict[int, Finish] = {}
+
+        def tell(update: Update) -> None:
+            if update.finish is not None:
+                finishes[update.choice] = update.finish
+            stream.put(shape.chunks(update))
+
         with _telling(call):
-            async with aclosing(updates(self._link, ask, self._tokenizer, call)) as news:
-                async for update in news:
-                    if update.finish is not None:
-                        finishes[update.choice] = update.finish
-                    yield shape.chunks(update)
+            await converse(self._link, ask, self._tokenizer, call, tell)
         usage = self._account(ask, finishes)
         if ask.include_usage:
-            yield [shape.usage_chunk(usage)]
+            stream.put([shape.usage_chunk(usage)])
 
     async def _collect(self, ask: Ask, call: Call, shape: Shape) -> bytes:
-        finishes: dict[int, Finish] = {}
         answers: list[list[Update]] = [[] for _ in ask.requests]
         with _telling(call):
-            async with aclosing(updates(self._link, ask, self._tokenizer, call)) as news:
-                async for update in news:
-                    answers[update.choice].append(update)
-                    if update.finish is not None:
-                        finishes[update.choice] = update.finish
+            await converse(self._link, ask, self._tokenizer, call, lambda update: answers[update.choice].append(update))
+        finishes = {place: updates[-1].finish for place, updates in enumerate(answers) if updates[-1].finish}
         chosen, usage = shown_answers(ask, answers), self._account(ask, finishes)
         if ask.scores_prompts:  # a large answer, which others need not wait for
             return await asyncio.to_thread(shape.whole, chosen, usage)

@@ -18,10 +18,12 @@ from headway.server.intake import Ask
 from headway.server.messages import CalledFunction, ToolCall
 from headway.server.shapes import (
     AnyUsage,
+    Around,
     Envelope,
     PromptLogprobs,
     Usage,
     always_has_logprobs,
+    bare_text,
     finite,
     prompt_logprobs_of,
     shown_tokens,
@@ -102,15 +104,22 @@ class ChatShape:
         self._tokenizer = tokenizer
         self._created = int(time.time())
         self._begun: set[int] = set()
+        self._around: dict[int, Around] = {}  # choice -> what is around its text
         self._readers: dict[int, Reader] = {}
 
     def chunks(self, update: Update) -> list[bytes]:
-        index, finish = update.choice, update.finish
-        usage = usage_so_far(self._ask, update)
+        index, finish, ask = update.choice, update.finish, self._ask
+        bare = bare_text(update)
+        if bare is not None and index in self._around:
+            return [self._around[index].spell(bare)]
+        usage = usage_so_far(ask, update)
         chunks = []
         if index not in self._begun:
             self._begun.add(index)
             chunks.append(self._chunk(ChatChunkChoice(index, Delta("assistant", "")), usage))
+            if ask.calls is None and not ask.continuous_usage:
+                empty = self._chunk(ChatChunkChoice(index, Delta(content="")), usage)
+                self._around[index] = Around.of(empty, b'"content":""')
         deltas = self._deltas(update)
         logprobs = self._logprobs([update])
         if not deltas and (finish is not None or logprobs is not None):

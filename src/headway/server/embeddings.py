@@ -8,20 +8,19 @@ import base64
 import math
 import struct
 from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from headway.placement.link import EngineLink
+from headway.placement.link import EngineLink, Reply
 from headway.placement.wire import Admitted, Ended
 from headway.server.errors import ApiError, bad_request, from_record
 from headway.server.intake import Ask
 from headway.server.schema import CompletionBody, Int64, Targets, TokenId
 from headway.server.shapes import Usage
-from headway.server.stream import Finish, Meter, replies
+from headway.server.stream import Finish, Meter, hear_out
 
 MAX_TEXTS = 256  # of one call
 Pooled = Literal["last", "mean"]
@@ -110,19 +109,20 @@ async def vectors(link: EngineLink, ask: Ask, meter: Meter) -> tuple[list[Vector
     found: dict[int, Vector] = {}
     finishes: dict[int, Finish] = {}
     open_requests = dict(enumerate(ask.requests))
+
+    def hear(place: int, reply: Reply) -> None:
+        if isinstance(reply, Ended):
+            meter.ended(open_requests.pop(place), reply.record)
+            if reply.record.kind != "finished":
+                raise from_record(reply.record)
+            finishes[place] = Finish("length", None, 0, reply.record)
+        elif isinstance(reply, Admitted):
+            meter.admitted(ask.requests[place], reply.predicted_ttft_s)
+        else:
+            found[place] = reply.commit.vector
+
     try:
-        async with aclosing(replies(link, ask.requests)) as heard:
-            async for place, reply in heard:
-                request = ask.requests[place]
-                if isinstance(reply, Ended):
-                    meter.ended(open_requests.pop(place), reply.record)
-                    if reply.record.kind != "finished":
-                        raise from_record(reply.record)
-                    finishes[place] = Finish("length", None, 0, reply.record)
-                elif isinstance(reply, Admitted):
-                    meter.admitted(request, reply.predicted_ttft_s)
-                else:
-                    found[place] = reply.commit.vector
+        await hear_out(link, ask.requests, hear)
     finally:
         for request in open_requests.values():
             meter.abandoned(request)

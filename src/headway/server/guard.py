@@ -18,7 +18,7 @@ from headway.server.errors import ApiError, internal
 from headway.server.intake import request_id
 from headway.server.logs import tell_access
 from headway.server.metrics import Metrics
-from headway.server.transport import CallerLeft
+from headway.server.transport import WRITE_NOW, CallerLeft
 
 log = logging.getLogger("headway.door")
 
@@ -83,6 +83,15 @@ class Guard:
                 self._metrics.answered(scope["method"], path, message["status"])
             await send(message)
 
+        if self._tells_access and (write_now := scope.get("extensions", {}).get(WRITE_NOW)) is not None:
+
+            def write(content: bytes) -> bool:
+                nonlocal num_bytes
+                taken: bool = write_now(content)
+                num_bytes += len(content) if taken else 0
+                return taken
+
+            scope["extensions"][WRITE_NOW] = write
         try:
             if scope["path"] not in OPEN_PATHS and not self._keys.admit(headers.get("authorization", "")):
                 raise _unauthorized(scope["path"])

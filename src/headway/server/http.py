@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from headway.server.errors import ApiError
+from headway.server.transport import WRITE_NOW
 
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 HEAD_TIMEOUT_S = 20.0  # from the connection, or a request's first byte, to the end of its headers
@@ -66,6 +68,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_done = True
         self._lose_patience()
         super().on_headers_complete()
+        extensions: dict[str, Any] = {WRITE_NOW: partial(self._write_now, self.cycle)}
+        self.cycle.scope["extensions"] = extensions
+
+    def _write_now(self, cycle: RequestResponseCycle, content: bytes) -> bool:
+        """For streams: what `send` does with a part of a body, without its way through every layer. False: not now."""
+        if self.flow.write_paused or cycle.disconnected or not cycle.response_started or not cycle.chunked_encoding:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(content), content))
+        return True
 
     def send_400_response(self, msg: str) -> None:
         if not self._answering():  # else it would be read as part of that answer

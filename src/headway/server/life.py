@@ -37,7 +37,9 @@ class Call:
         self.tenant = first.tenant
         self.priority = first.priority
         self._records = {request.id: Record.open(request) for request in ask.requests}
+        self._num_answers = ask.num_answers
         self._metrics = metrics
+        self._gap = metrics.gap
         self._told = told
 
     @property
@@ -56,7 +58,7 @@ class Call:
             record.first_token = now
             record.note(now, "first_token")
         else:
-            self._metrics.gap((now - record.last_token) / max(1, num_tokens))
+            self._gap((now - record.last_token) / num_tokens)
         record.last_token = now
         record.num_output_tokens += num_tokens
 
@@ -78,7 +80,10 @@ class Call:
         self._tell()
 
     def _tell(self) -> None:
-        if self._told is not None and all(record.kind is not None for record in self._records.values()):
+        if any(record.kind is None for record in self._records.values()):
+            return
+        self._metrics.call_ended(self._num_answers, self.records)
+        if self._told is not None:
             self._told(self)
 
     def headers(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ taken off its hands. A slow one misses spans; it never makes them pile up.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -89,9 +89,9 @@ class Live:
 
     def reader(self, keep_alive_s: float) -> "Visit":
         """An answer that tells one reader until it leaves, the engine is gone or its time is over."""
-        return Visit(EventStream(self._news(), keep_alive_s))
+        return Visit(EventStream(self._news, keep_alive_s))
 
-    async def _news(self) -> AsyncGenerator[list[bytes], None]:
+    async def _news(self, stream: EventStream) -> None:
         """Raises ApiError 503 at once if there are too many already."""
         if self.num_readers >= MAX_READERS:
             raise not_ready(
@@ -114,7 +114,8 @@ class Live:
                         self._link.state,
                         self._now(),
                     )
-                    yield [msgspec.json.encode(self._tell(spans))]
+                    stream.put([msgspec.json.encode(self._tell(spans))])
+                    await stream.taken()
                 await asyncio.sleep(PACE_S)
         finally:
             self.num_readers -= 1

@@ -5,7 +5,9 @@ Per-request numbers come from each ended record, the engine's state from its las
 
 import math
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import msgspec
 from prometheus_client import (
@@ -16,8 +18,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from headway.core.ledger import Record
 from headway.core.request import Request
@@ -42,6 +45,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series pe
 _KNOWN_AS = {"prefix_queries": "vllm:prefix_cache_queries", "prefix_hits": "vllm:prefix_cache_hits"}
 _GAUGE = re.compile(r"(num|most)_.*|.*_(now|ratio|s)")  # what in a beat is no running total, by its name
 _COUNTED_HERE = frozenset({"finished", "refused", "cancelled", "failed"})  # as headway:requests_ended
+NOT_FINITE = "not_finite"  # a stage's word for it
 _LIMITS = {"queue_full": "max_num_queued_reqs"}  # a refusal's reason -> the limit, as vLLM calls it
 _LABELS = ("model_name", "engine")
 
@@ -66,7 +70,10 @@ class Metrics:
         self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of finished requests.")
         self._cached_tokens = self._counter("vllm:prompt_tokens_cached", "Prompt tokens that the prefix cache held.")
         self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
+        name = "vllm:prompt_tokens_by_source"
+        self._by_source = self._family(name, "Prompt tokens of finished requests, by where they came from.", "source")
         self._recomputes = self._counter("vllm:num_preemptions", "Times that a request lost its pages.")
+        self._corrupted = self._counter("vllm:corrupted_requests", "Requests whose logits were not finite.")
         self._successes = self._family("vllm:request_success", "Requests finished.", "finished_reason")
         self._ended = self._family("headway:requests_ended", "Requests, by ending.", "slo_class", "kind", "reason")
         self._rejections = self._family("vllm:admission_rejections", "Requests refused at a limit.", "reason")
@@ -82,7 +89,9 @@ class Metrics:
         self._predicted = self._histogram(name, "Predicted at arrival: arrival to first token.", FIRST_TOKEN_S)
         name = "headway:ttft_prediction_error_ratio"
         self._error = self._histogram(name, "Predicted time to first token by the measured one.", RATIOS)
-        self._gap = self._histogram("vllm:inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS_S)
+        gap = _Tally("vllm:inter_token_latency_seconds", "Between two tokens.", BETWEEN_TOKENS_S, self._labels)
+        self.gap = gap.observe  # seconds between two tokens
+        self.registry.register(gap)
         name = "vllm:request_time_per_output_token_seconds"
         self._tpot = self._histogram(name, "Mean between tokens of a request.", BETWEEN_TOKENS_S)
         self._whole = self._histogram("vllm:e2e_request_latency_seconds", "Arrival to last token.", WHOLE_S)
@@ -94,10 +103,14 @@ class Metrics:
         self._prompt_size = self._histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", TOKENS)
         self._answer_size = self._histogram("vllm:request_generation_tokens", "Tokens of an answer.", TOKENS)
         self._max_tokens = self._histogram("vllm:request_params_max_tokens", "max_tokens as asked.", TOKENS)
+        name = "vllm:request_num_preemptions"
+        self._num_recomputed = self._histogram(name, "Times that a request lost its pages.", COUNTS)
+        name = "vllm:request_prefill_kv_computed_tokens"
+        self._computed = self._histogram(name, "Prompt tokens that were not in the prefix cache.", TOKENS)
+        name = "vllm:request_max_num_generation_tokens"
+        self._longest = self._histogram(name, "Tokens of the longest answer of a call.", TOKENS)
+        self._num_answers = self._histogram("vllm:request_params_n", "n as asked.", COUNTS)
         self._num_preempted = self._histogram("headway:request_preemptions", "Suspensions of a request.", COUNTS)
-
-    def gap(self, seconds: float) -> None:
-        self._gap.observe(seconds)
 
     def abandoned(self, request: Request, record: Record) -> None:
         """Its caller left, or another answer of the same call failed: this is the door's own account."""
@@ -107,6 +120,7 @@ class Metrics:
         """Close the account of one request, however it ended."""
         self._close(record)
         self._recomputes.inc(record.num_recomputes)
+        self._corrupted.inc(record.reason == NOT_FINITE)
         if record.reason in _LIMITS:
             self._rejections.labels(**self._labels, reason=_LIMITS[record.reason]).inc()
         if record.ttft_s is not None:
@@ -120,10 +134,21 @@ class Metrics:
         self._answer_size.observe(record.num_output_tokens)
         self._max_tokens.observe(request.max_tokens)
         self._num_preempted.observe(record.num_preemptions)
+        self._num_recomputed.observe(record.num_recomputes)
+        computed = record.num_prompt_tokens - record.num_cached_tokens
+        self._computed.observe(computed)
+        for source, num_tokens in (("local_compute", computed), ("local_cache_hit", record.num_cached_tokens)):
+            self._by_source.labels(**self._labels, source=source).inc(num_tokens)
         self._parked.observe(record.parked_s)
         if record.tpot_s is not None:
             self._tpot.observe(record.tpot_s)
         self._phases(record)
+
+    def call_ended(self, num_answers: int, records: Sequence[Record]) -> None:
+        """All answers of a call have ended; so many were asked for to each prompt."""
+        if all(record.kind == "finished" for record in records):
+            self._num_answers.observe(num_answers)
+            self._longest.observe(max(record.num_output_tokens for record in records))
 
     def _close(self, record: Record) -> None:
         """What is counted of every request, by its class."""
@@ -180,6 +205,26 @@ class Metrics:
         return Histogram(name, what, _LABELS, buckets=bounds, registry=self.registry).labels(**self._labels)
 
 
+class _Tally(Collector):
+    """A histogram of what happens with every token: the library's takes a lock and walks through its bounds."""
+
+    def __init__(self, name: str, what: str, bounds: Sequence[float], labels: dict[str, str]) -> None:
+        self._name, self._what, self._bounds, self._labels = name, what, bounds, labels
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def collect(self) -> Iterator[Metric]:
+        found = HistogramMetricFamily(self._name, self._what, labels=_LABELS)
+        ends = (*map(floatToGoString, self._bounds), "+Inf")
+        buckets = [(end, float(count)) for end, count in zip(ends, accumulate(self._counts), strict=True)]
+        found.add_metric([self._labels[name] for name in _LABELS], buckets, self._sum)
+        yield found
+
+
 class _EngineState(Collector):
     """The engine's gauges and running totals, read from its last beat."""
 
@@ -200,6 +245,12 @@ class _EngineState(Collector):
             return
         yield self._gauge("vllm:num_requests_running", "Requests that hold pages.", beat.num_running + beat.num_parked)
         yield self._gauge("vllm:num_requests_waiting", "Requests in the queue.", beat.num_waiting)
+        waiting = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason", "Requests in the queue, by why.", labels=[*_LABELS, "reason"]
+        )
+        for reason, count in (("capacity", beat.num_waiting), ("deferred", 0)):  # nothing is put off by a transfer
+            waiting.add_metric([*self._labels.values(), reason], count)
+        yield waiting
         yield self._gauge("headway:num_requests_parked", "Requests suspended.", beat.num_parked)
         total = sum(beat.pages.values())
         unused = beat.pages.get("free", 0) + beat.pages.get("cached", 0)

@@ -5,7 +5,7 @@ Knows no HTTP and no engine. Chats are in `chat_shapes`, responses in `responses
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -152,8 +152,16 @@ class CompletionShape:
         self._ask = ask
         self._tokenizer = tokenizer
         self._created = int(time.time())
+        self._around: dict[int, Around] = {}  # choice -> what is around its text
 
     def chunks(self, update: Update) -> list[bytes]:
+        bare = bare_text(update)
+        if bare is not None and not self._ask.continuous_usage:
+            around = self._around.get(update.choice)
+            if around is None:
+                empty = self._envelope([CompletionChoice(update.choice, "")], usage_so_far(self._ask, update))
+                around = self._around[update.choice] = Around.of(empty, b'"text":""')
+            return [around.spell(bare)]
         text = update.piece.text if update.piece is not None else ""
         choice = CompletionChoice(update.choice, text, self._logprobs([update]))
         return [self._envelope([self._finished(choice, update.finish)], usage_so_far(self._ask, update))]
@@ -197,6 +205,28 @@ class CompletionShape:
         for other, logprob in (*logprobs.top[: self._ask.num_logprobs], (token, logprobs.logprob)):
             best.setdefault(spell(other), finite(logprob))  # the first of equal spellings is the likeliest
         return best
+
+
+class Around(NamedTuple):
+    """The JSON before and after a text that is all that differs between chunks: written once for a stream."""
+
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def of(cls, empty: bytes, field: bytes) -> "Around":
+        """From a chunk whose text is empty, which is where `field` stands: no string can hold these quotes."""
+        before, after = empty.split(field)
+        return cls(before + field[: -len(b'""')], after)
+
+    def spell(self, text: str) -> bytes:
+        return b"%b%b%b" % (self.before, _encode(text), self.after)
+
+
+def bare_text(update: Update) -> str | None:
+    """The text of an update that is nothing else, as almost every one is."""
+    piece = update.piece
+    return piece.text if update.finish is None and piece is not None and not piece.tokens else None
 
 
 def usage_so_far(ask: Ask, update: Update) -> AnyUsage:

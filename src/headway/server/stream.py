@@ -5,8 +5,8 @@ Owns incremental text, stop strings, logprobs and the account of a call. Knows n
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from headway.core.ledger import Record
@@ -15,7 +15,7 @@ from headway.core.work import Commit, TokenLogprobs
 from headway.models.stops import StopMatcher
 from headway.models.tokenizer import Tokenizer
 from headway.placement.link import EngineLink, Reply
-from headway.placement.wire import Admitted, Ended
+from headway.placement.wire import Admitted, Delivered, Ended
 from headway.server.errors import from_record
 from headway.server.intake import Ask
 
@@ -77,22 +77,23 @@ class Answer:
     def take(self, commit: Commit) -> Piece | None:
         """New tokens; the piece that they complete, if any. What comes after a stop is dropped. An echo waits for the
         first token, so that clients measure a true time to it."""
+        tokens, logprobs = commit.tokens, commit.logprobs
         self._prompt_logprobs += commit.prompt_logprobs
-        shown: list[str] = []
-        for index, token in enumerate(commit.tokens):
-            if self.has_stopped():
+        shown: str | None = None
+        for index, token in enumerate(tokens):
+            if self.stopped_by is not None:
                 break
             self.num_tokens += 1
             is_last = token in self._stop_ids and self.num_tokens > self._request.min_tokens  # by the engine's own rule
-            if commit.logprobs:
-                self._note(token, commit.logprobs[index], is_last=is_last)
+            if logprobs:
+                self._note(token, logprobs[index], is_last=is_last)
             if is_last:
                 break
             text = self._detokenizer.feed((token,))
             if text:
-                shown.append(self._pass(text))
-        piece = self._piece("".join(shown)) if shown else None
-        return self._behind_echo(piece) if commit.tokens else None
+                shown = (shown or "") + self._pass(text)
+        piece = None if shown is None else self._piece(shown)
+        return piece if self._echo is None or not tokens else self._behind_echo(piece)
 
     def end(self, record: Record) -> tuple[Piece | None, Finish]:
         """The last of the text, and how it ended. Raises ApiError if there is no complete answer."""
@@ -182,30 +183,37 @@ class Meter(Protocol):
         """Nobody waited for the last word."""
 
 
-async def updates(link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter) -> AsyncGenerator[Update, None]:
-    """The answers of a call as they grow; one Update with a finish per choice. Raises ApiError.
+async def converse(
+    link: EngineLink, ask: Ask, tokenizer: Tokenizer, meter: Meter, tell: Callable[[Update], None]
+) -> None:
+    """Tell the answers of a call as they grow, each piece in the moment it comes; one Update with a finish per choice.
+    Raises ApiError.
 
     However this ends, nothing of the call is left running at the engine.
     """
     answers = [Answer(ask, request, tokenizer, ask.echo_of(place)) for place, request in enumerate(ask.requests)]
     open_requests = dict(enumerate(ask.requests))
+
+    def hear(place: int, reply: Reply) -> None:
+        answer, request = answers[place], ask.requests[place]
+        if isinstance(reply, Delivered):
+            if answer.has_stopped():
+                return
+            if reply.commit.tokens:
+                meter.delivered(request, len(reply.commit.tokens))
+            piece = answer.take(reply.commit)
+            if answer.has_stopped():
+                link.stop(request.id)
+            if piece is not None:
+                tell(Update(place, piece, num_tokens=answer.num_tokens))
+        elif isinstance(reply, Admitted):
+            meter.admitted(request, reply.predicted_ttft_s)
+        else:
+            meter.ended(open_requests.pop(place), reply.record)
+            tell(Update(place, *answer.end(reply.record), answer.num_tokens))
+
     try:
-        async with aclosing(replies(link, ask.requests)) as heard:
-            async for index, reply in heard:
-                answer, request = answers[index], ask.requests[index]
-                if isinstance(reply, Ended):
-                    meter.ended(open_requests.pop(index), reply.record)
-                    yield Update(index, *answer.end(reply.record), answer.num_tokens)
-                elif isinstance(reply, Admitted):
-                    meter.admitted(request, reply.predicted_ttft_s)
-                elif not answer.has_stopped():
-                    if reply.commit.tokens:
-                        meter.delivered(request, len(reply.commit.tokens))
-                    piece = answer.take(reply.commit)
-                    if answer.has_stopped():
-                        link.stop(request.id)
-                    if piece is not None:
-                        yield Update(index, piece, num_tokens=answer.num_tokens)
+        await hear_out(link, ask.requests, hear)
     finally:
         for request in open_requests.values():
             meter.abandoned(request)
@@ -228,36 +236,30 @@ def _mean_logprob(updates: list[Update]) -> float:
     return -math.inf if finish is None or finish.mean_logprob is None else finish.mean_logprob
 
 
-async def replies(link: EngineLink, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Reply], None]:
-    """The replies to all requests, each with its place. Left early, it cancels what is open."""
+async def hear_out(link: EngineLink, requests: Sequence[Request], hear: Callable[[int, Reply], None]) -> None:
+    """Submit them and have each reply heard with its request's place, until all have ended. What `hear` raises is
+    raised here. Left early, it cancels what is open, and nothing more is heard."""
     open_ids = {request.id for request in requests}
-    arrived: asyncio.Queue[tuple[int, Reply | Exception]] = asyncio.Queue()
-    tasks: list[asyncio.Task[None]] = []
+    over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def pump(index: int, request: Request) -> None:
+    def heard(place: int, reply: Reply) -> None:
+        if over.done():
+            return
+        if isinstance(reply, Ended):
+            open_ids.discard(reply.record.request_id)
         try:
-            async for reply in link.submit(request):
-                arrived.put_nowait((index, reply))
+            hear(place, reply)
         except Exception as error:
-            arrived.put_nowait((index, error))
+            over.set_exception(error)
+        else:
+            if not open_ids:
+                over.set_result(None)
 
     try:
-        if len(requests) == 1:  # the common case, without a queue in between
-            async for reply in link.submit(requests[0]):
-                if isinstance(reply, Ended):
-                    open_ids.clear()
-                yield 0, reply
-            return
-        tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
-        while open_ids:
-            index, news = await arrived.get()
-            if isinstance(news, Exception):
-                raise news
-            if isinstance(news, Ended):
-                open_ids.discard(news.record.request_id)
-            yield index, news
+        for place, request in enumerate(requests):
+            link.submit(request, partial(heard, place))
+        await over
     finally:
-        for task in tasks:
-            task.cancel()
+        over.cancel()
         for request_id in open_ids:
             link.cancel(request_id)

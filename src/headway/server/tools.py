@@ -95,7 +95,7 @@ def tool_use(
     told = [{"type": "function", "function": msgspec.to_builtins(tool.function)} for tool in tools]
     dialect = calls.dialect_of(template)
     must_call = choice not in (None, "auto")
-    if not must_call and not dialect.mark:
+    if not must_call and not (dialect.mark or dialect.instead):
         return ToolUse(told, None, answer, [])
     if not must_call and answer is not None and answer.constraint.kind != "json":
         raise bad_request(
@@ -119,7 +119,7 @@ def tool_use(
     )
     return ToolUse(
         told,
-        Reading() if must_call else Reading(dialect.mark, at_start=schema is not None),
+        Reading.of(dialect, must_call=must_call, beside_answer=schema is not None),
         Asked("tools", constraint),
         [*parts.values(), *([answer] if answer is not None and schema else [])],
     )

@@ -10,31 +10,26 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from headway import __version__
-from headway.config import ConfigError
 from headway.core.ledger import Record
 from headway.server.verdict import TARGETS
 
 if TYPE_CHECKING:
     from headway.server.life import Call
 
-EXTRA = "headway[otel]"
-
 
 class Traces:
     """Sends spans to one collector."""
 
     def __init__(self, endpoint: str) -> None:
-        """`endpoint` takes OTLP over HTTP, such as http://localhost:4318/v1/traces. Raises ConfigError without the
-        extra."""
-        try:
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.trace import SpanKind, Status, StatusCode
-            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError as error:
-            raise ConfigError(f"--otlp-traces-endpoint needs OpenTelemetry: install {EXTRA}.") from error
+        """`endpoint` takes OTLP over HTTP, such as http://localhost:4318/v1/traces. That the extra is there was seen
+        when flags were read."""
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
         resource = Resource.create({"service.name": "headway", "service.version": __version__})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))

@@ -3,8 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -16,6 +15,9 @@ log = logging.getLogger("headway.door")
 
 BODY_TIMEOUT_S = 60.0
 KEEP_ALIVE = b": keep-alive\n\n"
+
+WRITE_NOW = "headway.write_now"  # in a scope's extensions, where the server offers it
+WriteNow = Callable[[bytes], bool]  # a part of a body that was begun, written on the spot; False: not now
 
 T = TypeVar("T")
 
@@ -111,7 +113,7 @@ UNNAMED: Framing = Unnamed()
 
 
 class EventStream:
-    """Answers with server-sent events, each of one JSON text in its `framing`.
+    """Answers with server-sent events, each of one JSON text in its `framing`, as `tell` puts them into it.
 
     The status line waits for the first event, so that whoever is refused before it gets a true status. After
     `keep_alive_s` seconds of silence a comment is sent (0: never), which settles the status. `headers` is asked at that
@@ -120,32 +122,66 @@ class EventStream:
 
     def __init__(
         self,
-        events: AsyncGenerator[list[bytes], None],
+        tell: "Callable[[EventStream], Coroutine[Any, Any, None]]",
         keep_alive_s: float,
         headers: Callable[[], Mapping[str, str]] = dict,
         framing: Framing = UNNAMED,
     ) -> None:
-        self._events = events
+        self._tell = tell
         self._headers = headers
         self._framing = framing
         self._keep_alive_s = keep_alive_s
         self._sent_at = time.monotonic()
         self._begun = False
+        self._write: WriteNow | None = None
+        self._waiting: list[bytes] = []  # to be sent
+        self._sending = False
+        self._news = asyncio.Event()
+        self._taken = asyncio.Event()
+
+    def put(self, events: Sequence[bytes]) -> None:
+        """These are the next. They are with the socket at once if it takes them, and wait together for it if not."""
+        if not events:  # an empty part would end the body
+            return
+        event = self._framing.event
+        content = event(events[0]) if len(events) == 1 else b"".join(map(event, events))
+        if self._write is not None and not (self._waiting or self._sending) and self._write(content):
+            self._sent_at = time.monotonic()
+        else:
+            self._waiting.append(content)
+            self._news.set()
+
+    async def taken(self) -> None:
+        """Wait until everything that was put is with the socket."""
+        while self._waiting or self._sending:
+            self._taken.clear()
+            await self._taken.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ApiError only while nothing was sent."""
-        waiting = asyncio.create_task(self._fill_silence(send)) if self._keep_alive_s > 0 else None
+        filling = asyncio.create_task(self._fill_silence(send)) if self._keep_alive_s > 0 else None
         try:
-            await unless_gone(receive, self._send_all(send))
+            await unless_gone(receive, self._send_all(send, scope.get("extensions", {}).get(WRITE_NOW)))
         finally:
-            if waiting is not None:
-                waiting.cancel()
+            if filling is not None:
+                filling.cancel()
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, write: WriteNow | None) -> None:
+        telling = asyncio.create_task(self._tell(self))
+        telling.add_done_callback(lambda _: self._news.set())
         try:
-            async with aclosing(self._events) as news:  # left in the midst of a send, it would linger until collected
-                async for events in news:
-                    await self._send(send, b"".join(map(self._framing.event, events)))
+            while self._waiting or not telling.done():
+                await self._news.wait()
+                self._news.clear()
+                self._sending = True
+                while self._waiting:
+                    content = b"".join(self._waiting)
+                    self._waiting.clear()
+                    await self._send(send, content)
+                    self._write = write
+                self._sending = False
+                self._taken.set()
+            telling.result()
         except Exception as error:
             if not self._begun:
                 raise
@@ -153,6 +189,9 @@ class EventStream:
                 log.exception("A stream broke off")
             known = error if isinstance(error, ApiError) else internal()
             await self._send(send, self._framing.event(self._framing.error(known)))
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
         await self._send(send, self._framing.done)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

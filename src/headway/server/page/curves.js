@@ -24,7 +24,7 @@ export class Curves {
     const options = {
       width: Math.max(120, $(id).clientWidth),
       height: 110,
-      padding: [8, 10, 0, 0],
+      padding: [8, 16, 0, 0],
       cursor: { show: false },
       legend: { live: false },
       scales: { x: { time: false, range: [1 - SECONDS, 0] }, y: { range: (chart, low, high) => [0, y.most ?? Math.max(4, (high ?? 0) * 1.1)] } },
