@@ -1,7 +1,8 @@
-"""Our linear operators in matrix tiles against oneDNN's packed ones: `python -m headway.bench.linear`.
+"""Our linear operators against the best that torch has here: `python -m headway.bench.linear`.
 
-The four matrices of a layer of real shapes, with random bfloat16 weights, in so many copies that each is read from
-memory, as in a step: what a cache holds of it is gone. Both multiply the same rows in turn, and must come to the same
+That is oneDNN with packed bfloat16 weights where the processor multiplies bfloat16, and torch's float32 elsewhere. The
+four matrices of a layer of real shapes, with random weights, in so many copies that each is read from memory, as in a
+step: what a cache holds of it is gone. Both multiply the same rows in turn, and must come to the same
 first. Beside it, how long the first call of a number of rows takes, and at which rate one row's weights are read,
 against what the machine reads at best in the same run.
 """
@@ -24,9 +25,9 @@ from headway.models import presets
 from headway.models.config import DecoderConfig
 from headway.models.decoder import Linear
 from headway.placement.memory import keep_freed_memory, num_cores
-from headway.stages.matrices import Matrix, Packed, is_packable
-from headway.stages.native import Library
-from headway.stages.panels import Panels, panels_for
+from headway.stages.matrices import Matrix, Packed, Plain, is_packable
+from headway.stages.native import Library, library
+from headway.stages.panels import Panels
 from headway.stages.tiling import Span
 
 COMMAND = "python -m headway.bench.linear"
@@ -38,7 +39,7 @@ CLOSE = 1e-2  # root mean square of the difference over that of the values
 
 
 class Timed(NamedTuple):
-    """Seconds of a call by oneDNN and by us, pair by pair."""
+    """Seconds of a call by torch and by us, pair by pair."""
 
     theirs_s: list[float]
     ours_s: list[float]
@@ -81,24 +82,29 @@ def first_call_s(matrix: Matrix, x: Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def measure(size: tuple[int, int], found: Library, num_pairs: int, calm: Calm) -> tuple[list[Timed], Timed]:
+def measure(
+    size: tuple[int, int], found: Library, theirs_in: torch.dtype, num_pairs: int, calm: Calm
+) -> tuple[list[Timed], Timed]:
     """One for each number of rows; and the first call of one more."""
     d_in, d_out = size
     copies = max(2, COPIES_BYTES // (2 * d_in * d_out))
     weight = torch.randn(d_out, d_in).bfloat16()
-    theirs = [Packed(Linear(weight)) for _ in range(copies)]
+    theirs: list[Matrix] = [
+        Packed(Linear(weight)) if theirs_in is torch.bfloat16 else Plain(Linear(weight.float())) for _ in range(copies)
+    ]
     ours = [Panels(Linear(weight), found) for _ in range(copies)]
     timed = []
     for num_rows in ROWS:
         x = torch.randn(num_rows, d_in).bfloat16()
-        check(theirs[0].columns(x, Span(0, d_out)), ours[0].columns(x, Span(0, d_out)))
-        ways = [(calls(theirs, x), list[float]()), (calls(ours, x), list[float]())]
+        theirs_x = x.to(theirs_in)
+        check(theirs[0].columns(theirs_x, Span(0, d_out)), ours[0].columns(x, Span(0, d_out)))
+        ways = [(calls(theirs, theirs_x), list[float]()), (calls(ours, x), list[float]())]
         for number in range(num_pairs):
             for seconds, taken in ways[:: 1 if number % 2 == 0 else -1]:
                 taken.append(calm.measure(seconds))
         timed.append(Timed(*(taken for _, taken in ways)))
     x = torch.randn(NEW_ROWS, d_in).bfloat16()
-    return timed, Timed([first_call_s(theirs[0], x)], [first_call_s(ours[0], x)])
+    return timed, Timed([first_call_s(theirs[0], x.to(theirs_in))], [first_call_s(ours[0], x)])
 
 
 def check(expected: Tensor, found: Tensor) -> None:
@@ -107,7 +113,7 @@ def check(expected: Tensor, found: Tensor) -> None:
     difference = float(((found - expected).square().mean() / expected.square().mean()).sqrt())
     if not difference <= CLOSE:
         raise RuntimeError(
-            f"oneDNN and our operators differ by {difference:.2g} of the values: run `make test-native`."
+            f"torch's and our operators differ by {difference:.2g} of the values: run `make test-native`."
         )
 
 
@@ -131,10 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
     options = parser.parse_args(arguments)
-    cpu = torch.device("cpu")
-    found = panels_for(torch.bfloat16, cpu)
-    if found is None or not is_packable(torch.bfloat16, cpu):
-        sys.exit("This needs a processor with matrix tiles (AMX), compiled operators, and a torch with oneDNN.")
+    found = library()
+    if found is None:
+        sys.exit("This needs compiled operators: install a C++ compiler and Headway again.")
+    theirs_in = torch.bfloat16 if is_packable(torch.bfloat16, torch.device("cpu")) else torch.float32
+    theirs = "oneDNN with packed bfloat16" if theirs_in is torch.bfloat16 else "torch in float32"
     keep_freed_memory()
     torch.set_num_threads(options.num_threads)
     lines, ratios = [], []
@@ -145,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             (model, name, size) for model in options.models for name, size in shapes(presets.preset(model)).items()
         ]
         for model, name, size in track(cases, description="matrices"):
-            timed, first = measure(size, found, options.pairs, calm)
+            timed, first = measure(size, found, theirs_in, options.pairs, calm)
             ratios += [each.ratio for each in timed]
             share = 2 * size[0] * size[1] / statistics.median(timed[0].ours_s) / best
             new = f"{1e3 * first.theirs_s[0]:.1f} / {1e3 * first.ours_s[0]:.1f}"
@@ -154,13 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
               f"first call of {NEW_ROWS} rows, ms"]  # fmt: skip
     slower = sum(ratio < 1 for ratio in ratios)
     report.write(
-        "linear",
-        "Linear operators in matrix tiles, against oneDNN's",
+        f"linear-{found.kind}",
+        f"Linear operators compiled for {found.kind}, against torch's",
         COMMAND,
-        f"bfloat16, {options.num_threads} threads. Microseconds of a call, oneDNN / ours = how many times as long "
-        f"oneDNN takes; medians of {options.pairs} pairs. Memory is read at {best / 1e9:.1f} GB/s by a plain sum.\n\n"
-        f"{report.table(header, lines)}\n\n"
-        f"oneDNN takes {statistics.median(ratios):.2f} times as long (median of all cells; {min(ratios):.2f} … "
+        f"Ours with bfloat16 weights, {theirs}; {options.num_threads} threads. Microseconds of a call, theirs / ours = "
+        f"how many times as long they take; medians of {options.pairs} pairs. Memory is read at {best / 1e9:.1f} GB/s "
+        f"by a plain sum.\n\n{report.table(header, lines)}\n\n"
+        f"Theirs takes {statistics.median(ratios):.2f} times as long (median of all cells; {min(ratios):.2f} … "
         f"{max(ratios):.2f}), and is faster in {slower} of {len(ratios)}. {calm.verdict()}",
         options.folder,
     )
