@@ -107,9 +107,10 @@ def test_a_server_that_refuses_everybody(network: Open, tmp_path: Path) -> None:
     net = network(desk)
     submit_as_ever = desk.link.submit
 
-    def submit(request: Any) -> Any:
-        desk.link.fate = Fate("refused", "queue_full", "Too many wait.", 1.0) if request.slo.ttft_s else None
-        return submit_as_ever(request)
+    def submit(request: Any, hear: Any) -> None:
+        submit_as_ever(request, hear)
+        if request.slo.ttft_s:
+            desk.link.end_soon(request.id, Fate("refused", "queue_full", "Too many wait.", 1.0))
 
     desk.link.submit = submit  # type: ignore[method-assign]
     out = tmp_path / "out"
@@ -130,11 +131,11 @@ def test_the_search_finds_where_the_server_begins_to_refuse(network: Open, tmp_p
     submit_as_ever = desk.link.submit
     begun: list[float] = []
 
-    def submit(request: Any) -> Any:
+    def submit(request: Any, hear: Any) -> None:
+        submit_as_ever(request, hear)
         begun.append(request.arrival)
-        too_many = len(begun) > 10 and begun[-1] - begun[-11] < 10 / 72 and request.slo.ttft_s
-        desk.link.fate = Fate("refused", "queue_full", num_tokens=0) if too_many else None
-        return submit_as_ever(request)
+        if len(begun) > 10 and begun[-1] - begun[-11] < 10 / 72 and request.slo.ttft_s:
+            desk.link.end_soon(request.id, Fate("refused", "queue_full", num_tokens=0))
 
     desk.link.submit = submit  # type: ignore[method-assign]
     out = tmp_path / "out"

@@ -151,11 +151,11 @@ class FakeLink:
 
     def cancel(self, request_id: str) -> None:
         self.cancelled.add(request_id)
-        self._end_soon(request_id, Fate("cancelled", "cancelled"))
+        self.end_soon(request_id, Fate("cancelled", "cancelled"))
 
     def stop(self, request_id: str) -> None:
         self.stopped.add(request_id)
-        self._end_soon(request_id, Fate("finished", "stop"))
+        self.end_soon(request_id, Fate("finished", "stop"))
 
     def submit(self, request: Request, hear: Callable[[Reply], None]) -> None:
         self.requests.append(request)
@@ -183,7 +183,7 @@ class FakeLink:
         begun = time.monotonic()
         record.predicted_ttft_s = self.predicted_ttft_s
         self._note()
-        if not self._refuses():
+        if not self._refuses(call):
             record.first_scheduled = time.monotonic()
             record.note(record.first_scheduled, "admitted")
             yield Admitted(request.id, self.predicted_ttft_s)
@@ -233,9 +233,9 @@ class FakeLink:
         angle = math.radians(sum(request.prompt))
         return math.cos(angle), math.sin(angle), 0.0, 0.0
 
-    def _refuses(self) -> bool:
+    def _refuses(self, call: _Call) -> bool:
         """At the gate: what expires in the queue was let in."""
-        fate = self.fate
+        fate = call.ending or self.fate
         return fate is not None and fate.kind == "refused" and fate.reason != "deadline_expired"
 
     def _commit(self, request: Request, token: int, scores: tuple[TokenLogprobs, ...]) -> Commit:
@@ -252,7 +252,8 @@ class FakeLink:
         others = [(token + k) % self.vocab_size for k in range(num_top)]
         return TokenLogprobs(-token / 1000, tuple((other, -other / 1000) for other in others))
 
-    def _end_soon(self, request_id: str, fate: Fate) -> None:
+    def end_soon(self, request_id: str, fate: Fate) -> None:
+        """This one, whatever befalls the others."""
         call = self._open.get(request_id)
         if call is not None and call.ending is None:
             call.ending = fate
