@@ -63,7 +63,8 @@ void lay(const bf16* x, int64_t x_stride, int64_t num_rows, int64_t d_in, int8_t
         scales[row] = most / 127.0f;
         const Vec per_unit = all(most > 0.0f ? 127.0f / most : 0.0f);
         for (int64_t j = 0; j < deep * LINE; j += W) {
-            const __m512i q = _mm512_cvtps_epi32((__m512)((j + W <= d_in ? load(from + j) : rest(from + j, d_in - j)) * per_unit));
+            const Vec v = (j + W <= d_in ? load(from + j) : rest(from + j, d_in - j)) * per_unit;
+            const __m512i q = _mm512_cvtps_epi32((__m512)v);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(line + j / LINE * TILE + j % LINE), _mm512_cvtsepi32_epi8(q));
         }
     }
