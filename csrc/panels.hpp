@@ -1,5 +1,5 @@
-// Linear operators in vectors, for processors without matrix tiles, and for float32 on any: weights are widened to float32
-// in registers, integers to pairs of sixteen bits. The sums of a column are kept in a vector's lane while k passes.
+// Linear operators in vectors, for processors without matrix tiles, and for float32 on any: weights are widened to
+// float32 in registers, integers to pairs of sixteen bits. The sums of a column are kept in a vector's lane while k passes.
 #pragma once
 
 #include "linear.hpp"
