@@ -1,22 +1,16 @@
-"""Decides what runs, only at events. One class owns the state and has one mutator, `handle`; `plan` picks the work.
+"""Takes in events and says what follows. One class owns the state and has one mutator, `handle`; `plan` picks the work.
 
 Knows no device, no socket, no clock: time comes in with every call. What each request asked for is in its ticket, who
 goes first is `policy`'s to say, the pages are counted by `pages`, and every ending is written to the ledger.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from heapq import merge
+from collections.abc import Iterable
 from typing import assert_never
 
 from headway.core import event as ev
 from headway.core.admission import Crowd, Limits, refusal, unattainable
-from headway.core.candidates import (
-    NEXT_TOKEN,
-    prefill_s,
-    step_candidate,
-    token_candidate,
-)
+from headway.core.candidates import prefill_s
 from headway.core.composition import Composer
 from headway.core.cost import CostModel
 from headway.core.forecast import Forecaster
@@ -24,23 +18,14 @@ from headway.core.holdings import Holdings
 from headway.core.ledger import settle
 from headway.core.lifecycle import State
 from headway.core.pages import PageTable
-from headway.core.policy import (
-    Candidate,
-    Tier,
-    should_switch,
-    standing,
-    whom_to_switch_to,
-)
+from headway.core.planner import Planner
 from headway.core.queue import Queue
 from headway.core.request import Request
 from headway.core.settings import Lane, SchedulerSettings
 from headway.core.steps import Steps
 from headway.core.tenants import Tenants
-from headway.core.ticket import Step, Ticket
+from headway.core.ticket import Ticket
 from headway.core.work import Commit, Work
-
-NEVER = float("inf")
-MAX_TRIES = 8  # candidates without pages that one decision looks past
 
 
 class Scheduler:
@@ -56,18 +41,14 @@ class Scheduler:
         self._decoding: dict[int, Ticket] = {}  # by ticket number, in a step or between two
         self._num_of: Counter[str] = Counter()  # open requests, by tenant
         self._num_arrived = 0
-        self._due: float | None = None
-        self._token: Candidate | None = None
-        self._token_is_known = False
         pack_tokens = settings.pack_tokens if settings.pack else 0
         cost.chunk_tokens = settings.chunk_tokens if settings.preempt == "chunk" else None
         self._tenants = Tenants()
         self._queue = Queue(cost, self._tenants, settings.order, pack_tokens)
         self._holdings = Holdings(pages, settings.prefix_caching, self.counters)
         self._steps = Steps(settings.stage, cost, self._holdings, self.counters)
-        self._composer = Composer(
-            self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens
-        )
+        composer = Composer(self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens)
+        self._planner = Planner(settings, cost, self._queue, self._steps, composer, self._num_places)
         self._forecaster = Forecaster(
             self._queue, self._steps, self._decoding, cost, settings.order, settings.tile_s, settings.suspends
         )
@@ -78,8 +59,8 @@ class Scheduler:
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
         """Take note of what happened at `now`; returns what the driver must carry out, in order."""
         self.counters["events"] += 1
-        if not isinstance(event, ev.Arrived | ev.Due):  # who waits for another token may be others now
-            self._token_is_known = False
+        if not isinstance(event, ev.Arrived | ev.Due):
+            self._planner.forget_token()
         match event:
             case ev.Arrived(request):
                 return self._arrived(request, now)
@@ -260,139 +241,11 @@ class Scheduler:
     def plan(self, now: float, lane: Lane) -> Work | None:
         """What the lane is to run from here on: the Work that is on it, a parked one, a new one, or nothing."""
         self.counters["plans"] += 1
-        self._steps.see(lane.progress, now)
-        running = self._steps.on_device
-        if running is not None:
-            work: Work | None = self._switch(running, now) if self.settings.suspends else running.work
-        elif self.settings.preempt == "chunk":
-            work = self._chunk(now)
-        else:
-            work = self._choose(now)
-        self._due = self._next_instant(now)
-        return work
+        return self._planner.plan(now, lane)
 
     def next_due(self) -> float | None:
         """The next instant, after the last plan, at which something becomes due without an event."""
-        return self._due
-
-    def _switch(self, running: Step, now: float) -> Work:
-        """The running step's Work, or that of whoever has a reason to take its place."""
-        settings = self.settings
-        own = self._step_candidate(running, now)
-        token = self._token_candidate()
-        if (
-            token is not None
-            and token.ripe_at <= now
-            and should_switch(own, token, now, settings.tile_s, settings.order)
-        ):
-            step = self._prepare(token, now)
-            if step is not None:
-                return self._change(running, step, now)
-        # a token, or a parked step, adds nothing to what is parked
-        most_tokens = max(settings.max_parked_tokens, settings.max_model_len)
-        prompts = self._steps.may_park(running, settings.max_num_parked, most_tokens)
-        step = self._first_that_can_start(
-            lambda order: whom_to_switch_to(own, order, now, settings.tile_s, settings.order), now, prompts=prompts
-        )
-        return running.work if step is None else self._change(running, step, now)
-
-    def _change(self, running: Step, step: Step, now: float) -> Work:
-        self._steps.park(running, now)
-        return self._steps.put_on_device(step, now)
-
-    def _choose(self, now: float) -> Work | None:
-        """The best candidate that can start; what is not ripe comes last, but before an idle device."""
-        step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
-        if step is None:
-            step = self._next_token(now)
-        return None if step is None else self._steps.put_on_device(step, now)
-
-    def _first_that_can_start(
-        self, pick: Callable[[Iterator[Candidate]], Candidate | None], now: float, *, prompts: bool
-    ) -> Step | None:
-        """The step of whom `pick` takes from the candidates in order; of the next one if that one finds no pages."""
-        in_vain: set[int] = set()
-        while len(in_vain) < MAX_TRIES:
-            chosen = pick(c for c in self._in_order(now, prompts=prompts) if c.key not in in_vain)
-            if chosen is None:
-                return None
-            step = self._prepare(chosen, now)
-            if step is not None:
-                return step
-            in_vain.add(chosen.key)
-            prompts = prompts and not self._keeps_others_out(chosen, now)
-        return None
-
-    def _chunk(self, now: float) -> Work | None:
-        """Tokens and pieces of prompts in one step that runs to its end."""
-        self._token_is_known = False
-        step = self._composer.mixture(self.settings.chunk_tokens, self._num_places(), now)
-        return None if step is None else self._steps.put_on_device(step, now)
-
-    def _prepare(self, chosen: Candidate, now: float) -> Step | None:
-        """The step behind a candidate, made if need be; None (and nothing changed) if it lacks pages."""
-        if chosen.key == NEXT_TOKEN:
-            return self._next_token(now)
-        if chosen.key > 0:
-            return self._steps[chosen.key]
-        return self._composer.prompts(chosen, self._num_places(), self._spare_s(now), now)
-
-    def _next_token(self, now: float) -> Step | None:
-        """One more token for everybody between two steps; None if there is nobody, or no room."""
-        self._token_is_known = False
-        return self._composer.tokens(now)
-
-    def _keeps_others_out(self, candidate: Candidate, now: float) -> bool:
-        """Pages that come free belong to a starved prompt first, or small ones would keep it out for ever."""
-        return candidate.key < 0 and standing(candidate, now, self.settings.order).tier is Tier.STARVED
-
-    def _in_order(self, now: float, *, prompts: bool) -> Iterator[Candidate]:
-        """Everything that is ripe and could have the device, but the step that has it; the first to start first."""
-        order = self.settings.order
-        others = [self._step_candidate(step, now) for step in self._steps.parked()]
-        token = self._token_candidate()
-        if token is not None and token.ripe_at <= now:
-            others.append(token)
-        others.sort(key=lambda candidate: standing(candidate, now, order).order)
-        if not prompts or self._num_places() < 1:
-            return iter(others)
-        queued = self._queue.in_order(now)
-        return merge(others, queued, key=lambda c: standing(c, now, order).order) if others else queued
-
-    def _next_instant(self, now: float) -> float | None:
-        """When to look again if nothing happens: a token is ripe, a target needs a start, a wait has been too long."""
-        instants = []
-        parked = self._steps.parked()
-        if parked:
-            waiting = [self._step_candidate(step, now) for step in parked]
-            instants += [candidate.starved_at for candidate in waiting]
-        if self._steps.on_device is not None and self.settings.suspends:
-            tile_s = self.settings.tile_s
-            token = self._token_candidate()
-            if token is not None:
-                instants.append(token.ripe_at)
-            instants.append(self._queue.next_start(now + tile_s) - tile_s)
-            if parked:
-                instants += [c.deadline - c.remaining_s - tile_s for c in waiting if c.deadline is not None]
-        soonest = min((instant for instant in instants if now < instant), default=NEVER)
-        soonest = min(soonest, self._queue.next_expiry())  # may have passed since events were handled: then at once
-        return soonest if soonest < NEVER else None
-
-    def _token_candidate(self) -> Candidate | None:
-        """The next token of all between two steps; looked up once until a step is made, or ends, or somebody leaves."""
-        if not self._token_is_known:
-            between = self._composer.between_steps() if self._decoding else []
-            self._token = token_candidate(between, self.cost, self.settings.tile_s) if between else None
-            self._token_is_known = True
-        return self._token
-
-    def _step_candidate(self, step: Step, now: float) -> Candidate:
-        return step_candidate(step, self.cost, self.settings.tile_s, self.settings.max_parked_s, now)
-
-    def _spare_s(self, now: float) -> float:
-        """How long every step that has begun, and can still be in time, can wait."""
-        begun = (standing(self._step_candidate(step, now), now, self.settings.order) for step in self._steps.all())
-        return min((at.slack_s for at in begun if at.tier is Tier.ON_TIME and at.slack_s >= 0), default=NEVER)
+        return self._planner.due
 
     # Endings
 
