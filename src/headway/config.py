@@ -64,6 +64,12 @@ class EngineSettings:
     )
     chunk_tokens: int = setting(512, "scheduling", "tokens of a step with --preempt chunk, decoding included")
     pack: bool = setting(True, "scheduling", "read several short prompts in one step")
+    lanes: Literal["turns", "mixed", "split", "auto"] = setting(
+        "turns",
+        "scheduling",
+        "how prompts and tokens share the device: in turns, tokens riding along with prompts (mixed), side by side on "
+        "half of the cores each (split), or as is predicted to be in time (auto)",
+    )
     refuse_unattainable: bool = setting(
         True, "scheduling", "refuse at once (429) what is predicted to miss its TTFT target; else serve it late"
     )
@@ -73,7 +79,7 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         _at_least(self, max_num_seqs=1, block_size=1, max_num_queued_reqs=1, max_num_parked=0, chunk_tokens=1)
-        for name in ("order", "preempt"):
+        for name in ("order", "preempt", "lanes"):
             choices = get_args(value_type(EngineSettings, name))
             if getattr(self, name) not in choices:
                 raise ConfigError(f"--{name} {getattr(self, name)} is unknown: choose {', '.join(choices)}.")
@@ -83,6 +89,10 @@ class EngineSettings:
             raise ConfigError(f"--quantization {self.quantization} is not served: choose none or int8.")
         if self.quantization == "int8" and self.dtype == "float32":
             raise ConfigError("--quantization int8 is made from bfloat16: leave --dtype float32 out.")
+        if self.lanes != "turns" and self.preempt in ("chunk", "none"):
+            raise ConfigError(
+                f"--lanes {self.lanes} needs steps that can be suspended: leave --preempt {self.preempt} out."
+            )
         if self.device != "cpu" and self.device.split(":")[0] != "cuda":
             raise ConfigError(f"--device {self.device} is not served: choose cpu or cuda.")
         if self.max_model_len is not None and self.max_model_len < 2:

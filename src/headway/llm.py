@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from headway.config import engine_settings
+from headway.config import ConfigError, engine_settings
 from headway.core import event as ev
 from headway.core.admission import Crowd, Limits, refusal
 from headway.core.ledger import Record
@@ -174,7 +174,10 @@ class LLM:
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
         options = {"refuse_unattainable": False} | options  # nobody else waits: late is better than never
-        self._engine = build_engine(engine_settings(model=model, **options))
+        settings = engine_settings(model=model, **options)
+        if settings.lanes in ("split", "auto"):
+            raise ConfigError(f"lanes={settings.lanes!r} needs a server's own process: choose 'turns' or 'mixed'.")
+        self._engine = build_engine(settings)
         self._text = open_model_text(model)
         self.tokenizer = self._text.tokenizer
         text = self.tokenizer

@@ -35,7 +35,7 @@ def test_a_long_prompt_is_suspended_for_a_short_one_and_goes_on_after_it() -> No
     simulation = FakeSimulation([(0.0, long), (0.05, short)], SETTINGS)
     simulation.run()
     spans = simulation.driver.spans.take()
-    assert simulation.driver.spans.running is None
+    assert simulation.driver.spans.running == ()
     assert told(spans)[:2] == [("long", "prefill", 200, "suspended", False), ("short", "prefill", 10, "done", False)]
     rest = [span for span in spans[2:] if span.request_ids == ("long",)]
     assert all(span.resumed for span in rest)
@@ -108,7 +108,7 @@ def test_spans_of_any_load(asked: list[tuple[float, int, int, float | None, floa
     simulation.driver.spans = Spans(most=100_000)
     simulation.run()
     spans = simulation.driver.spans.take()
-    assert simulation.driver.spans.running is None
+    assert simulation.driver.spans.running == ()
     assert [span.ended for span in spans] == sorted(span.ended for span in spans)
     on_device = [span for span in spans if span.begun < span.ended]
     assert all(one.ended <= other.begun for one, other in pairwise(on_device))
@@ -170,20 +170,20 @@ def one(work_id: int, begun: float, ending: str | None = "done", resumed: bool =
 
 def test_a_reader_of_the_history_gets_each_span_once_and_misses_what_it_was_too_slow_for() -> None:
     history = History(most=4)
-    history.add((one(1, 0), one(2, 1)), one(3, 2, None))
+    history.add((one(1, 0), one(2, 1)), (one(3, 2, None),))
     assert (history.since(0), history.num_heard) == ([one(1, 0), one(2, 1)], 2)
     assert history.since(2) == []
-    assert history.running == one(3, 2, None)
-    history.add(tuple(one(number, number) for number in range(3, 9)), None)
+    assert history.running == (one(3, 2, None),)
+    history.add(tuple(one(number, number) for number in range(3, 9)), ())
     assert [span.work_id for span in history.since(2)] == [5, 6, 7, 8]
     assert [span.work_id for span in history.since(7)] == [8]
-    assert history.running is None
+    assert history.running == ()
 
 
 def test_an_engine_that_dies_takes_its_steps_with_it_and_the_next_one_counts_on() -> None:
     """One step had the device, one was suspended: both have failed. Work 1 of the next engine is another one."""
     history = History()
-    history.add((one(1, 0, "suspended"),), one(2, 1, None))
+    history.add((one(1, 0, "suspended"),), (one(2, 1, None),))
     history.lose(5.0)
     assert [(span.work_id, span.begun, span.ended, span.ending) for span in history.since(1)] == [
         (2, 1, 5.0, "failed"),
@@ -191,5 +191,5 @@ def test_an_engine_that_dies_takes_its_steps_with_it_and_the_next_one_counts_on(
     ]
     history.lose(6.0)
     assert history.num_heard == 3, "nothing is lost twice"
-    history.add((one(1, 7),), None)
+    history.add((one(1, 7),), ())
     assert history.since(3)[0].work_id == 3

@@ -24,7 +24,7 @@ from headway.core.work import Commit, Tile
 from headway.kv.pool import KVPool, PoolShape
 from headway.models import weights
 from headway.models.decoder import Layer
-from headway.placement.driver import Driver
+from headway.placement.driver import DeviceLane, Driver
 from headway.placement.engine import MonotonicClock
 from headway.placement.mailbox import Letters
 from headway.placement.simulate import FakeSimulation
@@ -79,9 +79,9 @@ def main() -> None:
         num_fed += 1
         return handle(event, now)
 
-    def counted_account() -> bool:
+    def counted_account(lane: DeviceLane) -> bool:
         nonlocal num_batches
-        any_event = account()
+        any_event = account(lane)
         num_batches += any_event
         return any_event
 

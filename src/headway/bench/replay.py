@@ -25,6 +25,7 @@ from headway.core.scheduler import Scheduler
 from headway.core.settings import SchedulerSettings
 from headway.placement.driver import Driver
 from headway.placement.engine import Engine
+from headway.placement.multiplex import Cores, lanes_of
 from headway.stages.stage import Stage
 
 START_S = 0.005  # before the first instant of a load
@@ -107,7 +108,8 @@ def replay(
     not kept. `watch` may put a stage of its own before the engine's."""
     shape = engine.pool.shape
     cost = CostModel(engine.scheduler.cost.fit)
-    scheduler = Scheduler(settings, cost, PageTable(shape.num_pages, shape.page_tokens))
+    pages = PageTable(shape.num_pages, shape.page_tokens)
+    scheduler = Scheduler(settings, cost, pages, engine.scheduler.sharing.roofline)
     clock = SkippingClock()
     stage = watch(engine.stage, clock)
     gc.collect()
@@ -121,10 +123,12 @@ def replay(
         elif isinstance(effect, ev.End):
             run.records[effect.record.request_id] = effect.record
 
-    driver = Driver(scheduler, {"language": stage}, clock, mailbox, tell, decided=run.decisions_s.append)
+    driver = Driver(
+        scheduler, {"language": stage}, clock, mailbox, tell, decided=run.decisions_s.append, devote=Cores().devote
+    )
     gc.disable()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), lanes_of(driver):
             while scheduler.num_open or not mailbox.is_empty:
                 if not driver.turn():
                     driver.wait()

@@ -35,9 +35,12 @@ class Composer:
         """Who waits for another token."""
         return [ticket for ticket in self.decoding.values() if ticket.step is None]
 
-    def prompts(self, chosen: Candidate, num_places: int, spare_s: float, now: float) -> Step | None:
+    def prompts(
+        self, chosen: Candidate, num_places: int, spare_s: float, now: float, token: Candidate | None = None
+    ) -> Step | None:
         """The chosen prompt and those behind it that fit into one prefill without harm to each other, or to suspended
-        steps, which can wait for `spare_s`; None if there are no pages."""
+        steps, which can wait for `spare_s`; None if there are no pages. `token`: the next one of all between two steps,
+        if it may ride along."""
         candidates, tickets = [chosen], [self.queue.ticket(number_of_ticket(chosen.key))]
         num_tokens = tickets[0].num_to_compute - tickets[0].num_cached_hint
         if num_tokens < self.pack_tokens:
@@ -58,7 +61,21 @@ class Composer:
             members.append((ticket, None))
         for ticket, _ in members:
             self.queue.discard(ticket)
+        if members and token is not None and self._rides_along(token, [ticket for ticket, _ in members], now):
+            members = self._with_room(now) + members
         return self.steps.begin(members, now, decoding=False) if members else None
+
+    def _rides_along(self, token: Candidate, prompts: list[Ticket], now: float) -> bool:
+        """Whether the next token of all gains by coming with these prompts. It does if it comes in time, and adds less
+        to them than the part of a step of its own that it saves: one that comes when half of its time is over saves
+        half a step."""
+        between = self.between_steps()
+        shares = [Share(t.num_to_compute, t.num_computed) for t in prompts]
+        without_s = self.cost.predict(shares)
+        with_s = self.cost.predict([*shares, *(Share(1, t.num_computed) for t in between)])
+        assert token.deadline is not None
+        share = (now - token.arrival) / max(token.deadline - token.arrival, 1e-9)
+        return now + with_s <= token.ripe_at + token.remaining_s and with_s - without_s < share * token.remaining_s
 
     def _spare_s(self, candidate: Candidate, now: float) -> float:
         """What it can give to others in its step: its slack but for a margin, since prices are not exact."""

@@ -21,7 +21,9 @@ from headway.core.pages import PageTable
 from headway.core.planner import Planner
 from headway.core.queue import Queue
 from headway.core.request import Request
+from headway.core.roofline import Roofline
 from headway.core.settings import Lane, SchedulerSettings
+from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.tenants import Tenants
 from headway.core.ticket import Ticket
@@ -31,7 +33,10 @@ from headway.core.work import Commit, Work
 class Scheduler:
     """All scheduling state of one engine. Only the driver calls it, one call at a time."""
 
-    def __init__(self, settings: SchedulerSettings, cost: CostModel, pages: PageTable) -> None:
+    def __init__(
+        self, settings: SchedulerSettings, cost: CostModel, pages: PageTable, roofline: Roofline | None = None
+    ) -> None:
+        """`roofline`: of a device that can be divided."""
         self.settings = settings
         self.cost = cost
         self.pages = pages
@@ -48,7 +53,8 @@ class Scheduler:
         self._holdings = Holdings(pages, settings.prefix_caching, self.counters)
         self._steps = Steps(settings.stage, cost, self._holdings, self.counters)
         composer = Composer(self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens)
-        self._planner = Planner(settings, cost, self._queue, self._steps, composer, self._num_places)
+        self.sharing = Sharing(settings.lanes, cost, pages, roofline, self.counters)
+        self._planner = Planner(settings, cost, self._queue, self._steps, composer, self.sharing, self._num_places)
         self._forecaster = Forecaster(
             self._queue, self._steps, self._decoding, cost, settings.order, settings.tile_s, settings.suspends
         )
@@ -113,7 +119,10 @@ class Scheduler:
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
         if len(step.tickets) == len(step.work.segments) and not step.scores:  # else it was not what its price was for
-            self.cost.observe(step.price, done.busy_s)
+            if step.pace == 1.0 and step.is_steady:
+                self.cost.observe(step.price, done.busy_s)
+            else:
+                self.sharing.observe(step, done.busy_s)
         over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
@@ -310,5 +319,5 @@ class Scheduler:
             assert self._num_of[ticket.request.tenant] > 0
         for step in self._steps.all():
             assert step.tickets, "a step without members"
-            assert (step is self._steps.on_device) == (step.parked_since is None)
+            assert (step in self._steps.on.values()) == (step.parked_since is None)
         self._queue.check_integrity()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from headway.core.division import Lanes
 from headway.core.policy import Order
 
 Preempt = Literal["operator", "layer", "chunk", "none"]
@@ -18,6 +19,9 @@ class SchedulerSettings:
     `order`, `preempt`, `pack` and `refuse_unattainable` are switches for comparison: "slack", "operator" and the others
     on is what this project is for. With `preempt` "chunk" steps are never suspended, but hold `chunk_tokens` at most,
     tokens of those who decode among them; with "none" they are neither suspended nor cut.
+
+    `lanes`: prompts and tokens take turns; "mixed", tokens ride along in a prompt's step where that makes nobody late;
+    "split", each has a fixed share of the device while there are both; "auto", mixed or divided as `division` predicts.
     """
 
     max_model_len: int
@@ -35,15 +39,25 @@ class SchedulerSettings:
     chunk_tokens: int = 512
     pack: bool = True
     refuse_unattainable: bool = True
+    lanes: Lanes = "turns"
 
     @property
     def suspends(self) -> bool:
         """Whether a step may be suspended before its end."""
         return self.preempt in ("operator", "layer")
 
+    @property
+    def takes_along(self) -> bool:
+        """Whether tokens ride along in a prompt's step."""
+        return self.suspends and self.lanes in ("mixed", "auto")
+
+
+MAIN = "main"  # what runs anything, on the whole device, or prompts while tokens have a share of their own
+TOKENS = "tokens"  # what runs nothing but tokens, and only while the device is divided
+
 
 class Lane(NamedTuple):
     """One share of a device, as the driver sees it: how far the Work that is on it has come (0 … 1)."""
 
-    name: str = "main"
+    name: str = MAIN
     progress: float = 0.0

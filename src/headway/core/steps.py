@@ -1,4 +1,4 @@
-"""The steps that have begun and not ended: the one on the device, and those that are suspended.
+"""The steps that have begun and not ended: the one in each lane of the device, and those that are suspended.
 
 Owns starting, suspending, resuming and removing them, and what each of that means for their tickets and pages. Which
 step it should be is not decided here.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from headway.core.cost import CostModel, Price, shares_of
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
+from headway.core.settings import MAIN, Lane
 from headway.core.ticket import Step, Ticket
 from headway.core.work import Segment, Work
 
@@ -20,7 +21,7 @@ class Steps:
     """All open steps of one engine, by the id of their Work."""
 
     def __init__(self, stage: str, cost: CostModel, holdings: Holdings, counters: Counter[str]) -> None:
-        self.on_device: Step | None = None
+        self.on: dict[str, Step] = {}  # by lane
         self._stage = stage
         self._cost = cost
         self._holdings = holdings
@@ -33,6 +34,11 @@ class Steps:
 
     def __contains__(self, work_id: int) -> bool:
         return work_id in self._open
+
+    @property
+    def on_device(self) -> Step | None:
+        """The one in the main lane."""
+        return self.on.get(MAIN)
 
     def all(self) -> list[Step]:
         return list(self._open.values())
@@ -62,18 +68,20 @@ class Steps:
             return self._cost.fit.next_tokens(len(segments), sum([segment.context_tokens for segment in segments]))
         return self._cost.fit.price(shares_of(segments))
 
-    def put_on_device(self, step: Step, now: float) -> Work:
+    def put(self, step: Step, lane: str, now: float) -> Work:
+        """The lane is the step's from here on; whose it was is parked, or gone."""
         if step.parked_since is not None:
             self._resume(step, now)
-        self.on_device = step
+        self.on[lane] = step
         step.seen_at = now
         return step.work
 
-    def see(self, progress: float, now: float) -> None:
-        """How far the step on the device has come."""
-        if self.on_device is not None:
-            self.on_device.progress = progress
-            self.on_device.seen_at = now
+    def see(self, lane: Lane, now: float) -> None:
+        """How far the step in a lane has come."""
+        step = self.on.get(lane.name)
+        if step is not None:
+            step.progress = lane.progress
+            step.seen_at = now
 
     def may_park(self, running: Step, most: int, most_tokens: int) -> bool:
         """Suspended work is bounded in count and in bytes. A step of single tokens keeps next to nothing."""
@@ -109,8 +117,9 @@ class Steps:
         step = self._open.pop(work_id)
         if step.parked_since is not None:
             self._holdings.unpark(step.tickets)
-        if self.on_device is step:
-            self.on_device = None
+        for lane, on_it in list(self.on.items()):
+            if on_it is step:
+                del self.on[lane]
         return step
 
     @staticmethod

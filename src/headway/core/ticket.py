@@ -9,6 +9,8 @@ from headway.core.prefix import extend_keys, root_key
 from headway.core.request import Request
 from headway.core.work import Work
 
+SAME_PACE = 0.1  # by so much it may change, as the step beside changes, and count as the same
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -101,6 +103,19 @@ class Step:
     progress: float = 0.0
     seen_at: float = 0.0
     parked_since: float | None = None
+    pace: float = 1.0  # times as long as alone on the whole device
+    num_paces: int = 0  # that it has had
+
+    def keep_pace(self, pace: float) -> None:
+        """It goes on at this pace."""
+        if self.num_paces == 0 or abs(pace / self.pace - 1) > SAME_PACE:
+            self.pace = pace
+            self.num_paces += 1
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether it has had one pace all the time: what another took says little about either."""
+        return self.num_paces <= 1
 
     @property
     def scores(self) -> bool:
@@ -109,7 +124,7 @@ class Step:
 
     @property
     def remaining_s(self) -> float:
-        return self.predicted_s * (1.0 - self.progress)
+        return self.predicted_s * (1.0 - self.progress) * self.pace
 
     def remaining_at(self, now: float) -> float:
         """What remains at `now`, if it has had the device since it was last seen."""

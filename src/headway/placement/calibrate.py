@@ -100,19 +100,19 @@ def measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_
     decide for the engine's whole life how operators are cut, and the neighbour will go.
     """
     num_threads = torch.get_num_threads()
-    together = _measure_rates(model, matrices, pool, num_touched_pages)
+    together = rates_now(model, matrices, pool, num_touched_pages)
     if model.device.type != "cpu" or num_threads == 1:
         return together
     torch.set_num_threads(1)
     try:
-        alone = _measure_rates(model, matrices, pool, num_touched_pages)
+        alone = rates_now(model, matrices, pool, num_touched_pages)
     finally:
         torch.set_num_threads(num_threads)
     return Rates(*map(max, astuple(together), astuple(alone)))
 
 
-def _measure_rates(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
-    """Seconds per unit of each kind of operator: what an undisturbed device does."""
+def rates_now(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_pages: int) -> Rates:
+    """With as many threads as the calling one has: what an undisturbed device does."""
     config, device, operators = model.config, model.device, operators_for(model, pool)
     sizes = _SIZES[device.type]
     x = torch.randn(sizes.rows, config.hidden_size, device=device).to(model.dtype)
@@ -209,15 +209,16 @@ def _copy_rate(model: Decoder, operators: Operators, num_touched_pages: int) -> 
     return num_pages * shape.page_bytes / shape.num_layers / statistics.median(seconds)
 
 
-def step_s(stage: LanguageStage, shape: Shape) -> float:
-    """Seconds of one step of this shape, on the first pages of the pool: only while nobody else uses them."""
+def step_s(stage: LanguageStage, shape: Shape, name: str = "probe") -> float:
+    """Seconds of one step of this shape, on the first pages of the pool: only while nobody else uses them. Two at once
+    have other names; they overwrite each other's pages, of which nobody reads an answer."""
     pool, vocab_size, device = stage.pool.shape, stage.model.config.vocab_size, stage.model.device
     segments, first_page = [], 0
     for index, (num_tokens, context) in enumerate(shape):
         num_pages = -(-(context + num_tokens) // pool.page_tokens)
         pages = tuple(page % pool.num_pages for page in range(first_page, first_page + num_pages))
         tokens = tuple(token % vocab_size for token in range(1, num_tokens + 1))
-        segments.append(Segment(f"probe{index}", tokens, context, context, pages, (num_tokens - 1,)))
+        segments.append(Segment(f"{name}{index}", tokens, context, context, pages, (num_tokens - 1,)))
         first_page += num_pages
     for segment, (num_tokens, context) in zip(segments, shape, strict=True):
         prompt = (0,) * (context + num_tokens)

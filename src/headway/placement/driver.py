@@ -3,8 +3,13 @@
 The only place where events, decisions and time meet. Between events nothing is decided: after a tile the driver reads
 one flag and one clock, and goes on. Everything else it is given: the scheduler, the stages, a clock, a mailbox.
 Driven by a virtual clock and a fake stage it is the simulator; by the real ones, the engine.
+
+A device has one lane, or two that run at once, each turned by a thread of its own (`multiplex`). Events, plans and
+effects belong to whoever holds the lock; tiles are run without it. Who runs listens: a lane that has nothing to do
+sleeps while the other is busy.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +18,7 @@ from typing import Final, Protocol
 from headway.core import event as ev
 from headway.core.clock import Clock
 from headway.core.scheduler import Scheduler
-from headway.core.settings import Lane, Preempt
+from headway.core.settings import MAIN, TOKENS, Lane, Preempt
 from headway.core.work import Boundary, Outcome, Tile, Work
 from headway.placement.spans import Ending, Spans
 from headway.stages.stage import Running, Stage
@@ -57,9 +62,29 @@ class _Open:
         return min(1.0, (self.tile.number + 1) / max(self.tile.of, 1))
 
 
+class DeviceLane:
+    """What the driver knows of one lane: its Work, its units of the device, and two flags that other threads read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.current: Work | None = None
+        self.units = 0
+        self.num_tiles = 0
+        self.is_to_plan = False  # something has happened since its last plan
+        self.is_called = False  # it is to stop at the next tile and look
+        self.awake = threading.Event()
+        self.resting = threading.Event()  # no tile of its runs
+        self.resting.set()
+
+    def call(self) -> None:
+        self.is_called = True
+        self.awake.set()
+
+
 class Driver:
-    """Runs one lane of one engine. `tell` gets every Admit, Deliver and End, in order; `decided` how
-    many seconds each drained batch of events took to be handled and planned for; `spans` notes who had the device."""
+    """Runs one engine. `tell` gets every Admit, Deliver and End, in order; `decided` how many seconds each drained
+    batch of events took to be handled and planned for; `spans` notes who had the device. `devote(lane, units)` gives
+    the thread that calls it so many units of the device from then on."""
 
     def __init__(
         self,
@@ -70,6 +95,7 @@ class Driver:
         tell: Callable[[ev.Admit | ev.Deliver | ev.End], None],
         gather_s: float = GATHER_S,
         decided: Callable[[float], None] = lambda seconds: None,
+        devote: Callable[[str, int], None] = lambda lane, units: None,
     ) -> None:
         self.scheduler = scheduler
         self.stages = stages
@@ -77,31 +103,58 @@ class Driver:
         self.mailbox = mailbox
         self.tell = tell
         self.gather_s = gather_s
-        self.num_tiles = 0
         self.spans = Spans()
         self.decided = decided
         self.decisions_s = 0.0  # all of them together
         self._looks_at = _LOOKS_AT[scheduler.settings.preempt]
         self._open: dict[int, _Open] = {}
+        self._devote = devote
         self._happened: deque[ev.Event] = deque()  # on the device, since the last plan
-        self._current: Work | None = None
+        self._given_up: set[int] = set()  # Works of which something may still be said that nobody wants to hear
+        self._lock = threading.Lock()
+        self.main = DeviceLane(MAIN)
+        self.beside: DeviceLane | None = None
+        self.broken: BaseException | None = None  # what a lane's thread died of
 
-    def turn(self) -> bool:
+    @property
+    def num_tiles(self) -> int:
+        """Finished, ever."""
+        return sum(lane.num_tiles for lane in self._lanes())
+
+    def add_lane(self) -> DeviceLane:
+        """A second lane, for tokens; another thread is to `turn` it."""
+        self.beside = DeviceLane(TOKENS)
+        return self.beside
+
+    def turn(self, lane: DeviceLane | None = None) -> bool:
         """Handle what happened, plan once, run until something happens. False if there is nothing to run."""
-        begun = self.clock.now()
-        if self._account():
-            progress = self._open[self._current.id].progress if self._current else 0.0
-            self._current = self.scheduler.plan(self.clock.now(), Lane(progress=progress))
-            taken_s = self.clock.now() - begun
-            self.decisions_s += taken_s
-            self.decided(taken_s)
-        if self._current is None:
-            return False
-        self._run(self._current)
+        lane = lane or self.main
+        if self.broken is not None:
+            raise self.broken
+        with self._lock:
+            lane.is_called = False
+            lane.awake.clear()
+            self._decide(lane)
+            work, units = lane.current, lane.units
+            if work is None:
+                return False
+            lane.resting.clear()
+        if units:  # known where there are two lanes
+            self._devote(lane.name, units)
+        try:
+            self._run(work, lane)
+        finally:
+            lane.resting.set()
         return True
 
     def wait(self) -> None:
         """Sleep until something may have changed; then a moment longer: what comes together is decided together."""
+        if self.beside is not None:
+            with self._lock:
+                other_listens = self.beside.current is not None
+            if other_listens:
+                self.main.awake.wait()
+                return
         self.mailbox.wait(self.scheduler.next_due())
         if self.gather_s and self.mailbox.has_mail():
             self.mailbox.pause(self.gather_s)
@@ -117,9 +170,39 @@ class Driver:
             self.spans.end(work_id, "left", self.clock.now())
             step.running.close()
         self._open.clear()
-        self._current = None
+        for lane in self._lanes():
+            lane.current = None
 
-    def _account(self) -> bool:
+    def _lanes(self) -> tuple[DeviceLane, ...]:
+        return (self.main,) if self.beside is None else (self.main, self.beside)
+
+    def _decide(self, lane: DeviceLane) -> None:
+        """What the lane is to run, looked at anew if something has happened since it was last asked."""
+        begun = self.clock.now()
+        if self._account(lane):
+            for each in self._lanes():
+                each.is_to_plan = True
+        if not lane.is_to_plan:
+            return
+        lane.is_to_plan = False
+        progress = self._open[lane.current.id].progress if lane.current else 0.0
+        lane.current = self.scheduler.plan(self.clock.now(), Lane(lane.name, progress))
+        taken_s = self.clock.now() - begun
+        self.decisions_s += taken_s
+        self.decided(taken_s)
+        if self.beside is not None:
+            self._call_the_other(lane)
+
+    def _call_the_other(self, lane: DeviceLane) -> None:
+        """If it has to plan, or its share of the device is another now."""
+        for each in self._lanes():
+            units = self.scheduler.sharing.units(each.name)
+            has_work = each.current is not None or each is self.main or self.scheduler.sharing.is_divided
+            if each is not lane and (each.units != units or (each.is_to_plan and has_work)):
+                each.call()
+            each.units = units
+
+    def _account(self, lane: DeviceLane) -> bool:
         """Feed every event to the scheduler once, carry out what it asks for. Whether there was any."""
         self._happened += self.mailbox.take()
         now = self.clock.now()
@@ -128,11 +211,17 @@ class Driver:
             self._happened.append(ev.Due())
         any_events = bool(self._happened)
         while self._happened:  # one by one: what an exception leaves unhandled is still there at the next turn
-            for effect in self.scheduler.handle(self._happened.popleft(), now):
-                self._carry_out(effect)
+            event = self._happened.popleft()
+            if isinstance(event, ev.StepDone | ev.StepFailed | ev.Left) and event.work_id in self._given_up:
+                continue
+            if isinstance(event, ev.StepDone | ev.StepFailed):
+                self._let_go(event.work_id)
+            for effect in self.scheduler.handle(event, now):
+                self._carry_out(effect, lane)
+        self._given_up.clear()
         return any_events
 
-    def _carry_out(self, effect: ev.Effect) -> None:
+    def _carry_out(self, effect: ev.Effect, lane: DeviceLane) -> None:
         match effect:
             case ev.Admit(request):
                 self.spans.open(request)
@@ -145,14 +234,29 @@ class Driver:
                 if work_id in self._open:
                     self._open[work_id].stage.drop(work_id, request_id)
             case ev.Abandon(work_id):
-                self._end_step(work_id, "left")
+                self._give_up(work_id, lane)
             case ev.End(record):
                 self.spans.close(record.request_id)
                 for stage in self.stages.values():
                     stage.close(record.request_id)
                 self.tell(effect)
 
-    def _run(self, work: Work) -> None:
+    def _give_up(self, work_id: int, lane: DeviceLane) -> None:
+        """Another lane may be running it: then that one stops first. It may even have just ended it."""
+        for other in self._lanes():
+            if other is not lane and other.current is not None and other.current.id == work_id:
+                other.call()
+                other.resting.wait()
+                self._given_up.add(work_id)
+        self._end_step(work_id, "left")
+        self._let_go(work_id)
+
+    def _let_go(self, work_id: int) -> None:
+        for lane in self._lanes():
+            if lane.current is not None and lane.current.id == work_id:
+                lane.current = None
+
+    def _run(self, work: Work, lane: DeviceLane) -> None:
         step = self._open.get(work.id)
         if step is None:
             stage = self.stages[work.stage]
@@ -161,14 +265,16 @@ class Driver:
         now, has_mail, running, looks_at = self.clock.now, self.mailbox.has_mail, step.running, self._looks_at
         happened = self._happened
         begun = now()
-        self.spans.begin(work, begun)
+        self.spans.begin(work, begun, lane.name)
         try:
             while True:
                 tile = next(running)
-                self.num_tiles += 1
+                lane.num_tiles += 1
                 if tile.left:
                     happened.append(ev.Left(work.id, tile.left))
-                if tile.boundary >= looks_at and (happened or has_mail() or (due is not None and now() >= due)):
+                if tile.boundary >= looks_at and (
+                    happened or lane.is_called or has_mail() or (due is not None and now() >= due)
+                ):
                     break
             step.tile = tile
             step.busy_s += now() - begun
@@ -189,5 +295,3 @@ class Driver:
         if step is not None:
             self.spans.end(work_id, ending, self.clock.now())
             step.running.close()
-        if self._current is not None and self._current.id == work_id:
-            self._current = None

@@ -25,9 +25,11 @@ from headway.models.decoder import Decoder
 from headway.models.locate import locate
 from headway.models.tokenizer import open_model_text
 from headway.placement.calibrate import Calibration
+from headway.placement.dividing import measure_roofline, slowest
 from headway.placement.driver import Driver, Mailbox
 from headway.placement.fitting import LONGEST_PROBE, saturation
 from headway.placement.memory import free_bytes, num_cores
+from headway.placement.multiplex import Cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
 from headway.stages.device import operators_for
@@ -53,7 +55,7 @@ class Engine:
     compiler: Compiler | None  # of constraints, where the extra is installed
 
     def driver(self, clock: Clock, mailbox: Mailbox, tell: Callable[[ev.Admit | ev.Deliver | ev.End], None]) -> Driver:
-        return Driver(self.scheduler, {"language": self.stage}, clock, mailbox, tell)
+        return Driver(self.scheduler, {"language": self.stage}, clock, mailbox, tell, devote=Cores().devote)
 
 
 class MonotonicClock:
@@ -82,6 +84,10 @@ def build_engine(settings: EngineSettings) -> Engine:
         sampler = Sampler(model.config.vocab_size, no_matcher if compiler is None else compiler.matcher)
         stage = LanguageStage(model, pool, Tiling(prices.rates, settings.max_tile_ms / 1e3), sampler, matrices)
         stage.record(settings.max_num_seqs)
+        roofline = None
+        if settings.lanes in ("split", "auto") and device.type == "cpu" and num_threads > 1:
+            roofline = measure_roofline(stage, num_threads, _num_touched(pool))
+            stage.tiling = Tiling(slowest(prices.rates, roofline), settings.max_tile_ms / 1e3)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
         SchedulerSettings(
@@ -99,9 +105,11 @@ def build_engine(settings: EngineSettings) -> Engine:
             chunk_tokens=settings.chunk_tokens,
             pack=settings.pack,
             refuse_unattainable=settings.refuse_unattainable,
+            lanes=settings.lanes,
         ),
         CostModel(prices.fit),
         PageTable(pool.shape.num_pages, pool.shape.page_tokens),
+        roofline,
     )
     facts = EngineFacts(
         model_name=source.name,
@@ -144,8 +152,7 @@ def _prices(
 ) -> tuple[Prices, str]:
     """By which operators are cut and steps are predicted, and where that is from."""
     shape = pool.shape
-    num_touched_pages = min(shape.num_pages, FIRST_FAULTED_BYTES // shape.page_bytes)
-    calibration = Calibration(model, pool, num_touched_pages, settings.max_tile_ms / 1e3, max_model_len, matrices)
+    calibration = Calibration(model, pool, _num_touched(pool), settings.max_tile_ms / 1e3, max_model_len, matrices)
     subject = Subject(
         config=model.config,
         dtype=str(model.dtype),
@@ -157,6 +164,11 @@ def _prices(
         operators=f"{operators_for(model, pool).name}, {matrices.head.name}",
     )
     return settle(subject.path if settings.cost_cache else None, calibration.measure, calibration.check)
+
+
+def _num_touched(pool: KVPool) -> int:
+    """Pages that are in memory already."""
+    return min(pool.shape.num_pages, FIRST_FAULTED_BYTES // pool.shape.page_bytes)
 
 
 @contextmanager

@@ -261,7 +261,7 @@ class FakeLink:
     def _ran(self, request: Request, kind: Kind, begun: float, ended: float) -> None:
         num_tokens = len(request.prompt) if kind == "prefill" else 1
         work_id = self.history.num_heard + 1
-        self.history.add((Span(work_id, begun, ended, kind, num_tokens, 1, (request.id,), "done"),), None)
+        self.history.add((Span(work_id, begun, ended, kind, num_tokens, 1, (request.id,), "done"),), ())
 
     def _note(self) -> None:
         num_open = len(self._open)

@@ -28,6 +28,7 @@ from headway.placement.driver import Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 from headway.placement.memory import keep_freed_memory
+from headway.placement.multiplex import lanes_of
 from headway.placement.spans import Span, Spans
 from headway.placement.vestibule import Vestibule
 
@@ -106,10 +107,10 @@ class Mouth:
                 self._connection.sendall(wire.frame(ran))
                 running, ran_at = ran.running, now
 
-    def _ran(self, told: Span | None) -> wire.Ran | None:
-        """What the device did since, if anything; `told` is the step that was last said to have it."""
+    def _ran(self, told: tuple[Span, ...]) -> wire.Ran | None:
+        """What the device did since, if anything; `told` are the steps that were last said to have it."""
         spans, running = self.spans.take(), self.spans.running
-        return wire.Ran(spans, running) if spans or running is not told else None
+        return wire.Ran(spans, running) if spans or running != told else None
 
     def _take(self) -> tuple[bytes, bool]:
         """Everything said by now, waiting a little for the first of it; whether more may come."""
@@ -161,7 +162,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     _calm_the_collector()
     faulting = True
     snapshot_at = 0.0
-    with torch.inference_mode():
+    with torch.inference_mode(), lanes_of(driver):
         while True:
             mouth.working = True
             busy = driver.turn()

@@ -1,4 +1,5 @@
-"""What the device did, as it happened: a span for each stretch in which one step had it without another in between.
+"""What the device did, as it happened: a span for each stretch in which one step had it, or one lane of it, without
+another in between.
 
 Owns the engine's side, where the driver notes spans at events only (never at a tile) and another thread takes them
 away, and the door's side, where the last of them are kept. Knows neither why a step was suspended nor who may see it.
@@ -8,6 +9,7 @@ from collections import deque
 from typing import Literal, NamedTuple
 
 from headway.core.request import Request
+from headway.core.settings import MAIN
 from headway.core.work import Work
 
 MAX_NOTED = 256  # spans that nobody has taken yet
@@ -35,19 +37,25 @@ class Span(NamedTuple):
     request_ids: tuple[str, ...]  # the first few
     ending: Ending | None = None
     resumed: bool = False
+    lane: str = MAIN
 
 
 class Spans:
-    """The engine's notes. All but `take` and reading `running` belong to the thread that drives.
+    """The engine's notes. All but `take` and reading `running` belong to the threads that drive.
 
     Nothing here waits: the deque is bounded, and its ends may be used by two threads without a lock.
     """
 
     def __init__(self, most: int = MAX_NOTED) -> None:
-        self.running: Span | None = None
+        self._on: dict[str, Span] = {}  # by lane
         self._noted: deque[Span] = deque(maxlen=most)
         self._suspended: dict[int, Span] = {}  # by Work
         self._prompt_tokens: dict[str, int] = {}  # of the open requests
+
+    @property
+    def running(self) -> tuple[Span, ...]:
+        """Those that have a lane."""
+        return tuple(self._on.values())
 
     def open(self, request: Request) -> None:
         """A request may appear in Works from now on."""
@@ -57,9 +65,9 @@ class Spans:
         """It will not appear again."""
         self._prompt_tokens.pop(request_id, None)
 
-    def begin(self, work: Work, now: float) -> None:
-        """The device is given to this step. If another has it, that one is suspended; if it has it, it goes on."""
-        running = self.running
+    def begin(self, work: Work, now: float, lane: str = MAIN) -> None:
+        """The lane is given to this step. If another has it, that one is suspended; if it has it, it goes on."""
+        running = self._on.get(lane)
         if running is not None:
             if running.work_id == work.id:
                 return
@@ -67,17 +75,18 @@ class Spans:
             self._suspended[running.work_id] = running
         before = self._suspended.pop(work.id, None)
         if before is not None:
-            self.running = before._replace(begun=now, ended=now, resumed=True)
+            self._on[lane] = before._replace(begun=now, ended=now, resumed=True, lane=lane)
             return
         names = tuple(segment.request_id for segment in work.segments[:MAX_NAMED])
-        self.running = Span(work.id, now, now, self._kind(work), work.num_tokens, len(work.segments), names)
+        kind = self._kind(work)
+        self._on[lane] = Span(work.id, now, now, kind, work.num_tokens, len(work.segments), names, lane=lane)
 
     def end(self, work_id: int, ending: Ending, now: float) -> None:
         """The step will not run again."""
-        running = self.running
-        if running is not None and running.work_id == work_id:
+        running = next((span for span in self.running if span.work_id == work_id), None)
+        if running is not None:
             self._noted.append(running._replace(ended=now, ending=ending))
-            self.running = None
+            del self._on[running.lane]
         elif (parked := self._suspended.pop(work_id, None)) is not None:
             self._noted.append(parked._replace(begun=now, ended=now, ending=ending, resumed=True))
 
@@ -101,18 +110,18 @@ class History:
     """The door's memory of one engine after another. Works keep numbers of their own across engines."""
 
     def __init__(self, most: int = MAX_KEPT) -> None:
-        self.running: Span | None = None
+        self.running: tuple[Span, ...] = ()
         self.num_heard = 0  # ended spans, ever
         self._spans: deque[Span] = deque(maxlen=most)
         self._suspended: dict[int, Span] = {}
         self._before = 0  # Works of earlier engines
         self._last_work = 0
 
-    def add(self, spans: tuple[Span, ...], running: Span | None) -> None:
-        """What an engine has said: spans that have ended since, and the one that has the device."""
+    def add(self, spans: tuple[Span, ...], running: tuple[Span, ...]) -> None:
+        """What an engine has said: spans that have ended since, and those that have a lane."""
         for span in spans:
             self._keep(self._renumbered(span))
-        self.running = None if running is None else self._renumbered(running)
+        self.running = tuple(map(self._renumbered, running))
 
     def since(self, num_heard: int) -> list[Span]:
         """Those that came after the first `num_heard`, as far as they are kept; the oldest first."""
@@ -121,9 +130,9 @@ class History:
 
     def lose(self, now: float) -> None:
         """The engine is gone: what it had begun has failed."""
-        if self.running is not None:
-            self._keep(self.running._replace(ended=max(now, self.running.begun), ending="failed"))
-            self.running = None
+        for span in self.running:
+            self._keep(span._replace(ended=max(now, span.begun), ending="failed"))
+        self.running = ()
         for span in list(self._suspended.values()):
             self._keep(span._replace(begun=now, ended=now, ending="failed", resumed=True))
         self._before = self._last_work

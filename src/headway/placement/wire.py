@@ -113,10 +113,11 @@ class Beat(msgspec.Struct, tag=True):
 
 
 class Ran(msgspec.Struct, tag=True):
-    """What the device did since the last of these, sent at most ten times a second; and the step that has it now."""
+    """What the device did since the last of these, sent at most ten times a second; and the steps that have it now,
+    one in each lane."""
 
     spans: tuple[Span, ...]
-    running: Span | None
+    running: tuple[Span, ...]
 
 
 FromEngine = Ready | StartFailed | Admitted | Delivered | Ended | Beat | Ran

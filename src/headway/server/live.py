@@ -54,15 +54,16 @@ class Stretch(msgspec.Struct, frozen=True):
     of: tuple[Label, ...]
     ending: Ending | None
     resumed: bool
+    lane: str
 
 
 class News(msgspec.Struct, frozen=True):
-    """One event. `now` is on the clock of the stretches; `running` has the device, its end is not known."""
+    """One event. `now` is on the clock of the stretches; `running` have the device, their end is not known."""
 
     now: float
     state: LinkState
     stretches: list[Stretch]
-    running: Stretch | None
+    running: list[Stretch]
     beat: Beat | None
     classes: Mapping[str, Judged]
 
@@ -102,10 +103,10 @@ class Live:
         self.num_readers += 1
         try:
             history, num_told, told_at, leaves_at = self._link.history, 0, 0.0, self._now() + VISIT_S
-            running: Span | None = None
+            running: tuple[Span, ...] = ()
             state: LinkState | None = None
             while state != "down" and self._now() < leaves_at:
-                news = history.num_heard > num_told or history.running is not running or self._link.state != state
+                news = history.num_heard > num_told or history.running != running or self._link.state != state
                 if news or self._now() - told_at >= SILENCE_S:
                     spans = history.since(num_told)
                     num_told, running, state, told_at = (
@@ -121,12 +122,11 @@ class Live:
             self.num_readers -= 1
 
     def _tell(self, spans: list[Span]) -> News:
-        running = self._link.history.running
         return News(
             now=self._now(),
             state=self._link.state,
             stretches=[self._stretch(span) for span in spans],
-            running=None if running is None else self._stretch(running),
+            running=[self._stretch(span) for span in self._link.history.running],
             beat=self._link.beat,
             classes=self._judged,
         )
@@ -143,6 +143,7 @@ class Live:
             of=of,
             ending=span.ending,
             resumed=span.resumed,
+            lane=span.lane,
         )
 
 

@@ -14,7 +14,7 @@ export class Device {
     this.canvas = canvas;
     this.stretches = [];
     this.parks = []; // {stretch, from, to, row}; `to` is null while it is suspended
-    this.running = null;
+    this.running = []; // what has a lane, its end not known
     this.width = 8; // seconds
     this.end = null; // the right edge when held, on the server's clock
     this.zero = null; // from where the axis counts; null: the second of the minute, on that clock
@@ -40,7 +40,7 @@ export class Device {
     const newest = isFirst && this.stretches.length ? this.stretches.at(-1).ended : -Infinity;
     for (const stretch of news.stretches) if (stretch.ended > newest) this.add(stretch);
     this.running = news.running;
-    if (this.running) this.unpark(this.running);
+    for (const stretch of this.running) this.unpark(stretch);
     this.numParked = news.beat?.num_parked ?? 0;
     const oldest = news.now - KEPT_S;
     if (this.stretches.length > MOST || this.stretches[0]?.ended < oldest - 20) {
@@ -144,7 +144,7 @@ export class Device {
   }
 
   say() {
-    const one = this.pointed ?? this.running;
+    const one = this.pointed ?? this.running[0];
     $("device-says").textContent = one ? words(one) : this.stretches.length ? "The device is idle." : "Nothing has run yet.";
   }
 
@@ -168,7 +168,7 @@ export class Device {
 
   frame() {
     requestAnimationFrame(() => this.frame());
-    const pace = this.calm.matches ? 1000 : this.running || this.stretches.at(-1)?.ended > this.edges()[0] ? 33 : 500;
+    const pace = this.calm.matches ? 1000 : this.running.length || this.stretches.at(-1)?.ended > this.edges()[0] ? 33 : 500;
     if (this.end === null && performance.now() - this.drawnAt >= pace) this.draw();
   }
 
@@ -192,8 +192,10 @@ export class Device {
       this.drawPark(pen, x(park.from), x(Math.min(until, to)), lanes.parked + park.row * (lanes.row + 3), lanes, park.stretch);
       counts.parked += 1;
     }
-    for (const one of this.stretches) if (one.ended >= from && one.begun <= to) this.drawStretch(pen, x, one, lanes, counts);
-    if (this.running && this.running.begun < to) this.drawStretch(pen, x, { ...this.running, ended: Math.max(to, this.running.begun) }, lanes, counts);
+    const shown = this.stretches.filter((one) => one.ended >= from && one.begun <= to);
+    for (const one of this.running) if (one.begun < to) shown.push({ ...one, ended: Math.max(to, one.begun) });
+    const isBeside = (one) => one.lane === "tokens"; // on a share of the device: drawn over what runs on the other
+    for (const one of [...shown.filter((one) => !isBeside(one)), ...shown.filter(isBeside)]) this.drawStretch(pen, x, one, lanes, counts);
     Object.assign(canvas.dataset, counts);
   }
 
@@ -227,8 +229,9 @@ export class Device {
     const left = x(one.begun);
     const wide = Math.max(1.5, x(one.ended) - left);
     const isToken = one.kind === "decode";
-    const y = isToken ? top + 10 : top;
-    const tall = isToken ? high - 20 : high;
+    const isBeside = one.lane === "tokens";
+    const y = isBeside ? top + high - 6 : isToken ? top + 10 : top;
+    const tall = isBeside ? 6 : isToken ? high - 20 : high;
     pen.fillStyle = this.hue(one);
     pen.fillRect(left, y, wide, tall);
     counts.stretches += 1;

@@ -1,0 +1,154 @@
+"""Whether prompts and tokens take turns on the whole device or run side by side on a share each, and on which.
+
+Proactive: it predicts what both ways would do to first tokens and to the time between tokens before anything is late.
+After Nexus (arXiv 2507.06608) and DuetServe (arXiv 2511.04791): the device is divided only when a first token would
+come late by taking turns. While pages are plenty, prompts are favoured: as many units for them as the tokens' target
+allows. When pages become few, tokens are, since only they give pages back. Both ways have hysteresis.
+
+Taking turns, tokens come just in time, once in a target, and leave 1 - step / target of the device to prompts. Side by
+side, prompts leave nothing to wait for and take `pace` times as long. Neither knows what a token or a prompt is: they
+are two kinds of work of known cost and target.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from headway.core.roofline import Split
+
+Lanes = Literal["turns", "mixed", "split", "auto"]
+
+GAIN = 0.05  # less is not worth a change
+HOLD_S = 60.0  # so long another way must have been better before one that was taken is left
+FEW_PAGES = 0.70  # of all pages in use: from here on tokens are favoured …
+ENOUGH_PAGES = 0.60  # … until no more than this
+STRETCH = 1.3  # how much longer than at best prompts may take while tokens are favoured
+MAX_SPLITS = 15  # that are looked at: a search among them takes four evaluations at most
+
+Paces = Callable[[Split], tuple[float, float]]
+
+
+class Situation(NamedTuple):
+    """What a decision goes by, in seconds. `prompt_s` is the work ahead of the first token that is due `due_s` from
+    now, itself included, alone on the device (None: nobody waits for one in particular); `token_s` one more token for
+    all who decode, alone on the device, and `target_s` the time in which it is wanted; `pages_used` a share of all."""
+
+    prompt_s: float
+    due_s: float | None
+    token_s: float
+    target_s: float
+    pages_used: float
+
+
+class Prediction(NamedTuple):
+    """How many times as long prompts take, and how far apart tokens come."""
+
+    stretch: float
+    gap_s: float
+
+
+@dataclass(slots=True)
+class Divider:
+    """Remembers what was decided. `splits`: the fewest units for prompts first; none: the device cannot be divided."""
+
+    lanes: Lanes
+    splits: tuple[Split, ...]
+    split: Split | None = None
+    num_changes: int = 0
+    num_evaluations: int = 0  # of the last decision
+    favours_tokens: bool = False
+    _other: Split | None = field(default=None, init=False)
+    _other_since: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.splits) > MAX_SPLITS:
+            last = len(self.splits) - 1
+            self.splits = tuple(self.splits[round(i * last / (MAX_SPLITS - 1))] for i in range(MAX_SPLITS))
+        if self.lanes == "split" and self.splits:
+            self.split = self.splits[len(self.splits) // 2]
+
+    @property
+    def may_divide(self) -> bool:
+        return self.lanes in ("split", "auto") and bool(self.splits)
+
+    def decide(self, situation: Situation, paces: Paces, now: float) -> Split | None:
+        """How the device is divided from here on; None: not at all. `paces` is evaluated at most five times."""
+        if self.lanes == "auto" and self.splits:
+            self._settle(*self._best(situation, paces), now)
+        return self.split
+
+    def _settle(self, best: Split | None, is_urgent: bool, now: float) -> None:
+        """Take what is best: at once if something would be late, else when it has been better for a while."""
+        if best == self.split:
+            self._other_since = None
+            return
+        if self._other_since is None or best != self._other:
+            self._other, self._other_since = best, now
+        first = self.split is None and is_urgent
+        if first or now - self._other_since >= HOLD_S:
+            self.split, self._other_since = best, None
+            self.num_changes += 1
+
+    def _best(self, at: Situation, paces: Paces) -> tuple[Split | None, bool]:
+        """The best way, and whether something would be late if turns were taken."""
+        self.num_evaluations = 1
+        if at.pages_used >= FEW_PAGES:
+            self.favours_tokens = True
+        elif at.pages_used <= ENOUGH_PAGES:
+            self.favours_tokens = False
+        turns = by_turns(at)
+        in_time = at.due_s is None or at.prompt_s * turns.stretch <= at.due_s
+        if in_time and turns.gap_s <= at.target_s:
+            return None, False
+
+        def predict(split: Split) -> Prediction:
+            self.num_evaluations += 1
+            stretch, pace = paces(split)
+            return Prediction(stretch, at.token_s * pace)
+
+        find = self._for_tokens if self.favours_tokens else self._for_prompts
+        found = find(at, predict)
+        if found is None:
+            return None, False
+        split, side_by_side = found
+        margin = (
+            1 + GAIN if split == self.split else 1 - GAIN
+        )  # hysteresis: the way that is taken may be a little worse
+        if self.favours_tokens:
+            better = side_by_side.gap_s < turns.gap_s * margin
+        else:
+            better = side_by_side.stretch < turns.stretch * margin
+        return (split, True) if better else (None, False)
+
+    def _for_prompts(self, at: Situation, predict: Callable[[Split], Prediction]) -> tuple[Split, Prediction] | None:
+        """The most units for prompts with which tokens still come in time."""
+        return _last(self.splits, predict, lambda found: found.gap_s <= at.target_s)
+
+    def _for_tokens(self, at: Situation, predict: Callable[[Split], Prediction]) -> tuple[Split, Prediction] | None:
+        """The most units for tokens with which prompts take little longer than they must."""
+        most = predict(self.splits[-1])
+        limit = STRETCH * most.stretch
+        others = self.splits[-2::-1]
+        return _last(others, predict, lambda found: found.stretch <= limit) or (self.splits[-1], most)
+
+
+def by_turns(at: Situation) -> Prediction:
+    """Tokens just in time. A target that the device cannot meet still leaves the other half of its time to prompts."""
+    gap_s = max(at.target_s, 2 * at.token_s)
+    return Prediction(1 / (1 - at.token_s / gap_s) if gap_s else 1.0, gap_s)
+
+
+def _last(
+    splits: tuple[Split, ...], predict: Callable[[Split], Prediction], holds: Callable[[Prediction], bool]
+) -> tuple[Split, Prediction] | None:
+    """The last for which it holds, where it holds up to some point and not beyond: found by halving."""
+    found = None
+    low, high = 0, len(splits)
+    while low < high:
+        middle = (low + high) // 2
+        prediction = predict(splits[middle])
+        if holds(prediction):
+            found, low = (splits[middle], prediction), middle + 1
+        else:
+            high = middle
+    return found

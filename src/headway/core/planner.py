@@ -1,0 +1,203 @@
+"""Which step a lane is to run from here on: the one it has, a suspended one, a new one, or none.
+
+Owns the comparison of everything that could have the device, and when to look again if nothing happens. What goes into
+a new step is `composition`'s, who goes first is `policy`'s, what happened is the scheduler's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from heapq import merge
+
+from headway.core.candidates import NEXT_TOKEN, step_candidate, token_candidate
+from headway.core.composition import Composer
+from headway.core.cost import CostModel
+from headway.core.policy import Candidate, Tier, should_switch, standing, whom_to_switch_to
+from headway.core.queue import Queue
+from headway.core.settings import MAIN, TOKENS, Lane, SchedulerSettings
+from headway.core.sharing import Sharing
+from headway.core.steps import Steps
+from headway.core.ticket import Step
+from headway.core.work import Work
+
+NEVER = float("inf")
+MAX_TRIES = 8  # candidates without pages that one decision looks past
+
+
+@dataclass(slots=True)
+class Planner:
+    """Makes, starts and suspends steps. `num_places()`: how many more requests may hold pages."""
+
+    settings: SchedulerSettings
+    cost: CostModel
+    queue: Queue
+    steps: Steps
+    composer: Composer
+    sharing: Sharing
+    num_places: Callable[[], int]
+    due: float | None = None  # the next instant, after the last plan, at which something changes without an event
+    _token: Candidate | None = field(default=None, init=False)
+    _token_is_known: bool = field(default=False, init=False)
+
+    def plan(self, now: float, lane: Lane) -> Work | None:
+        """Called once for each batch of events and lane."""
+        self.steps.see(lane, now)
+        if lane.name == TOKENS:
+            work = self._tokens_beside(now)
+        else:
+            self.sharing.decide(self.queue, self.steps, self.composer.decoding, now)
+            work = self._main(now)
+        self.sharing.set_paces(self.steps)
+        self.due = self._next_instant(now)
+        return work
+
+    def _main(self, now: float) -> Work | None:
+        running = self.steps.on_device
+        if running is not None:
+            return self._switch(running, now) if self.settings.suspends else running.work
+        return self._chunk(now) if self.settings.preempt == "chunk" else self._choose(now)
+
+    def _tokens_beside(self, now: float) -> Work | None:
+        """The step of the lane for tokens: as long as the device is divided it makes one after another."""
+        running = self.steps.on.get(TOKENS)
+        if running is not None:
+            return running.work
+        if not self.sharing.is_divided:
+            return None
+        begun = next((step for step in self.steps.parked() if step.decoding), None)
+        step = begun or self._next_token(now)
+        return None if step is None else self.steps.put(step, TOKENS, now)
+
+    def forget_token(self) -> None:
+        """Who waits for another token may be others now."""
+        self._token_is_known = False
+
+    def _switch(self, running: Step, now: float) -> Work:
+        """The running step's Work, or that of whoever has a reason to take its place."""
+        settings = self.settings
+        own = self._step_candidate(running, now)
+        token = self._token_candidate()
+        if (
+            token is not None
+            and token.ripe_at <= now
+            and should_switch(own, token, now, settings.tile_s, settings.order)
+        ):
+            step = self._prepare(token, now)
+            if step is not None:
+                return self._change(running, step, now)
+        # a token, or a parked step, adds nothing to what is parked
+        most_tokens = max(settings.max_parked_tokens, settings.max_model_len)
+        prompts = self.steps.may_park(running, settings.max_num_parked, most_tokens)
+        step = self._first_that_can_start(
+            lambda order: whom_to_switch_to(own, order, now, settings.tile_s, settings.order), now, prompts=prompts
+        )
+        return running.work if step is None else self._change(running, step, now)
+
+    def _change(self, running: Step, step: Step, now: float) -> Work:
+        self.steps.park(running, now)
+        return self.steps.put(step, MAIN, now)
+
+    def _choose(self, now: float) -> Work | None:
+        """The best candidate that can start; what is not ripe comes last, but before an idle device."""
+        step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
+        if step is None and not self.sharing.is_divided:
+            step = self._next_token(now)
+        return None if step is None else self.steps.put(step, MAIN, now)
+
+    def _first_that_can_start(
+        self, pick: Callable[[Iterator[Candidate]], Candidate | None], now: float, *, prompts: bool
+    ) -> Step | None:
+        """The step of whom `pick` takes from the candidates in order; of the next one if that one finds no pages."""
+        in_vain: set[int] = set()
+        while len(in_vain) < MAX_TRIES:
+            chosen = pick(c for c in self._in_order(now, prompts=prompts) if c.key not in in_vain)
+            if chosen is None:
+                return None
+            step = self._prepare(chosen, now)
+            if step is not None:
+                return step
+            in_vain.add(chosen.key)
+            prompts = prompts and not self._keeps_others_out(chosen, now)
+        return None
+
+    def _chunk(self, now: float) -> Work | None:
+        """Tokens and pieces of prompts in one step that runs to its end."""
+        self._token_is_known = False
+        step = self.composer.mixture(self.settings.chunk_tokens, self.num_places(), now)
+        return None if step is None else self.steps.put(step, MAIN, now)
+
+    def _prepare(self, chosen: Candidate, now: float) -> Step | None:
+        """The step behind a candidate, made if need be; None (and nothing changed) if it lacks pages."""
+        if chosen.key == NEXT_TOKEN:
+            return self._next_token(now)
+        if chosen.key > 0:
+            return self.steps[chosen.key]
+        token = self._token_candidate() if self.settings.takes_along else None
+        step = self.composer.prompts(chosen, self.num_places(), self._spare_s(now), now, token)
+        if token is not None:
+            self._token_is_known = False
+        return step
+
+    def _next_token(self, now: float) -> Step | None:
+        """One more token for everybody between two steps; None if there is nobody, or no room."""
+        self._token_is_known = False
+        return self.composer.tokens(now)
+
+    def _keeps_others_out(self, candidate: Candidate, now: float) -> bool:
+        """Pages that come free belong to a starved prompt first, or small ones would keep it out for ever."""
+        return candidate.key < 0 and standing(candidate, now, self.settings.order).tier is Tier.STARVED
+
+    def _in_order(self, now: float, *, prompts: bool) -> Iterator[Candidate]:
+        """Everything that is ripe and could have the device, but the step that has it; the first to start first."""
+        order = self.settings.order
+        others = [self._step_candidate(step, now) for step in self._parked()]
+        token = self._token_candidate()
+        if token is not None and token.ripe_at <= now:
+            others.append(token)
+        others.sort(key=lambda candidate: standing(candidate, now, order).order)
+        if not prompts or self.num_places() < 1:
+            return iter(others)
+        queued = self.queue.in_order(now)
+        return merge(others, queued, key=lambda c: standing(c, now, order).order) if others else queued
+
+    def _next_instant(self, now: float) -> float | None:
+        """When to look again if nothing happens: a token is ripe, a target needs a start, a wait has been too long."""
+        instants = []
+        parked = self._parked()
+        if parked:
+            waiting = [self._step_candidate(step, now) for step in parked]
+            instants += [candidate.starved_at for candidate in waiting]
+        if self.steps.on_device is not None and self.settings.suspends:
+            tile_s = self.settings.tile_s
+            token = self._token_candidate()
+            if token is not None:
+                instants.append(token.ripe_at)
+            instants.append(self.queue.next_start(now + tile_s) - tile_s)
+            if parked:
+                instants += [c.deadline - c.remaining_s - tile_s for c in waiting if c.deadline is not None]
+        soonest = min((instant for instant in instants if now < instant), default=NEVER)
+        soonest = min(soonest, self.queue.next_expiry())  # may have passed since events were handled: then at once
+        return soonest if soonest < NEVER else None
+
+    def _token_candidate(self) -> Candidate | None:
+        """The next token of all between two steps; looked up once until a step is made, or ends, or somebody leaves.
+        None while tokens have a lane of their own."""
+        if self.sharing.is_divided:
+            return None
+        if not self._token_is_known:
+            between = self.composer.between_steps()
+            self._token = token_candidate(between, self.cost, self.settings.tile_s) if between else None
+            self._token_is_known = True
+        return self._token
+
+    def _parked(self) -> list[Step]:
+        """Those that the main lane may resume."""
+        parked = self.steps.parked()
+        return [step for step in parked if not step.decoding] if self.sharing.is_divided else parked
+
+    def _step_candidate(self, step: Step, now: float) -> Candidate:
+        return step_candidate(step, self.cost, self.settings.tile_s, self.settings.max_parked_s, now)
+
+    def _spare_s(self, now: float) -> float:
+        """How long every step that has begun, and can still be in time, can wait."""
+        begun = (standing(self._step_candidate(step, now), now, self.settings.order) for step in self.steps.all())
+        return min((at.slack_s for at in begun if at.tier is Tier.ON_TIME and at.slack_s >= 0), default=NEVER)

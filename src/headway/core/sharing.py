@@ -1,0 +1,126 @@
+"""How the device is shared between its lanes: asks `division` in view of who waits and who decodes, keeps every step's
+pace, and learns from steps that ran side by side."""
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+
+from headway.core.candidates import SOFT_TPOT_S
+from headway.core.cost import CostModel, Share
+from headway.core.division import Divider, Lanes, Situation
+from headway.core.pages import PageTable
+from headway.core.queue import Queue
+from headway.core.roofline import Roofline, Split
+from headway.core.settings import MAIN, TOKENS
+from headway.core.steps import Steps
+from headway.core.ticket import Step, Ticket
+
+MAX_LOOKED_AT = 8  # prompts in the queue: those further back come nearer before they count
+WEIGHT = 0.1  # of the newest step in a correction
+BOUNDS = (0.5, 4.0)  # of a correction
+
+
+class Sharing:
+    """The state of one engine's division. Without a `roofline` the device is never divided."""
+
+    def __init__(
+        self, lanes: Lanes, cost: CostModel, pages: PageTable, roofline: Roofline | None, counters: Counter[str]
+    ) -> None:
+        self.roofline = roofline
+        self.divider = Divider(lanes, roofline.splits if roofline is not None else ())
+        self.correction = {MAIN: 1.0, TOKENS: 1.0}  # of paces side by side, by what steps have taken
+        self._cost = cost
+        self._pages = pages
+        self._counters = counters
+        self._side_by_side = False
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether tokens have a lane of their own."""
+        return self.divider.split is not None
+
+    def units(self, lane: str) -> int:
+        """How many units of the device the lane has: all of them while the other has nothing to do."""
+        if self.roofline is None:
+            return 1
+        split = self.divider.split
+        if split is None or not self._side_by_side:
+            return self.roofline.units
+        return split.prompts if lane == MAIN else split.tokens
+
+    def decide(self, queue: Queue, steps: Steps, decoding: Mapping[int, Ticket], now: float) -> None:
+        """Look anew how the device is to be divided, if there are both prompts and tokens."""
+        if not self.divider.may_divide or not decoding:
+            return
+        ahead = _prompts_ahead(queue, steps, now)
+        if not ahead:
+            return
+        prompt_s, due_s, prompt = min(ahead, key=lambda each: each[1] / max(each[0], 1e-9))
+        context = sum(ticket.num_computed for ticket in decoding.values())
+        token_s = self._cost.next_tokens(len(decoding), context)
+        target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in decoding.values())
+        used = 1.0 - self._pages.num_available / self._pages.num_pages
+        tokens = (Share(1, context // len(decoding)),) * len(decoding)
+        before = self.divider.num_changes
+        self.divider.decide(
+            Situation(prompt_s, due_s if due_s < float("inf") else None, token_s, target_s, used),
+            lambda split: self._paces((prompt,), tokens, split),
+            now,
+        )
+        self._counters["repartitions"] += self.divider.num_changes - before
+
+    def set_paces(self, steps: Steps) -> None:
+        """After a plan: who is in which lane may be another now."""
+        split = self.divider.split
+        prompts, tokens = steps.on.get(MAIN), steps.on.get(TOKENS)
+        self._side_by_side = prompts is not None and tokens is not None
+        if split is None or prompts is None or tokens is None:
+            for step in steps.on.values():
+                step.keep_pace(1.0)
+            return
+        first, second = self._paces(_shares(prompts), _shares(tokens), split)
+        prompts.keep_pace(first)
+        tokens.keep_pace(second)
+
+    def observe(self, step: Step, taken_s: float) -> None:
+        """Learn from a step that ran beside another one all the time."""
+        if not step.is_steady or step.predicted_s <= 0:
+            return
+        lane = TOKENS if step.decoding else MAIN
+        before = self.correction[lane]
+        ratio = taken_s / (step.predicted_s * step.pace) * before
+        self.correction[lane] = min(max(before + WEIGHT * (ratio - before), BOUNDS[0]), BOUNDS[1])
+
+    def _paces(self, prompts: tuple[Share, ...], tokens: tuple[Share, ...], split: Split) -> tuple[float, float]:
+        assert self.roofline is not None
+        first, second = self.roofline.paces(prompts, tokens, split)
+        return first * self.correction[MAIN], second * self.correction[TOKENS]
+
+
+def _shares(step: Step) -> tuple[Share, ...]:
+    return tuple(Share(len(segment.tokens), segment.context_tokens) for segment in step.work.segments)
+
+
+def _prompts_ahead(queue: Queue, steps: Steps, now: float) -> list[tuple[float, float, Share]]:
+    """(seconds of work up to its first token, seconds until that is due or infinity, the prompt) of who waits for a
+    first token and is not late yet: those who have begun, then the first of the queue."""
+    found: list[tuple[float, float, Share]] = []
+    ahead_s = 0.0
+    for step in steps.all():
+        if not step.decoding:
+            ahead_s += step.remaining_s / step.pace
+            due_s = min((_due_s(ticket, now) for ticket in step.tickets), default=float("inf"))
+            if due_s > 0:
+                found.append((ahead_s, due_s, _shares(step)[-1]))
+    for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
+        ticket = queue.ticket(-1 - candidate.key)
+        ahead_s += candidate.remaining_s
+        due_s = _due_s(ticket, now)
+        if due_s > 0:
+            found.append((ahead_s, due_s, Share(ticket.num_to_compute, ticket.num_computed)))
+    return found
+
+
+def _due_s(ticket: Ticket, now: float) -> float:
+    target_s = ticket.request.slo.ttft_s
+    return float("inf") if target_s is None or ticket.num_generated else ticket.request.arrival + target_s - now

@@ -1,0 +1,129 @@
+"""What a share of the device is worth, measured at the start of an engine that may divide it: rates of one core, two, …
+and how much two steps that run side by side are in each other's way. A few seconds.
+
+The roofline itself is `core/roofline.py`'s; how a step is run is `calibrate`'s.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from headway.core.cost import Share
+from headway.core.roofline import Anatomy, Power, Roofline, Split
+from headway.placement.calibrate import rates_now, step_s
+from headway.stages.language import LanguageStage
+from headway.stages.matrices import Matrix
+from headway.stages.tiling import Rates
+
+MOST_COUNTS = 8  # of cores whose rates are measured: with more cores every second, third, … number
+PROMPT = (Share(128, 0),)  # what runs side by side to see how much one disturbs the other
+TOKENS = (Share(1, 256),) * 8
+SIDE_BY_SIDE_S = 0.5  # for each split
+
+
+class Pair(NamedTuple):
+    """Seconds of a step in the lane for prompts and one in the lane for tokens."""
+
+    prompts_s: float
+    tokens_s: float
+
+
+def measure_roofline(stage: LanguageStage, num_threads: int, num_touched_pages: int) -> Roofline:
+    """Of this model on `num_threads` cores. Only while nobody else uses the pool or the cores."""
+    powers = {}
+    try:
+        for units in counts(num_threads):
+            torch.set_num_threads(units)
+            rates = rates_now(stage.model, stage.matrices, stage.pool, num_touched_pages)
+            powers[units] = Power(rates.linear_flops, rates.attention_flops, rates.linear_bytes)
+    finally:
+        torch.set_num_threads(num_threads)
+    roofline = Roofline(anatomy(stage), powers)
+    alone = Pair(best_s(stage, PROMPT), best_s(stage, TOKENS))
+    friction = {}
+    for split in roofline.splits:
+        together = side_by_side(stage, PROMPT, TOKENS, split, num_threads)
+        paces = roofline.paces(PROMPT, TOKENS, split)
+        friction[split] = (
+            together.prompts_s / (alone.prompts_s * paces[0]),
+            together.tokens_s / (alone.tokens_s * paces[1]),
+        )
+    return replace(roofline, friction=friction)
+
+
+def counts(num_threads: int) -> tuple[int, ...]:
+    """Numbers of cores to look at: with each also what it leaves, and all."""
+    stride = -(-num_threads // MOST_COUNTS)
+    some = range(stride, num_threads, stride)
+    return tuple(sorted({*some, *(num_threads - units for units in some), num_threads}))
+
+
+def slowest(rates: Rates, roofline: Roofline) -> Rates:
+    """By which operators are to be cut, so that a tile keeps its bound on the least share too."""
+    whole, least = roofline.powers[roofline.units], roofline.powers[min(roofline.powers)]
+    flops = min(1.0, least.flops / whole.flops)
+    return replace(
+        rates,
+        linear_flops=rates.linear_flops * flops,
+        attention_flops=rates.attention_flops * flops,
+        activations=rates.activations * flops,
+        elements=rates.elements * flops,
+        linear_bytes=rates.linear_bytes * min(1.0, least.bytes / whole.bytes),
+        copy_bytes=rates.copy_bytes * min(1.0, least.bytes / whole.bytes),
+    )
+
+
+def anatomy(stage: LanguageStage) -> Anatomy:
+    config = stage.model.config
+    layers = [matrix for layer in stage.matrices.layers for matrix in layer]
+    return Anatomy(
+        layer_flops=2.0 * sum(map(_cells, layers)),
+        layer_bytes=float(sum(matrix.num_bytes for matrix in layers)),
+        head_flops=2.0 * _cells(stage.matrices.head),
+        head_bytes=float(stage.matrices.head.num_bytes),
+        pair_flops=4.0 * config.num_layers * config.q_size,
+        context_bytes=2.0 * config.num_layers * config.kv_size * stage.model.dtype.itemsize,
+    )
+
+
+def _cells(matrix: Matrix) -> int:
+    d_in, d_out = matrix.size
+    return d_in * d_out
+
+
+def best_s(stage: LanguageStage, shape: Sequence[Share], runs: int = 3) -> float:
+    """Seconds of the step alone, with the calling thread's number of threads; the best of a few."""
+    step_s(stage, tuple(shape))
+    return min(step_s(stage, tuple(shape)) for _ in range(runs))
+
+
+def side_by_side(
+    stage: LanguageStage, prompts: Sequence[Share], tokens: Sequence[Share], split: Split, num_threads: int
+) -> Pair:
+    """Both again and again at once, each on its share: the medians, without the first of each."""
+    taken: dict[str, list[float]] = {"prompts": [], "tokens": []}
+    over = threading.Event()
+
+    def again_and_again(name: str, shape: tuple[Share, ...], units: int) -> None:
+        torch.set_num_threads(units)
+        with torch.inference_mode():
+            while not over.is_set():
+                taken[name].append(step_s(stage, shape, name))
+
+    lane = threading.Thread(target=again_and_again, args=("tokens", tuple(tokens), split.tokens))
+    begun = time.perf_counter()
+    lane.start()
+    torch.set_num_threads(split.prompts)
+    try:
+        while time.perf_counter() - begun < SIDE_BY_SIDE_S or min(map(len, taken.values())) < 3:
+            taken["prompts"].append(step_s(stage, tuple(prompts), "prompts"))
+    finally:
+        over.set()
+        lane.join()
+        torch.set_num_threads(num_threads)
+    return Pair(statistics.median(taken["prompts"][1:]), statistics.median(taken["tokens"][1:-1] or taken["tokens"]))

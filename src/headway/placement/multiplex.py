@@ -1,0 +1,76 @@
+"""Two lanes of one engine at once on a CPU: prompts in the thread that drives, tokens in one of their own.
+
+Both run the same stages over the same weights and pages, so a request that goes from one lane to the other moves no
+byte. A lane's share is a number of cores: its operators are given as many OpenMP threads, and while both lanes are busy
+each is kept on cores of its own. Operators let go of the interpreter lock, so neither waits for the other's.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from headway.core.settings import MAIN
+from headway.placement.driver import DeviceLane, Driver
+
+
+class Cores:
+    """Gives the calling thread a share of the cores that this process may use. What OpenMP starts for it inherits
+    where it may run, so that a thread is moved only where its lane is one core: there it works alone."""
+
+    def __init__(self) -> None:
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._units: dict[str, int] = {}
+        self._pinned: set[str] = set()
+
+    def devote(self, lane: str, units: int) -> None:
+        """From here on the calling thread, which is the lane's, works with so many threads."""
+        if self._units.get(lane) == units:
+            return
+        self._units[lane] = units
+        torch.set_num_threads(units)
+        if units == 1 and len(self._cores) > 1:
+            self._run_on(lane, [self._cores[0 if lane == MAIN else -1]])
+        elif lane in self._pinned:
+            self._run_on(lane, self._cores)
+
+    def _run_on(self, lane: str, cores: list[int]) -> None:
+        with suppress(OSError):  # a container may forbid it: then the system places the thread
+            os.sched_setaffinity(0, cores)
+        if len(cores) == 1:
+            self._pinned.add(lane)
+        else:
+            self._pinned.discard(lane)
+
+
+@contextmanager
+def lanes_of(driver: Driver) -> Iterator[None]:
+    """While in it, the driver has a lane for tokens, with a thread of its own in inference mode, if its scheduler may
+    divide the device. The caller goes on to turn the main lane."""
+    if not driver.scheduler.sharing.divider.may_divide:
+        yield
+        return
+    lane = driver.add_lane()
+    closing = threading.Event()
+    thread = threading.Thread(target=_turn, args=(driver, lane, closing), name="tokens", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        closing.set()
+        lane.call()
+        thread.join()
+
+
+def _turn(driver: Driver, lane: DeviceLane, closing: threading.Event) -> None:
+    try:
+        with torch.inference_mode():
+            while not closing.is_set():
+                if not driver.turn(lane):
+                    driver.main.awake.set()  # nobody listens here any more
+                    lane.awake.wait()
+    except BaseException as error:
+        driver.broken = error
+        driver.main.call()
