@@ -14,6 +14,7 @@ from rich.progress import track
 from headway.bench import report
 from headway.core import event as ev
 from headway.core.request import SLO, Request
+from headway.core.roofline import Roofline
 from headway.core.settings import SchedulerSettings
 from headway.placement.simulate import FakeSimulation
 from headway.stages.stage import FakeStage
@@ -83,10 +84,13 @@ class Survived(NamedTuple):
     counters: Counter[str]
 
 
-def survive(seed: int, num_requests: int, settings: SchedulerSettings = SETTINGS) -> Survived:
-    """Run one storm. Asserts that nobody is lost, nobody gets another's tokens, no page leaks."""
+def survive(
+    seed: int, num_requests: int, settings: SchedulerSettings = SETTINGS, roofline: Roofline | None = None
+) -> Survived:
+    """Run one storm; with a roofline, on a device that can be divided. Asserts that nobody is lost, nobody gets
+    another's tokens, no page leaks."""
     letters, requests = storm(seed, num_requests)
-    simulation = FakeSimulation(letters, settings, num_pages=NUM_PAGES, page_tokens=4)
+    simulation = FakeSimulation(letters, settings, num_pages=NUM_PAGES, page_tokens=4, roofline=roofline)
     turns = 0
     while simulation.step():
         turns += 1

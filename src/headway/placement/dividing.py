@@ -4,7 +4,6 @@ and how much two steps that run side by side are in each other's way. A few seco
 The roofline itself is `core/roofline.py`'s; how a step is run is `calibrate`'s.
 """
 
-import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import torch
 
 from headway.core.cost import Share
 from headway.core.roofline import Anatomy, Power, Roofline, Split
+from headway.core.sharing import BOUNDS
 from headway.placement.calibrate import rates_now, step_s
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import Matrix
@@ -50,10 +50,15 @@ def measure_roofline(stage: LanguageStage, num_threads: int, num_touched_pages: 
         together = side_by_side(stage, PROMPT, TOKENS, split, num_threads)
         paces = roofline.paces(PROMPT, TOKENS, split)
         friction[split] = (
-            together.prompts_s / (alone.prompts_s * paces[0]),
-            together.tokens_s / (alone.tokens_s * paces[1]),
+            _credible(together.prompts_s / (alone.prompts_s * paces[0])),
+            _credible(together.tokens_s / (alone.tokens_s * paces[1])),
         )
     return replace(roofline, friction=friction)
+
+
+def _credible(factor: float) -> float:
+    """A busy neighbour must not decide for the engine's whole life; what is left is corrected as steps are run."""
+    return min(max(factor, BOUNDS[0]), BOUNDS[1])
 
 
 def counts(num_threads: int) -> tuple[int, ...]:
@@ -105,7 +110,8 @@ def best_s(stage: LanguageStage, shape: Sequence[Share], runs: int = 3) -> float
 def side_by_side(
     stage: LanguageStage, prompts: Sequence[Share], tokens: Sequence[Share], split: Split, num_threads: int
 ) -> Pair:
-    """Both again and again at once, each on its share: the medians, without the first of each."""
+    """Both again and again at once, each on its share: the lower quartile of what was not the first or last, since a
+    neighbour makes steps slower, never faster."""
     taken: dict[str, list[float]] = {"prompts": [], "tokens": []}
     over = threading.Event()
 
@@ -126,4 +132,4 @@ def side_by_side(
         over.set()
         lane.join()
         torch.set_num_threads(num_threads)
-    return Pair(statistics.median(taken["prompts"][1:]), statistics.median(taken["tokens"][1:-1] or taken["tokens"]))
+    return Pair(*(sorted(taken[name][1:-1] or taken[name])[len(taken[name][1:-1]) // 4] for name in taken))

@@ -11,7 +11,7 @@ sleeps while the other is busy.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -128,7 +128,18 @@ class Driver:
 
     def turn(self, lane: DeviceLane | None = None) -> bool:
         """Handle what happened, plan once, run until something happens. False if there is nothing to run."""
-        lane = lane or self.main
+        ran = False
+        turning = self.turning(lane or self.main)
+        try:
+            for _ in turning:
+                ran = True
+        finally:
+            turning.close()
+        return ran
+
+    def turning(self, lane: DeviceLane) -> Generator[None]:
+        """A turn of the lane, tile by tile: yields after each, and when there is no more to run; nothing if there was
+        nothing. Closed, it leaves the step where it is."""
         if self.broken is not None:
             raise self.broken
         with self._lock:
@@ -137,21 +148,21 @@ class Driver:
             self._decide(lane)
             work, units = lane.current, lane.units
             if work is None:
-                return False
+                return
             lane.resting.clear()
         if units:  # known where there are two lanes
             self._devote(lane.name, units)
         try:
-            self._run(work, lane)
+            yield from self._run(work, lane)
         finally:
             lane.resting.set()
-        return True
+        yield
 
     def wait(self) -> None:
         """Sleep until something may have changed; then a moment longer: what comes together is decided together."""
         if self.beside is not None:
-            with self._lock:
-                other_listens = self.beside.current is not None
+            with self._lock:  # called, it has yet to look; what it finds may end everything that is open
+                other_listens = self.beside.current is not None or self.beside.awake.is_set()
             if other_listens:
                 self.main.awake.wait()
                 return
@@ -256,7 +267,7 @@ class Driver:
             if lane.current is not None and lane.current.id == work_id:
                 lane.current = None
 
-    def _run(self, work: Work, lane: DeviceLane) -> None:
+    def _run(self, work: Work, lane: DeviceLane) -> Generator[None]:
         step = self._open.get(work.id)
         if step is None:
             stage = self.stages[work.stage]
@@ -272,12 +283,15 @@ class Driver:
                 lane.num_tiles += 1
                 if tile.left:
                     happened.append(ev.Left(work.id, tile.left))
+                yield
                 if tile.boundary >= looks_at and (
                     happened or lane.is_called or has_mail() or (due is not None and now() >= due)
                 ):
                     break
-            step.tile = tile
-            step.busy_s += now() - begun
+            self._pause(step, tile, begun)
+        except GeneratorExit:
+            self._pause(step, tile, begun)
+            raise
         except StopIteration as stop:
             outcome: Outcome = stop.value
             self._happened.append(ev.StepDone(work.id, outcome, step.busy_s + now() - begun))
@@ -289,6 +303,10 @@ class Driver:
             self._happened.append(ev.StepFailed(work.id, type(error).__name__))
             self._end_step(work.id, "failed")
             raise
+
+    def _pause(self, step: _Open, tile: Tile, begun: float) -> None:
+        step.tile = tile
+        step.busy_s += self.clock.now() - begun
 
     def _end_step(self, work_id: int, ending: Ending) -> None:
         step = self._open.pop(work_id, None)

@@ -16,7 +16,8 @@ from headway.stages.stage import Running
 class PricedStage:
     """Conforms to `stages.stage.Stage`. A step of `price(work)` seconds has equal tiles of at most `tile_s` seconds.
 
-    `horizon()` is the next instant at which something from outside may happen. Every drawn token is 0.
+    `horizon()` is the next instant at which something from outside may happen; `pace` how many times as long the step
+    takes at present. Every drawn token is 0.
     """
 
     def __init__(
@@ -26,12 +27,14 @@ class PricedStage:
         horizon: Callable[[], float],
         tile_s: float,
         num_layers: int = 24,
+        pace: Callable[[Work], float] = lambda work: 1.0,
     ) -> None:
         self.clock = clock
         self.price = price
         self.horizon = horizon
         self.tile_s = tile_s
         self.num_layers = num_layers
+        self.pace = pace
         self._leaving: dict[int, set[str]] = {}
 
     def open(self, request: Request) -> None:
@@ -47,10 +50,10 @@ class PricedStage:
         segments = work.segments
         seconds = self.price(work)
         num_tiles = max(1, ceil(seconds / self.tile_s))
-        tile_s = seconds / num_tiles
         done = 0
         try:
             while done < num_tiles:
+                tile_s = seconds / num_tiles * self.pace(work)
                 # where the next event falls, counted in tiles from here; the last hair is rounding, not another tile
                 ahead = (self.horizon() - self.clock.now()) / tile_s if tile_s else inf
                 most = num_tiles - done

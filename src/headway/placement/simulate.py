@@ -17,11 +17,13 @@ from headway.core.cost import CostFit, CostModel, shares_of
 from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.request import Request
+from headway.core.roofline import Roofline
 from headway.core.scheduler import Scheduler
 from headway.core.settings import SchedulerSettings
 from headway.core.work import Work
 from headway.placement.driver import GATHER_S, Driver
 from headway.placement.priced import PricedStage
+from headway.placement.simulate_lanes import LaneClock, SideBySide, TruePaces
 from headway.stages.stage import FakeStage, Stage
 
 
@@ -81,6 +83,10 @@ class Simulation:
         self.delivered: dict[str, list[int]] = {}
         self.ended: dict[str, list[Record]] = {}
         self.driver = Driver(scheduler, {"language": stage}, clock, mailbox, self._tell, gather_s)
+        self._lanes: SideBySide | None = None
+        if scheduler.sharing.divider.may_divide:
+            assert isinstance(clock, LaneClock)
+            self._lanes = SideBySide(self.driver, clock)
 
     def run(self) -> None:
         """Until every letter is delivered and every request has ended."""
@@ -91,12 +97,12 @@ class Simulation:
         """Until the clock shows `instant`, or the end of the tile that is under way then."""
         self.mailbox.known_until = instant
         while self.clock.now() < instant:
-            if not self.driver.turn():
+            if not self._turn():
                 self.mailbox.wait(self.scheduler.next_due())
 
     def step(self) -> bool:
         """One turn of the driver, or a sleep. False when there is nothing left to happen."""
-        if self.driver.turn():
+        if self._turn():
             return True
         if self.mailbox.is_empty and self.scheduler.num_open == 0:
             return False
@@ -105,6 +111,9 @@ class Simulation:
         moved = self.clock.now() > before or self.mailbox.has_mail()
         assert moved, f"nothing can happen any more, yet {self.scheduler.num_open} requests are open"
         return True
+
+    def _turn(self) -> bool:
+        return self.driver.turn() if self._lanes is None else self._lanes.step()
 
     def _tell(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
@@ -128,8 +137,9 @@ class FakeSimulation(Simulation):
         tile_s: float = 1e-4,
         num_layers: int = 4,
         tiles_per_layer: int = 3,
+        roofline: Roofline | None = None,
     ) -> None:
-        clock = VirtualClock()
+        clock = LaneClock()
         num_tiles = num_layers * tiles_per_layer
         cost = CostModel(CostFit(step_s=tile_s * num_tiles, token_s=token_s))
         self.stage = FakeStage(
@@ -138,7 +148,7 @@ class FakeSimulation(Simulation):
             tiles_per_layer,
             spend=lambda num_tokens: clock.advance(max(tile_s, num_tokens * token_s / num_tiles)),
         )
-        scheduler = Scheduler(settings, cost, PageTable(num_pages, page_tokens))
+        scheduler = Scheduler(settings, cost, PageTable(num_pages, page_tokens), roofline)
         super().__init__(clock, Schedule(clock, letters), scheduler, self.stage)
 
 
@@ -157,14 +167,17 @@ class Device:
     page_tokens: int = 16
     spread: float = 0.0
     believed: CostFit | None = None
+    roofline: Roofline | None = None  # of a device that can be divided; `believed_roofline` is its scheduler's
+    believed_roofline: Roofline | None = None
 
 
 def priced(settings: SchedulerSettings, device: Device, seed: int = 0, gather_s: float = GATHER_S) -> Simulation:
     """One engine on one device, with an empty mailbox."""
-    clock = VirtualClock()
+    clock = LaneClock()
     mailbox = Schedule(clock)
     cost = CostModel(device.believed or device.fit)
-    scheduler = Scheduler(settings, cost, PageTable(device.num_pages, device.page_tokens))
+    roofline = device.believed_roofline or device.roofline
+    scheduler = Scheduler(settings, cost, PageTable(device.num_pages, device.page_tokens), roofline)
     rng = random.Random(seed)
 
     def price(work: Work) -> float:
@@ -176,7 +189,13 @@ def priced(settings: SchedulerSettings, device: Device, seed: int = 0, gather_s:
         return min(mailbox.next_at, inf if due is None else due)
 
     stage = PricedStage(clock, price, horizon, device.tile_s, device.num_layers)
-    return Simulation(clock, mailbox, scheduler, stage, gather_s)
+    simulation = Simulation(clock, mailbox, scheduler, stage, gather_s)
+    if device.roofline is not None:
+        paces = TruePaces(simulation.driver, device.roofline)
+        stage.pace = paces.of
+        # side by side a tile at a time: what the one does may change the other's pace
+        stage.horizon = lambda: clock.now() if paces.are_both_busy else horizon()
+    return simulation
 
 
 class Fleet(NamedTuple):

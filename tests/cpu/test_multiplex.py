@@ -1,0 +1,183 @@
+"""Two lanes with threads of their own over one set of weights and one pool: the same bits, and everything ends."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from headway.bench.replay import replay
+from headway.config import ConfigError, EngineSettings
+from headway.core import event as ev
+from headway.core.request import Request, Sampling
+from headway.core.scheduler import Scheduler
+from headway.core.settings import MAIN, TOKENS
+from headway.llm import LLM
+from headway.placement.dividing import counts
+from headway.placement.driver import Driver
+from headway.placement.engine import Engine, MonotonicClock, build_engine
+from headway.placement.mailbox import Letters
+from headway.placement.multiplex import Cores, lanes_of
+
+NUM_THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_folder: object) -> Iterator[Engine]:
+    folder: Path = tiny_folder("llama2", num_hidden_layers=4)  # type: ignore[operator]
+    built = build_engine(
+        EngineSettings(
+            model=str(folder),
+            lanes="split",
+            num_threads=2,
+            max_tile_ms=1.0,
+            refuse_unattainable=False,
+            cost_cache=False,
+        )
+    )
+    yield built
+    built.pool.close()
+    torch.set_num_threads(NUM_THREADS)
+
+
+def mixture(seed: int) -> list[Request]:
+    """Long answers and long prompts, so that both lanes have something to do most of the time."""
+    rng = random.Random(seed)
+    return [
+        Request(
+            f"r{number}",
+            tuple(rng.randrange(3, 120) for _ in range(rng.choice((5, 40, 200)))),
+            rng.choice((1, 10, 30)),
+            0.002 * number,
+            sampling=Sampling(temperature=0.0),
+        )
+        for number in range(12)
+    ]
+
+
+def test_a_roofline_was_measured(engine: Engine) -> None:
+    roofline = engine.scheduler.sharing.roofline
+    assert roofline is not None
+    assert sorted(roofline.powers) == [1, 2]
+    assert all(min(power) > 0 for power in roofline.powers.values())
+    assert all(0.5 <= factor <= 4 for factors in roofline.friction.values() for factor in factors)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "looked_at"), [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (16, tuple(range(2, 17, 2)))]
+)
+def test_numbers_of_cores_that_are_looked_at(num_threads: int, looked_at: tuple[int, ...]) -> None:
+    """Each with what it leaves of all."""
+    found = counts(num_threads)
+    assert found == looked_at
+    assert all(num_threads - units in found for units in found[:-1])
+
+
+class Ear:
+    """Keeps what a driver tells."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[int]] = {}
+        self.ends: list[str] = []
+        self.over = threading.Event()
+
+    def __call__(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
+        if isinstance(effect, ev.Deliver):
+            self.answers.setdefault(effect.commit.request_id, []).extend(effect.commit.tokens)
+        elif isinstance(effect, ev.End):
+            self.ends.append(effect.record.request_id)
+
+
+def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.0) -> tuple[Ear, Scheduler, set[str]]:
+    """All of them at once on the host's clock; a share of them is cancelled somewhere on the way. Returns also which
+    lanes have run something at once."""
+    rng = random.Random(1)
+    ear, letters, clock = Ear(), Letters(), MonotonicClock()
+    settings = replace(engine.scheduler.settings, lanes=lanes)
+    pages = type(engine.scheduler.pages)(engine.scheduler.pages.num_pages, engine.scheduler.pages.page_tokens)
+    scheduler = Scheduler(
+        settings, type(engine.scheduler.cost)(engine.scheduler.cost.fit), pages, engine.scheduler.sharing.roofline
+    )
+    driver = Driver(scheduler, {"language": engine.stage}, clock, letters, ear, 0.0, devote=Cores().devote)
+    seen: set[str] = set()
+    with torch.inference_mode(), lanes_of(driver):
+        for request in requests:
+            letters.put(ev.Arrived(replace(request, arrival=clock.now())))
+        leavers = [request.id for request in requests if rng.random() < leaving]
+
+        def leave() -> None:
+            for leaver in leavers:
+                time.sleep(0.003)
+                letters.put(ev.Cancelled(leaver))
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        while len(ear.ends) < len(requests):
+            if not driver.turn() and len(ear.ends) < len(requests):
+                driver.wait()
+            if driver.beside is not None and not driver.beside.resting.is_set():
+                seen.add(TOKENS)
+        thread.join()
+    driver.close()
+    assert scheduler.num_open == driver.num_open_steps == 0
+    scheduler.check_integrity()
+    torch.set_num_threads(2)
+    return ear, scheduler, seen
+
+
+def test_the_same_tokens_as_with_one_lane(engine: Engine) -> None:
+    """Whatever runs beside it, an answer is the same; and both lanes did run."""
+    requests = mixture(0)
+    alone, _, _ = run(engine, requests, "turns")
+    divided, scheduler, seen = run(engine, requests, "split")
+    assert divided.answers == alone.answers
+    assert sorted(divided.ends) == sorted(request.id for request in requests)
+    assert TOKENS in seen
+    assert scheduler.sharing.units(MAIN) == 2, "both lanes are idle"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_who_leaves_takes_nobody_along(engine: Engine, seed: int) -> None:
+    """Half of the callers go while their steps run in either lane: the others' answers are what they are alone."""
+    requests = mixture(seed)
+    alone, _, _ = run(engine, requests, "turns")
+    divided, scheduler, _ = run(engine, requests, "split", leaving=0.5)
+    assert sorted(divided.ends) == sorted(request.id for request in requests), "each once"
+    for request_id, answer in divided.answers.items():
+        assert answer == alone.answers[request_id][: len(answer)]
+    assert scheduler.pages.num_available == scheduler.pages.num_pages
+
+
+def test_a_replay_leaves_no_thread_behind(engine: Engine) -> None:
+    before = threading.active_count()
+    ran = replay(engine, mixture(0), engine.scheduler.settings)
+    assert len(ran.records) == 12
+    assert threading.active_count() == before
+    torch.set_num_threads(2)
+
+
+def test_a_lane_that_breaks_is_not_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the scheduler's own in the second lane: the first one says so instead of waiting for ever."""
+    plan = Scheduler.plan
+
+    def broken(self: Scheduler, now: float, lane: object) -> object:
+        if getattr(lane, "name", "") == TOKENS:
+            raise RuntimeError("a fault")
+        return plan(self, now, lane)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Scheduler, "plan", broken)
+    with pytest.raises(RuntimeError, match="a fault"):
+        run(engine, mixture(0), "split")
+    torch.set_num_threads(2)
+
+
+def test_an_engine_in_the_callers_process_is_not_divided() -> None:
+    with pytest.raises(ConfigError, match="choose 'turns' or 'mixed'"):
+        LLM(lanes="auto")
+    with pytest.raises(ConfigError, match="leave --preempt chunk out"):
+        EngineSettings(lanes="mixed", preempt="chunk")

@@ -1,0 +1,140 @@
+"""When a device is divided: only where a deadline would suffer, as an exhaustive search would, and not to and fro."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headway.core.division import HOLD_S, MAX_SPLITS, STRETCH, Divider, Situation, by_turns
+from headway.core.roofline import Split
+
+HALVES = (Split(1, 1),)
+SPLITS = tuple(Split(units, 16 - units) for units in range(1, 16))
+# prompts are late by turns: a token a third of a second apart takes a tenth
+LATE = Situation(prompt_s=1.0, due_s=1.2, token_s=0.1, target_s=0.3, pages_used=0.1)
+
+
+def free(split: Split) -> tuple[float, float]:
+    """A device on which shares cost nothing."""
+    return 1.0, 1.0
+
+
+def test_taking_turns_leaves_the_rest_of_each_interval_to_prompts() -> None:
+    assert by_turns(LATE) == pytest.approx((1.5, 0.3))
+    assert by_turns(LATE._replace(token_s=0.2)) == pytest.approx((2.0, 0.4)), "half of the time at least"
+
+
+@pytest.mark.parametrize("lanes", ["turns", "mixed"])
+def test_it_divides_only_if_told_so(lanes: str) -> None:
+    assert Divider(lanes, HALVES).decide(LATE, free, 0.0) is None  # type: ignore[arg-type]
+
+
+def test_a_fixed_split_stays() -> None:
+    divider = Divider("split", SPLITS)
+    assert divider.split == Split(8, 8)
+    assert divider.decide(LATE._replace(due_s=None), free, 0.0) == Split(8, 8)
+
+
+def test_it_divides_when_a_first_token_would_be_late_and_not_before() -> None:
+    divider = Divider("auto", HALVES)
+    assert divider.decide(LATE._replace(due_s=1.6), free, 0.0) is None
+    assert divider.decide(LATE._replace(due_s=None), free, 1.0) is None, "nobody waits for it"
+    assert divider.num_changes == 0
+    assert divider.decide(LATE, free, 2.0) == Split(1, 1)
+    assert divider.num_changes == 1
+
+
+def test_it_does_not_divide_where_that_gains_nothing() -> None:
+    """On half of the arithmetic prompts take twice as long, by turns one and a half times; or tokens come too late."""
+    assert Divider("auto", HALVES).decide(LATE, lambda split: (2.0, 1.0), 0.0) is None
+    assert Divider("auto", HALVES).decide(LATE, lambda split: (1.0, 3.1), 0.0) is None
+    assert Divider("auto", ()).decide(LATE, free, 0.0) is None
+
+
+def test_a_way_that_was_taken_is_left_only_when_another_was_better_for_a_while() -> None:
+    divider = Divider("auto", HALVES)
+    calm = LATE._replace(due_s=10.0)
+    divider.decide(LATE, free, 0.0)
+    assert divider.decide(calm, free, 10.0) == Split(1, 1)
+    assert divider.decide(LATE, free, 50.0) == Split(1, 1), "it was needed again: the wait begins anew"
+    assert divider.decide(calm, free, 60.0) == Split(1, 1)
+    assert divider.decide(calm, free, 60.0 + HOLD_S) is None
+
+
+def test_a_noisy_constant_load_changes_it_once_a_minute_at_most() -> None:
+    """Predictions that differ by up to a third from one decision to the next, ten a second, for an hour."""
+    rng = random.Random(0)
+    divider = Divider("auto", SPLITS)
+    for tick in range(36_000):
+        noise = [rng.uniform(0.75, 1.33) for _ in range(4)]
+        at = Situation(noise[0], 1.5 * noise[1], 0.1 * noise[2], 0.3, 0.5)
+
+        def paces(split: Split, by: float = noise[3]) -> tuple[float, float]:
+            return 16 / split.prompts * by, 6 / split.tokens * by
+
+        divider.decide(at, paces, tick / 10)
+    assert divider.num_changes <= 60
+
+
+def test_few_pages_favour_tokens_until_there_are_enough() -> None:
+    divider = Divider("auto", SPLITS)
+
+    def paces(split: Split) -> tuple[float, float]:
+        return 1 + 0.02 * split.tokens, 1 + 0.02 * split.prompts
+
+    def now(pages_used: float) -> Split | None:
+        fresh = Divider("auto", SPLITS, favours_tokens=divider.favours_tokens)
+        split = fresh.decide(LATE._replace(pages_used=pages_used), paces, 0.0)
+        divider.favours_tokens = fresh.favours_tokens
+        return split
+
+    assert now(0.65) == Split(15, 1)
+    assert now(0.71) == Split(1, 15)
+    assert now(0.65) == Split(1, 15), "between the marks it stays as it is"
+    assert now(0.59) == Split(15, 1)
+
+
+@given(
+    st.builds(
+        Situation,
+        prompt_s=st.floats(0.001, 100),
+        due_s=st.floats(0.001, 100),
+        token_s=st.floats(0.001, 1),
+        target_s=st.floats(0.001, 1),
+        pages_used=st.floats(0, 1),
+    ),
+    st.lists(st.floats(1.0, 20.0), min_size=40, max_size=40),
+    st.lists(st.floats(1.0, 20.0), min_size=40, max_size=40),
+    st.integers(1, 40),
+)
+def test_six_evaluations_find_what_an_exhaustive_search_finds(
+    at: Situation, stretches: list[float], paces: list[float], num_splits: int
+) -> None:
+    """More units never harm who has them; else anything may be predicted."""
+    stretch_of = sorted(stretches[:num_splits], reverse=True)  # by units for prompts
+    pace_of = sorted(paces[:num_splits])
+    splits = tuple(Split(units, num_splits + 1 - units) for units in range(1, num_splits + 1))
+
+    def predict(split: Split) -> tuple[float, float]:
+        return stretch_of[split.prompts - 1], pace_of[split.prompts - 1]
+
+    divider = Divider("auto", splits)
+    chosen = divider.decide(at, predict, 0.0)
+    assert divider.num_evaluations <= 6
+    assert len(divider.splits) <= MAX_SPLITS
+
+    turns = by_turns(at)
+    if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
+        assert chosen is None
+        return
+    if at.pages_used >= 0.7:
+        least = min(predict(split)[0] for split in divider.splits)
+        allowed = [split for split in divider.splits if predict(split)[0] <= STRETCH * least]
+        best = min(allowed, key=lambda split: (predict(split)[1], split.prompts))
+        gains = at.token_s * predict(best)[1] < turns.gap_s * 0.95
+    else:
+        allowed = [split for split in divider.splits if at.token_s * predict(split)[1] <= at.target_s]
+        best = min(allowed, key=lambda split: (predict(split)[0], -split.prompts), default=None)  # type: ignore[assignment]
+        gains = best is not None and predict(best)[0] < turns.stretch * 0.95
+    assert chosen == (best if gains else None)

@@ -1,0 +1,189 @@
+"""Two lanes of one device on virtual clocks: nothing is lost between them, nobody has more or less than its share."""
+
+from dataclasses import replace
+
+import pytest
+
+from headway.bench import storm
+from headway.core import event as ev
+from headway.core.cost import CostFit
+from headway.core.division import Lanes
+from headway.core.request import SLO, Request
+from headway.core.roofline import Anatomy, Power, Roofline, Split
+from headway.core.settings import MAIN, TOKENS, SchedulerSettings
+from headway.placement.simulate import Device, FakeSimulation, Simulation, priced
+
+# reading the weights takes 20 ms, a token 1 ms of all arithmetic; one unit has half of that, and all of the memory
+ANATOMY = Anatomy(1.0, 20.0, 0.0, 0.0, 0.0, 0.0)
+ROOFLINE = Roofline(ANATOMY, {1: Power(500.0, 1.0, 1000.0), 2: Power(1000.0, 1.0, 1000.0)})
+FIT = CostFit(step_s=0.020, token_s=0.001)
+SETTINGS = SchedulerSettings(max_model_len=4096, tile_s=0.005, refuse_unattainable=False, lanes="split")
+
+
+def arrives(
+    now: float,
+    name: str,
+    num_tokens: int,
+    max_tokens: int = 1,
+    ttft_s: float | None = None,
+    tpot_s: float | None = None,
+) -> tuple[float, ev.Event]:
+    prompt = tuple((7 * place + len(name)) % 997 for place in range(num_tokens))
+    return now, ev.Arrived(Request(name, prompt, max_tokens, now, SLO(ttft_s=ttft_s, tpot_s=tpot_s)))
+
+
+def simulated(settings: SchedulerSettings, *letters: tuple[float, ev.Event], num_pages: int = 4096) -> Simulation:
+    device = Device(fit=FIT, tile_s=0.005, num_pages=num_pages, roofline=ROOFLINE)
+    simulation = priced(settings, device, gather_s=0.0)
+    for at, letter in letters:
+        simulation.mailbox.put(at, letter)
+    return simulation
+
+
+@pytest.mark.parametrize("lanes", ["split", "auto", "mixed"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_storm_loses_nobody_and_no_page(lanes: Lanes, seed: int) -> None:
+    """Bursts, leavers, deaths and a memory too small for all, in both lanes."""
+    settings = replace(storm.SETTINGS, lanes=lanes)
+    survived = storm.survive(seed, 600, settings, ROOFLINE)
+    assert survived.counters["recomputes"] > 0
+    assert {ending.partition(" ")[0] for ending in survived.endings} == {"finished", "refused", "cancelled", "failed"}
+
+
+def test_tokens_come_beside_a_long_prompt() -> None:
+    """A reader gets its tokens, 21 ms each alone, while 2,000 tokens of another's prompt are read."""
+    simulation = simulated(SETTINGS, arrives(0.0, "reader", 10, max_tokens=40), arrives(0.1, "long", 2000))
+    simulation.run()
+    reader, long = (simulation.ended[name][0] for name in ("reader", "long"))
+    assert reader.num_output_tokens == 40
+    assert reader.longest_gap_s < 0.06
+    assert long.num_preemptions == 0, "its lane is its own"
+    assert reader.last_token is not None
+    assert long.first_token is not None
+    assert reader.last_token < long.first_token
+
+
+def test_a_lane_alone_has_the_whole_device() -> None:
+    """Nobody decodes: the prompt is as fast as without lanes. Nobody waits: tokens are."""
+    alone = simulated(replace(SETTINGS, lanes="turns"), arrives(0.0, "one", 500, max_tokens=50))
+    divided = simulated(SETTINGS, arrives(0.0, "one", 500, max_tokens=50))
+    for simulation in (alone, divided):
+        simulation.run()
+    first, second = (simulation.ended["one"][0] for simulation in (alone, divided))
+    assert second.first_token == first.first_token
+    assert second.last_token == pytest.approx(first.last_token)
+
+
+def test_units_follow_who_is_busy() -> None:
+    """Each lane has a half while both are busy, all of it otherwise; whoever runs is told at the next tile."""
+    letters = [arrives(0.0, "reader", 10, max_tokens=30), arrives(0.015, "long", 300)]
+    simulation = FakeSimulation(letters, SETTINGS, num_pages=200, roofline=ROOFLINE)
+    given: list[tuple[str, int]] = []
+    simulation.driver._devote = lambda lane, units: given.append((lane, units))
+    simulation.run()
+    assert {(MAIN, 2), (TOKENS, 2), (MAIN, 1), (TOKENS, 1)} == set(given)
+    both = [units for lane, units in given if lane == MAIN]
+    assert both[0] == 2, "the first prompt is alone"
+    answer = simulation.delivered["reader"]
+    assert answer == storm.expected_answer(letters[0][1].request, 30)  # type: ignore[union-attr]
+
+
+def test_a_step_beside_another_takes_as_long_as_is_predicted() -> None:
+    """The scheduler's roofline is the true one here, so nothing is left to correct."""
+    simulation = simulated(
+        SETTINGS, arrives(0.0, "reader", 10, max_tokens=200), *(arrives(0.1 * n, f"p{n}", 100) for n in range(1, 9))
+    )
+    simulation.run()
+    sharing = simulation.scheduler.sharing
+    assert all(value == pytest.approx(1.0, abs=0.1) for value in sharing.correction.values())
+
+
+def test_a_wrong_roofline_is_corrected_by_what_steps_take() -> None:
+    """Side by side both really take half as long again as is believed."""
+    rough = replace(ROOFLINE, friction={Split(1, 1): (1.5, 1.5)})
+    device = Device(fit=FIT, tile_s=0.005, roofline=rough, believed_roofline=ROOFLINE)
+    simulation = priced(SETTINGS, device, gather_s=0.0)
+    for number in range(60):
+        simulation.mailbox.put(*arrives(0.25 * number, f"r{number}", 100, max_tokens=30))
+    simulation.run()
+    assert simulation.scheduler.sharing.correction[TOKENS] == pytest.approx(1.5, abs=0.15)
+
+
+@pytest.mark.parametrize("moment", [0.11, 0.15, 0.2, 0.25, 0.3])
+def test_who_leaves_one_lane_does_not_disturb_the_other(moment: float) -> None:
+    """The long prompt's caller goes while tokens are made beside it, and the other way round."""
+    for leaver, stayer in (("long", "reader"), ("reader", "long")):
+        letters = [
+            arrives(0.0, "reader", 10, max_tokens=30),
+            arrives(0.1, "long", 200, max_tokens=3),
+            (moment, ev.Cancelled(leaver)),
+        ]
+        simulation = FakeSimulation(letters, SETTINGS, num_pages=200, roofline=ROOFLINE)
+        simulation.run()
+        assert simulation.ended[leaver][0].kind in ("cancelled", "finished")
+        assert simulation.ended[stayer][0].kind == "finished"
+        request = next(
+            letter.request for _, letter in letters if isinstance(letter, ev.Arrived) and letter.request.id == stayer
+        )
+        assert simulation.delivered[stayer] == storm.expected_answer(request, request.max_tokens)
+        assert simulation.scheduler.pages.num_available == 200
+
+
+def test_it_is_divided_for_a_deadline_and_not_without() -> None:
+    """By turns the tokens of eight readers take 28 ms of each 60, and a prompt nearly twice what it takes alone. One
+    unit of four is enough for them, since they wait for memory; the other three read it in 4/3 of that time."""
+    powers = {units: Power(250.0 * units, 1.0, 1000.0) for units in range(1, 5)}
+    device = Device(fit=FIT, tile_s=0.005, roofline=Roofline(ANATOMY, powers))
+    readers = [arrives(0.0, f"reader{n}", 10, max_tokens=60, tpot_s=0.06) for n in range(8)]
+
+    def met(lanes: Lanes, ttft_s: float | None) -> tuple[bool, int]:
+        simulation = priced(replace(SETTINGS, lanes=lanes), device, gather_s=0.0)
+        for at, letter in (*readers, arrives(0.5, "long", 600, ttft_s=ttft_s)):
+            simulation.mailbox.put(at, letter)
+        simulation.run()
+        long = simulation.ended["long"][0]
+        assert long.first_token is not None
+        gaps = [simulation.ended[f"reader{n}"][0].longest_gap_s for n in range(8)]
+        in_time = long.first_token - 0.5 <= 1.5 * 0.62 and max(gaps) <= 0.065
+        return in_time, simulation.scheduler.counters["repartitions"]
+
+    assert met("turns", 1.5 * 0.62) == (False, 0)
+    assert met("auto", 1.5 * 0.62) == (True, 1)
+    assert met("auto", None)[1] == 0
+
+
+def test_twice_the_demand_that_memory_allows_is_finished() -> None:
+    """Forty answers want twice the pages there are: each is finished, and nobody's work is thrown away for ever."""
+    letters = [arrives(0.01 * n, f"r{n}", 40 + n, max_tokens=40) for n in range(40)]
+    wanted = sum(-(-(80 + n) // 4) for n in range(40))
+    settings = replace(SETTINGS, max_model_len=200, max_num_seqs=40, pack_tokens=64)
+    for lanes in ("turns", "mixed", "split", "auto"):
+        simulation = FakeSimulation(
+            letters,
+            replace(settings, lanes=lanes),
+            num_pages=wanted // 2,
+            roofline=ROOFLINE,  # type: ignore[arg-type]
+        )
+        simulation.run()
+        assert {records[0].kind for records in simulation.ended.values()} == {"finished"}
+        recomputed = sum(records[0].num_recomputes for records in simulation.ended.values())
+        assert recomputed <= 40, "more than one recomputation for each is thrashing"
+        for n in range(40):
+            request = letters[n][1].request  # type: ignore[union-attr]
+            assert simulation.delivered[f"r{n}"] == storm.expected_answer(request, 40)
+
+
+def test_tokens_ride_along_with_a_prompt_that_ends_in_time() -> None:
+    """A token of its own costs 21 ms, in the step of a prompt 1 ms. While the first prompt is read half of its time
+    goes by; the second ends before the rest does, or does not."""
+    for length, rides in ((20, True), (400, False)):
+        simulation = simulated(
+            replace(SETTINGS, lanes="mixed"),
+            arrives(0.0, "reader", 10, max_tokens=8, tpot_s=0.2),
+            arrives(0.05, "first", 80),
+            arrives(0.06, "second", length),
+        )
+        simulation.run()
+        kinds = [span.kind for span in simulation.driver.spans.take()]
+        assert ("mixed" in kinds) == rides
+        assert simulation.ended["reader"][0].longest_gap_s <= 0.2
