@@ -138,8 +138,8 @@ class Driver:
         return ran
 
     def turning(self, lane: DeviceLane) -> Generator[None]:
-        """A turn of the lane, tile by tile: yields after each, and when there is no more to run; nothing if there was
-        nothing. Closed, it leaves the step where it is."""
+        """A turn of the lane, tile by tile: yields when it is decided what to run, and after each tile; never if there
+        is nothing to run. Closed, it leaves the step where it is."""
         if self.broken is not None:
             raise self.broken
         with self._lock:
@@ -150,13 +150,13 @@ class Driver:
             if work is None:
                 return
             lane.resting.clear()
-        if units:  # known where there are two lanes
-            self._devote(lane.name, units)
         try:
+            yield
+            if units:  # known where there are two lanes
+                self._devote(lane.name, units)
             yield from self._run(work, lane)
         finally:
             lane.resting.set()
-        yield
 
     def wait(self) -> None:
         """Sleep until something may have changed; then a moment longer: what comes together is decided together."""

@@ -45,7 +45,8 @@ class SideBySide:
         ]
         if not ready:
             ready = [driver.main]
-        lane = min(ready, key=lambda each: self._at[each.name])
+        # of two at the same instant the one that only looks: what it begins changes the other's pace
+        lane = min(ready, key=lambda each: (self._at[each.name], each.name in self._turning))
         self.clock.turn_to(self._at[lane.name])
         if lane.name not in self._turning:
             self._turning[lane.name] = driver.turning(lane)
