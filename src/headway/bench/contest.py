@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from headway.bench.score import GOOD_SHARE, Marks, Score
+from headway.bench.score import GOOD_SHARE, Marks, Outcome, Score
 
 FAR = 0.75  # a share below this: the goodput is not near
 NEAR = 0.03  # of the line: closer than this, a single run does not decide; nor does a single request
@@ -26,6 +26,7 @@ class Run:
     decision_p50_s: float = 0.0
     decision_p99_s: float = 0.0
     disturbed: bool = False
+    outcomes: tuple[Outcome, ...] = ()
 
     @property
     def worst(self) -> float:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import inf
 
 import torch
@@ -81,6 +82,7 @@ class Replay:
     """What a run did. `tokens` are the first tokens that were drawn, by request: equal work has equal ones."""
 
     records: dict[str, Record] = field(default_factory=dict)
+    instants: dict[str, list[float]] = field(default_factory=dict)  # of all tokens, by request
     tokens: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     decisions_s: list[float] = field(default_factory=list)
@@ -95,7 +97,14 @@ class Replay:
 
     def outcomes(self) -> list[Outcome]:
         """As the score takes them: seconds from the instant at which the load asked."""
-        return [outcome_of(record, self.begun) for record in self.records.values()]
+        return [
+            replace(outcome_of(record, self.begun), gaps_s=_gaps(self.instants.get(request_id, [])))
+            for request_id, record in self.records.items()
+        ]
+
+
+def _gaps(instants: Sequence[float]) -> tuple[float, ...]:
+    return tuple(after - before for before, after in pairwise(instants))
 
 
 def replay(
@@ -120,6 +129,7 @@ def replay(
     def tell(effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             run.tokens.setdefault(effect.commit.request_id, effect.commit.tokens[0])
+            run.instants.setdefault(effect.commit.request_id, []).append(clock.now())
         elif isinstance(effect, ev.End):
             run.records[effect.record.request_id] = effect.record
 

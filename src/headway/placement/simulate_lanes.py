@@ -40,9 +40,7 @@ class SideBySide:
         lanes = (driver.main, driver.beside)
         if not self._turning:  # time may have passed in sleep
             self._at = dict.fromkeys(self._at, max(self.clock.now(), *self._at.values()))
-        ready = [
-            lane for lane in lanes if lane.name in self._turning or lane.name in self._ran or lane.awake.is_set()
-        ]
+        ready = [lane for lane in lanes if lane.name in self._turning or lane.name in self._ran or lane.awake.is_set()]
         if not ready:
             ready = [driver.main]
         # of two at the same instant the one that only looks: what it begins changes the other's pace
