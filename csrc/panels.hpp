@@ -1,5 +1,6 @@
-// Linear operators in vectors, for processors without matrix tiles, and for float32 on any: weights are widened to
-// float32 in registers, integers to pairs of sixteen bits. The sums of a column are kept in a vector's lane while k passes.
+// Linear operators in vectors, for processors without matrix tiles, and for float32 on any. Where the processor multiplies
+// pairs of bfloat16 or fours of integers itself, weights and rows are what they are; elsewhere they are widened to float32
+// and to pairs of sixteen bits. The sums of a column are kept in a vector's lane while k passes.
 #pragma once
 
 #include "linear.hpp"
@@ -15,13 +16,14 @@ constexpr int64_t DEEP_AT_ONCE = 256;  // words of k: so long a piece of a panel
 constexpr int64_t ROWS_AT_ONCE = 120;  // so many rows of it stay in the second
 constexpr int64_t PANELS_AT_ONCE = 8;  // under the same rows
 
-// What stands in a word of four bytes of a row as it is laid out: float32, or a pair of integers.
+// What stands in a word of four bytes of a row as it is laid out: float32, or as many k as are multiplied at once.
 typedef uint32_t Word;
 
 template <class E>
 struct InVectors {  // float32, each k's columns one after another
     static constexpr int DEEP = 1;
     typedef Vec Sum;
+    typedef Vec Factor;
     template <class F>
     static void visit(F each) {
         for (int column = 0; column < PANEL; ++column) each(0, column);
@@ -38,6 +40,28 @@ struct InVectors {  // float32, each k's columns one after another
     static Vec add(Vec sum, Vec a, Vec b) { return sum + a * b; }
 };
 
+// For each column so many k beside each other, as they stand in a word.
+template <int TOGETHER>
+struct Together {
+    static constexpr int DEEP = TOGETHER;
+    typedef Int Factor;
+    template <class F>
+    static void visit(F each) {
+        for (int column = 0; column < PANEL; ++column) {
+            for (int k = 0; k < TOGETHER; ++k) each(k, column);
+        }
+    }
+    static Int spread(Word a) { return Int{} + static_cast<int32_t>(a); }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct InVectors<bf16> : Together<2> {
+    typedef Vec Sum;
+    static void columns(const bf16* p, Int* two) { std::memcpy(two, p, 2 * sizeof *two); }
+    static Vec add(Vec sum, Int a, Int b) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+};
+#else
 template <>
 struct InVectors<bf16> : InVectors<float> {  // a column and the one a vector further share a word
     template <class F>
@@ -55,26 +79,31 @@ struct InVectors<bf16> : InVectors<float> {  // a column and the one a vector fu
     }
 };
 
+#endif
+
+#if defined(__AVX512VNNI__)
 template <>
-struct InVectors<int8_t> {  // two k of a column beside each other
-    static constexpr int DEEP = 2;
+struct InVectors<int8_t> : Together<4> {  // one factor is unsigned: weights are, with 128 for zero
+    static constexpr int ZERO = 128;
     typedef Int Sum;
+    typedef int8_t Whole;
+    static void columns(const int8_t* p, Int* two) { std::memcpy(two, p, 2 * sizeof *two); }
+    static Int add(Int sum, Int a, Int b) { return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a); }
+};
+#else
+template <>
+struct InVectors<int8_t> : Together<2> {
+    static constexpr int ZERO = 0;
+    typedef Int Sum;
+    typedef int16_t Whole;
     typedef int8_t Bytes __attribute__((vector_size(2 * W)));
     typedef int16_t Pairs __attribute__((vector_size(4 * W)));
-    template <class F>
-    static void visit(F each) {
-        for (int column = 0; column < PANEL; ++column) {
-            each(0, column);
-            each(1, column);
-        }
-    }
     static void columns(const int8_t* p, Int* two) {
         Bytes bytes[2];
         std::memcpy(bytes, p, sizeof bytes);
         two[0] = (Int)__builtin_convertvector(bytes[0], Pairs);
         two[1] = (Int)__builtin_convertvector(bytes[1], Pairs);
     }
-    static Int spread(Word a) { return Int{} + static_cast<int32_t>(a); }
     static Int add(Int sum, Int a, Int b) {
 #if defined(__AVX512BW__)
         return sum + (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -87,47 +116,60 @@ struct InVectors<int8_t> {  // two k of a column beside each other
 #endif
     }
 };
+#endif
 
-// A row in float32, zeros past the last k.
-template <class T>
-inline void lay_widened(const T* x, int64_t d_in, int64_t words, Word* to) {
-    for (int64_t j = 0; j < words; j += W) {
-        const Vec v = j + W <= d_in ? load(x + j) : rest(x + j, d_in - j);
-        std::memcpy(to + j, &v, sizeof v);
+// A row in words, zeros past the last k: as it is where that is how it is multiplied, else in float32.
+template <class E, class T>
+inline void lay(const T* x, int64_t d_in, int64_t words, Word* to) {
+    if constexpr (std::is_same_v<E, T> && InVectors<E>::DEEP > 1) {
+        std::memcpy(to, x, d_in * sizeof *x);
+        std::memset(reinterpret_cast<T*>(to) + d_in, 0, words * sizeof *to - d_in * sizeof *x);
+    } else {
+        for (int64_t j = 0; j < words; j += W) {
+            const Vec v = j + W <= d_in ? load(x + j) : rest(x + j, d_in - j);
+            std::memcpy(to + j, &v, sizeof v);
+        }
     }
 }
 
-// The nearest whole numbers to what is there / scale. A row that has what is no number gets no number for a scale, and so
-// gives none.
+// A row as whole numbers: the nearest to what is there / scale. One that has what is no number gets no number for a scale,
+// and so gives none. `start` is where its sums begin, so that weights with another zero come to the same.
 template <class T>
-inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float* scale) {
+inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float* scale, int32_t* start) {
+    typedef InVectors<int8_t> In;
+    typedef typename In::Whole Some __attribute__((vector_size(sizeof(typename In::Whole) * W)));
     const float most = peak(x, d_in);
     *scale = most / 127.0f;
     const Vec per_unit = all(most > 0.0f ? 127.0f / most : 0.0f);
     const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    for (int64_t j = 0; j < 2 * words; j += W) {
+    Int total = {};
+    for (int64_t j = 0; j < words * In::DEEP; j += W) {
         const Vec v = (j + W <= d_in ? load(x + j) : rest(x + j, d_in - j)) * per_unit;
         const Int whole = (Int)(v + magic) - (Int)magic;
-        typedef int16_t Short __attribute__((vector_size(2 * W)));
-        const Short s = __builtin_convertvector(whole, Short);
-        std::memcpy(reinterpret_cast<int16_t*>(to) + j, &s, sizeof s);
+        total += whole;
+        const Some some = __builtin_convertvector(whole, Some);
+        std::memcpy(reinterpret_cast<typename In::Whole*>(to) + j, &some, sizeof some);
     }
+    *start = 0;
+    for (int i = 0; i < W; ++i) *start -= In::ZERO * total[i];
 }
 
-// Some k of `WIDE` panels under `HIGH` rows. What is summed here is added to `sums`, (WIDE, rows, PANEL), or begins them.
+// Some k of `WIDE` panels under `HIGH` rows. What is summed here is added to `sums`, (WIDE, rows, PANEL), or, where `starts`
+// are given for these rows, to those.
 template <class E, int HIGH, int WIDE>
 void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, float* sums, int64_t sums_next,
-              bool begins) {
+              const int32_t* starts) {
     typedef typename InVectors<E>::Sum Sum;
+    typedef typename InVectors<E>::Factor Factor;
     Sum s[WIDE][HIGH][2] = {};
     for (int64_t k = 0; k < depth; ++k) {
 #pragma GCC unroll 4
         for (int p = 0; p < WIDE; ++p) {
-            Sum two[2];
+            Factor two[2];
             InVectors<E>::columns(b + p * b_next + k * InVectors<E>::DEEP * PANEL, two);
 #pragma GCC unroll 12
             for (int i = 0; i < HIGH; ++i) {
-                const Sum x = InVectors<E>::spread(a[i * a_next + k]);
+                const Factor x = InVectors<E>::spread(a[i * a_next + k]);
                 s[p][i][0] = InVectors<E>::add(s[p][i][0], x, two[0]);
                 s[p][i][1] = InVectors<E>::add(s[p][i][1], x, two[1]);
             }
@@ -139,8 +181,8 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
         for (int i = 0; i < HIGH; ++i) {
             float* c = sums + p * sums_next + i * PANEL;
             for (int half = 0; half < 2; ++half, c += W) {
-                Sum before = {};
-                if (!begins) std::memcpy(&before, c, sizeof before);
+                Sum before = (Sum)(Int{} + (starts ? starts[i] : 0));
+                if (!starts) std::memcpy(&before, c, sizeof before);
                 before += s[p][i][half];
                 std::memcpy(c, &before, sizeof before);
             }
@@ -149,7 +191,7 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
 }
 
 template <class E>
-using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, float*, int64_t, bool);
+using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, float*, int64_t, const int32_t*);
 
 // So few rows leave registers, and must wait for each other's sums: they take several panels at a time.
 constexpr int panels_under(int high) { return high <= 2 ? 2 : 1; }
@@ -175,10 +217,11 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
     const int64_t high = std::min(blocks, ROWS_AT_ONCE / TALL);
     const int64_t strip = blocks > 1 ? wide : panels_under(static_cast<int>(std::min<int64_t>(num_rows, TALL)));
     const int64_t sums_next = high * TALL * PANEL;
-    static thread_local Kept laid_by, summed_by, scaled_by;
+    static thread_local Kept laid_by, summed_by, scaled_by, started_by;
     Word* const laid = laid_by.at_least<Word>(num_rows * next);
     float* const summed = summed_by.at_least<float>(num_threads * std::max(wide, strip) * sums_next);
     float* const row_scales = scaled_by.at_least<float>(num_rows);
+    int32_t* const starts = started_by.at_least<int32_t>(num_rows);
     const E* const from_panel = panels + first / PANEL * panel_size;
     const auto row_of = [&](int64_t block) { return num_rows * block / blocks; };
 #pragma omp parallel num_threads(num_threads) if (groups > 1)
@@ -187,9 +230,10 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < num_rows; ++row) {
             if constexpr (std::is_same_v<E, int8_t>) {
-                lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row);
+                lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row, starts + row);
             } else {
-                lay_widened(x + row * x_stride, d_in, words, laid + row * next);
+                lay<E>(x + row * x_stride, d_in, words, laid + row * next);
+                starts[row] = 0;
             }
         }
 #pragma omp for schedule(dynamic, 1)
@@ -209,7 +253,8 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                             float* c = sums + (row - row_of(top)) * PANEL;
                             for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
                                 const E* b = from_panel + panel * panel_size + k * InVectors<E>::DEEP * PANEL;
-                                run(a, next, b, panel_size, depth, c + (panel - left) * sums_next, sums_next, stage == 0);
+                                run(a, next, b, panel_size, depth, c + (panel - left) * sums_next, sums_next,
+                                    stage == 0 ? starts + row : nullptr);
                             }
                         }
                     }
