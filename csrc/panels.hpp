@@ -51,6 +51,10 @@ struct Together {
             for (int k = 0; k < TOGETHER; ++k) each(k, column);
         }
     }
+    static void columns(const void* p, Int* two) {
+        std::memcpy(two, p, sizeof *two);
+        std::memcpy(two + 1, static_cast<const char*>(p) + sizeof *two, sizeof *two);
+    }
     static Int spread(Word a) { return Int{} + static_cast<int32_t>(a); }
 };
 
@@ -58,7 +62,6 @@ struct Together {
 template <>
 struct InVectors<bf16> : Together<2> {
     typedef Vec Sum;
-    static void columns(const bf16* p, Int* two) { std::memcpy(two, p, 2 * sizeof *two); }
     static Vec add(Vec sum, Int a, Int b) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
 };
 #else
@@ -87,7 +90,6 @@ struct InVectors<int8_t> : Together<4> {  // one factor is unsigned: weights are
     static constexpr int ZERO = 128;
     typedef Int Sum;
     typedef int8_t Whole;
-    static void columns(const int8_t* p, Int* two) { std::memcpy(two, p, 2 * sizeof *two); }
     static Int add(Int sum, Int a, Int b) { return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a); }
 };
 #else
