@@ -156,11 +156,17 @@ inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float
     for (int i = 0; i < W; ++i) *start -= In::ZERO * total[i];
 }
 
+#ifndef FEW
+#define FEW 4
+#endif
+#ifndef LEVEL
+#define LEVEL 2
+#endif
 // Some k of `WIDE` panels under `HIGH` rows. What is summed here is added to `sums`, (WIDE, rows, PANEL), or, where `starts`
-// are given for these rows, to those.
+// are given for these rows, to those. As much is fetched meanwhile from where each panel's words stand and `ahead` further.
 template <class E, int HIGH, int WIDE>
-void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, float* sums, int64_t sums_next,
-              const int32_t* starts) {
+void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, int64_t ahead, float* sums,
+              int64_t sums_next, const int32_t* starts) {
     typedef typename InVectors<E>::Sum Sum;
     typedef typename InVectors<E>::Factor Factor;
     Sum s[WIDE][HIGH][2] = {};
@@ -168,7 +174,11 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
 #pragma GCC unroll 4
         for (int p = 0; p < WIDE; ++p) {
             Factor two[2];
-            InVectors<E>::columns(b + p * b_next + k * InVectors<E>::DEEP * PANEL, two);
+            const E* from = b + p * b_next + k * InVectors<E>::DEEP * PANEL;
+            if (ahead) {
+                for (int64_t at = 0; at < InVectors<E>::DEEP * PANEL; at += 64 / sizeof(E)) __builtin_prefetch(from + ahead + at, 0, LEVEL);
+            }
+            InVectors<E>::columns(from, two);
 #pragma GCC unroll 12
             for (int i = 0; i < HIGH; ++i) {
                 const Factor x = InVectors<E>::spread(a[i * a_next + k]);
@@ -192,8 +202,11 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
     }
 }
 
+#ifndef LEVEL
+#define LEVEL 2
+#endif
 template <class E>
-using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, float*, int64_t, const int32_t*);
+using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, int64_t, float*, int64_t, const int32_t*);
 
 // So few rows leave registers, and must wait for each other's sums: they take several panels at a time.
 constexpr int panels_under(int high) { return high <= 2 ? 2 : 1; }
@@ -226,49 +239,47 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
     int32_t* const starts = started_by.at_least<int32_t>(num_rows);
     const E* const from_panel = panels + first / PANEL * panel_size;
     const auto row_of = [&](int64_t block) { return num_rows * block / blocks; };
-#pragma omp parallel num_threads(num_threads) if (groups > 1)
-    {
-        float* const sums = summed + omp_get_thread_num() * std::max(wide, strip) * sums_next;
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < num_rows; ++row) {
-            if constexpr (std::is_same_v<E, int8_t>) {
-                lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row, starts + row);
-            } else {
-                lay<E>(x + row * x_stride, d_in, words, laid + row * next);
-                starts[row] = 0;
-            }
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * d_in > ALONE)
+    for (int64_t row = 0; row < num_rows; ++row) {
+        if constexpr (std::is_same_v<E, int8_t>) {
+            lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row, starts + row);
+        } else {
+            lay<E>(x + row * x_stride, d_in, words, laid + row * next);
+            starts[row] = 0;
         }
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t from = num_panels * group / groups, to = num_panels * (group + 1) / groups;
-            for (int64_t top = 0; top < blocks; top += high) {
-                const int64_t bottom = std::min(blocks, top + high);
-                for (int64_t left = from; left < to; left += strip) {
-                    const int64_t right = std::min(to, left + strip);
-                    const bool together = blocks == 1 && right - left == strip;
-                    for (int64_t stage = 0; stage < stages; ++stage) {
-                        const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
-                        for (int64_t block = top; block < bottom; ++block) {  // rows stay in the first cache
-                            const int64_t row = row_of(block), num = row_of(block + 1) - row;
-                            const auto run = chosen<E>(static_cast<int>(num), together, HEIGHTS);
-                            const Word* a = laid + row * next + k;
-                            float* c = sums + (row - row_of(top)) * PANEL;
-                            for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
-                                const E* b = from_panel + panel * panel_size + k * InVectors<E>::DEEP * PANEL;
-                                run(a, next, b, panel_size, depth, c + (panel - left) * sums_next, sums_next,
-                                    stage == 0 ? starts + row : nullptr);
-                            }
+    }
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (groups > 1)
+    for (int64_t group = 0; group < groups; ++group) {
+        float* const sums = summed + omp_get_thread_num() * std::max(wide, strip) * sums_next;
+        const int64_t from = num_panels * group / groups, to = num_panels * (group + 1) / groups;
+        for (int64_t top = 0; top < blocks; top += high) {
+            const int64_t bottom = std::min(blocks, top + high);
+            for (int64_t left = from; left < to; left += strip) {
+                const int64_t right = std::min(to, left + strip);
+                const bool together = blocks == 1 && right - left == strip;
+                for (int64_t stage = 0; stage < stages; ++stage) {
+                    const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
+                    const int64_t ahead = (stage + 1 < stages ? depth : (right - left) * panel_size / InVectors<E>::DEEP / PANEL - k) * InVectors<E>::DEEP * PANEL;
+                    for (int64_t block = top; block < bottom; ++block) {  // rows stay in the first cache
+                        const int64_t row = row_of(block), num = row_of(block + 1) - row;
+                        const auto run = chosen<E>(static_cast<int>(num), together, HEIGHTS);
+                        const Word* a = laid + row * next + k;
+                        float* c = sums + (row - row_of(top)) * PANEL;
+                        for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
+                            const E* b = from_panel + panel * panel_size + k * InVectors<E>::DEEP * PANEL;
+                            run(a, next, b, panel_size, depth, block == top && num > FEW ? ahead : 0, c + (panel - left) * sums_next, sums_next,
+                                stage == 0 ? starts + row : nullptr);
                         }
                     }
-                    for (int64_t row = row_of(top); row < row_of(bottom); ++row) {
-                        const float* c = sums + (row - row_of(top)) * PANEL;
-                        for (int64_t panel = left; panel < right; ++panel, c += sums_next) {
-                            const int64_t column = panel * PANEL;
-                            const Worth<T> worth = {scales ? scales + first + column : nullptr,
-                                                    bias ? bias + first + column : nullptr};
-                            settle(c, worth, row_scales[row], y + row * y_stride + column,
-                                   std::min<int64_t>(PANEL, d_out - column), adds);
-                        }
+                }
+                for (int64_t row = row_of(top); row < row_of(bottom); ++row) {
+                    const float* c = sums + (row - row_of(top)) * PANEL;
+                    for (int64_t panel = left; panel < right; ++panel, c += sums_next) {
+                        const int64_t column = panel * PANEL;
+                        const Worth<T> worth = {scales ? scales + first + column : nullptr,
+                                                bias ? bias + first + column : nullptr};
+                        settle(c, worth, row_scales[row], y + row * y_stride + column,
+                               std::min<int64_t>(PANEL, d_out - column), adds);
                     }
                 }
             }
