@@ -4,9 +4,6 @@
 #pragma once
 
 #include <type_traits>
-#ifdef HUGE
-#include <sys/mman.h>
-#endif
 
 #include "vectors.hpp"
 
@@ -30,13 +27,6 @@ inline float widened(float x) { return x; }
 template <class Layout, class T, class E>
 void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales) {
     const int64_t deep = tiles(d_in, Layout::DEEP);
-#ifdef HUGE
-    {
-        char* a = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(panels) + 4095) / 4096 * 4096);
-        char* z = reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(panels + tiles(d_out, PANEL) * deep * Layout::DEEP * PANEL) / 4096 * 4096);
-        if (z > a) madvise(a, z - a, MADV_HUGEPAGE);
-    }
-#endif
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < tiles(d_out, PANEL); ++panel) {
         const T* rows = weight + panel * PANEL * d_in;

@@ -12,9 +12,12 @@ constexpr int TALL = 12;  // rows under a panel at a time: with 32 registers
 #else
 constexpr int TALL = 6;  // with 16
 #endif
-constexpr int64_t DEEP_AT_ONCE = 256;  // words of k: so long a piece of a panel stays in the first cache
-constexpr int64_t ROWS_AT_ONCE = 120;  // so many rows of it stay in the second
-constexpr int64_t PANELS_AT_ONCE = 8;  // under the same rows
+constexpr int64_t FEW_BLOCKS = 5;  // of so many rows: weights are what takes time to read
+constexpr int64_t DEEP_FEW = 8 * W;  // words of k at a time: as long a piece of one panel is fetched meanwhile
+constexpr int64_t DEEP_MANY = 32 * W;  // under many, a block of rows stays in the first cache, pieces in the second
+constexpr int64_t ROWS_AT_ONCE = 120;  // so many rows of it as well
+constexpr int64_t PANELS_AT_ONCE = 4;  // under the same rows
+constexpr int64_t FETCHING_ROWS = 5;  // fewer are multiplied so fast that the processor had better fetch by itself
 
 // What stands in a word of four bytes of a row as it is laid out: float32, or as many k as are multiplied at once.
 typedef uint32_t Word;
@@ -156,66 +159,61 @@ inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float
     for (int i = 0; i < W; ++i) *start -= In::ZERO * total[i];
 }
 
-#ifndef FEW
-#define FEW 4
-#endif
-#ifndef LEVEL
-#define LEVEL 2
-#endif
-// Some k of `WIDE` panels under `HIGH` rows. What is summed here is added to `sums`, (WIDE, rows, PANEL), or, where `starts`
-// are given for these rows, to those. As much is fetched meanwhile from where each panel's words stand and `ahead` further.
-template <class E, int HIGH, int WIDE>
-void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, int64_t ahead, float* sums,
-              int64_t sums_next, const int32_t* starts) {
-    typedef typename InVectors<E>::Sum Sum;
-    typedef typename InVectors<E>::Factor Factor;
-    Sum s[WIDE][HIGH][2] = {};
-    for (int64_t k = 0; k < depth; ++k) {
-#pragma GCC unroll 4
-        for (int p = 0; p < WIDE; ++p) {
-            Factor two[2];
-            const E* from = b + p * b_next + k * InVectors<E>::DEEP * PANEL;
-            if (ahead) {
-                for (int64_t at = 0; at < InVectors<E>::DEEP * PANEL; at += 64 / sizeof(E)) __builtin_prefetch(from + ahead + at, 0, LEVEL);
-            }
-            InVectors<E>::columns(from, two);
+// Some k of a panel under `HIGH` rows. `sums`, (rows, PANEL), go on, or, where `starts` are given for these rows, begin
+// there. With FETCHES, as much is fetched meanwhile to the second cache from `ahead` bytes further.
+template <class E, int HIGH, bool FETCHES>
+void multiply(const Word* a, int64_t a_next, const E* b, int64_t depth, int64_t ahead, float* sums, const int32_t* starts) {
+    typedef InVectors<E> In;
+    typedef typename In::Sum Sum;
+    constexpr int64_t STEP = In::DEEP * PANEL;
+    Sum s[HIGH][2];
 #pragma GCC unroll 12
-            for (int i = 0; i < HIGH; ++i) {
-                const Factor x = InVectors<E>::spread(a[i * a_next + k]);
-                s[p][i][0] = InVectors<E>::add(s[p][i][0], x, two[0]);
-                s[p][i][1] = InVectors<E>::add(s[p][i][1], x, two[1]);
+    for (int i = 0; i < HIGH; ++i) {
+        for (int half = 0; half < 2; ++half) {
+            if (starts) {
+                s[i][half] = (Sum)(Int{} + starts[i]);
+            } else {
+                std::memcpy(&s[i][half], sums + i * PANEL + half * W, sizeof(Sum));
             }
         }
     }
-#pragma GCC unroll 4
-    for (int p = 0; p < WIDE; ++p) {
+    for (int64_t k = 0; k < depth; ++k, b += STEP) {
+        if constexpr (FETCHES) {
+            const char* line = reinterpret_cast<const char*>(b) + ahead;
+            for (size_t at = 0; at < STEP * sizeof(E); at += 64) __builtin_prefetch(line + at, 0, 2);
+        }
+        typename In::Factor two[2];
+        In::columns(b, two);
 #pragma GCC unroll 12
         for (int i = 0; i < HIGH; ++i) {
-            float* c = sums + p * sums_next + i * PANEL;
-            for (int half = 0; half < 2; ++half, c += W) {
-                Sum before = (Sum)(Int{} + (starts ? starts[i] : 0));
-                if (!starts) std::memcpy(&before, c, sizeof before);
-                before += s[p][i][half];
-                std::memcpy(c, &before, sizeof before);
-            }
+            const typename In::Factor x = In::spread(a[i * a_next + k]);
+            s[i][0] = In::add(s[i][0], x, two[0]);
+            s[i][1] = In::add(s[i][1], x, two[1]);
         }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < HIGH; ++i) {
+        for (int half = 0; half < 2; ++half) std::memcpy(sums + i * PANEL + half * W, &s[i][half], sizeof(Sum));
     }
 }
 
-#ifndef LEVEL
-#define LEVEL 2
-#endif
 template <class E>
-using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, int64_t, float*, int64_t, const int32_t*);
-
-// So few rows leave registers, and must wait for each other's sums: they take several panels at a time.
-constexpr int panels_under(int high) { return high <= 2 ? 2 : 1; }
+using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, float*, const int32_t*);
 
 template <class E, int... I>
-Multiply<E> chosen(int high, bool together, std::integer_sequence<int, I...>) {
-    static constexpr Multiply<E> one[] = {multiply<E, I + 1, 1>...};
-    static constexpr Multiply<E> some[] = {multiply<E, I + 1, panels_under(I + 1)>...};
-    return (together ? some : one)[high - 1];
+Multiply<E> chosen(int64_t high, bool fetches, std::integer_sequence<int, I...>) {
+    static constexpr Multiply<E> plain[] = {multiply<E, I + 1, false>...};
+    static constexpr Multiply<E> fetching[] = {multiply<E, I + 1, true>...};
+    return (fetches ? fetching : plain)[high - 1];
+}
+
+// As many panels under the same rows as leave each thread four turns, and nearly all of them the same work.
+inline int64_t panels_together(int64_t num_panels, int num_threads) {
+    const int64_t most = std::min(num_panels / (num_threads * 4), PANELS_AT_ONCE);
+    const auto longest = [&](int64_t wide) { return tiles(tiles(num_panels, wide), num_threads) * wide; };
+    int64_t best = 1;
+    for (int64_t wide = 2; wide <= most; ++wide) best = longest(wide) <= longest(best) ? wide : best;
+    return best;
 }
 
 // y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; panels, scales and bias are all.
@@ -223,18 +221,19 @@ template <class T, class E>
 void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, const float* scales, int64_t d_in,
             int64_t first, int64_t d_out, const T* bias, T* y, int64_t y_stride, bool adds, int num_threads) {
     constexpr auto HEIGHTS = std::make_integer_sequence<int, TALL>();
-    const int64_t deep = tiles(d_in, InVectors<E>::DEEP), stages = tiles(deep, DEEP_AT_ONCE);
-    const int64_t num_panels = tiles(d_out, PANEL), panel_size = deep * InVectors<E>::DEEP * PANEL;
-    const int64_t words = tiles(deep, W) * W, next = words + W;  // rows a power of two apart would share few cache lines
+    constexpr int64_t STEP = InVectors<E>::DEEP * PANEL;  // of a panel, for a word of each row
     const int64_t blocks = tiles(num_rows, TALL);  // all about equally high
-    const int64_t wide = std::clamp<int64_t>(num_panels / (num_threads * 4), 1, PANELS_AT_ONCE);
-    const int64_t groups = std::min(num_panels, num_threads * tiles(num_panels, num_threads * wide));
-    const int64_t high = std::min(blocks, ROWS_AT_ONCE / TALL);
-    const int64_t strip = blocks > 1 ? wide : panels_under(static_cast<int>(std::min<int64_t>(num_rows, TALL)));
+    const bool is_few = blocks <= FEW_BLOCKS;
+    const int64_t deep = tiles(d_in, InVectors<E>::DEEP), stages = tiles(deep, is_few ? DEEP_FEW : DEEP_MANY);
+    const int64_t num_panels = tiles(d_out, PANEL), panel_size = deep * STEP;
+    const int64_t words = tiles(deep, W) * W, next = words + W;  // rows a power of two apart would share few cache lines
+    const int64_t wide = panels_together(num_panels, num_threads), groups = tiles(num_panels, wide);
+    const int64_t high = tiles(blocks, tiles(blocks, ROWS_AT_ONCE / TALL));
+    const int64_t strip = is_few ? 1 : wide;
     const int64_t sums_next = high * TALL * PANEL;
     static thread_local Kept laid_by, summed_by, scaled_by, started_by;
     Word* const laid = laid_by.at_least<Word>(num_rows * next);
-    float* const summed = summed_by.at_least<float>(num_threads * std::max(wide, strip) * sums_next);
+    float* const summed = summed_by.at_least<float>(num_threads * wide * sums_next);
     float* const row_scales = scaled_by.at_least<float>(num_rows);
     int32_t* const starts = started_by.at_least<int32_t>(num_rows);
     const E* const from_panel = panels + first / PANEL * panel_size;
@@ -250,36 +249,35 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
     }
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (groups > 1)
     for (int64_t group = 0; group < groups; ++group) {
-        float* const sums = summed + omp_get_thread_num() * std::max(wide, strip) * sums_next;
-        const int64_t from = num_panels * group / groups, to = num_panels * (group + 1) / groups;
+        float* const sums = summed + omp_get_thread_num() * wide * sums_next;
+        const int64_t from = group * wide, to = std::min(num_panels, from + wide);
         for (int64_t top = 0; top < blocks; top += high) {
             const int64_t bottom = std::min(blocks, top + high);
             for (int64_t left = from; left < to; left += strip) {
                 const int64_t right = std::min(to, left + strip);
-                const bool together = blocks == 1 && right - left == strip;
+                // a thread's next group, if all are as fast
+                const int64_t then = right < to ? right : (group + num_threads) * wide;
                 for (int64_t stage = 0; stage < stages; ++stage) {
                     const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
-                    const int64_t ahead = (stage + 1 < stages ? depth : (right - left) * panel_size / InVectors<E>::DEEP / PANEL - k) * InVectors<E>::DEEP * PANEL;
-                    for (int64_t block = top; block < bottom; ++block) {  // rows stay in the first cache
+                    const int64_t ahead = stage + 1 < stages ? depth * STEP : (then - left) * panel_size - k * STEP;
+                    for (int64_t block = top; block < bottom; ++block) {
                         const int64_t row = row_of(block), num = row_of(block + 1) - row;
-                        const auto run = chosen<E>(static_cast<int>(num), together, HEIGHTS);
-                        const Word* a = laid + row * next + k;
-                        float* c = sums + (row - row_of(top)) * PANEL;
-                        for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
-                            const E* b = from_panel + panel * panel_size + k * InVectors<E>::DEEP * PANEL;
-                            run(a, next, b, panel_size, depth, block == top && num > FEW ? ahead : 0, c + (panel - left) * sums_next, sums_next,
-                                stage == 0 ? starts + row : nullptr);
+                        const bool is_next = stage + 1 < stages || then < num_panels;
+                        const bool fetches = is_next && block == top && num >= FETCHING_ROWS;
+                        const auto run = chosen<E>(num, fetches, HEIGHTS);
+                        for (int64_t panel = left; panel < right; ++panel) {
+                            float* c = sums + (panel - left) * sums_next + (row - row_of(top)) * PANEL;
+                            run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, depth,
+                                ahead * sizeof(E), c, stage == 0 ? starts + row : nullptr);
+                            if (stage + 1 < stages) continue;
+                            const int64_t column = panel * PANEL;
+                            const Worth<T> worth = {scales ? scales + first + column : nullptr,
+                                                    bias ? bias + first + column : nullptr};
+                            for (int64_t i = 0; i < num; ++i) {
+                                settle(c + i * PANEL, worth, row_scales[row + i],
+                                       y + (row + i) * y_stride + column, std::min<int64_t>(PANEL, d_out - column), adds);
+                            }
                         }
-                    }
-                }
-                for (int64_t row = row_of(top); row < row_of(bottom); ++row) {
-                    const float* c = sums + (row - row_of(top)) * PANEL;
-                    for (int64_t panel = left; panel < right; ++panel, c += sums_next) {
-                        const int64_t column = panel * PANEL;
-                        const Worth<T> worth = {scales ? scales + first + column : nullptr,
-                                                bias ? bias + first + column : nullptr};
-                        settle(c, worth, row_scales[row], y + row * y_stride + column,
-                               std::min<int64_t>(PANEL, d_out - column), adds);
                     }
                 }
             }
