@@ -222,13 +222,14 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
             int64_t first, int64_t d_out, const T* bias, T* y, int64_t y_stride, bool adds, int num_threads) {
     constexpr auto HEIGHTS = std::make_integer_sequence<int, TALL>();
     constexpr int64_t STEP = InVectors<E>::DEEP * PANEL;  // of a panel, for a word of each row
+    if (num_rows == 0) return;
     const int64_t blocks = tiles(num_rows, TALL);  // all about equally high
     const bool is_few = blocks <= FEW_BLOCKS;
     const int64_t deep = tiles(d_in, InVectors<E>::DEEP), stages = tiles(deep, is_few ? DEEP_FEW : DEEP_MANY);
     const int64_t num_panels = tiles(d_out, PANEL), panel_size = deep * STEP;
     const int64_t words = tiles(deep, W) * W, next = words + W;  // rows a power of two apart would share few cache lines
     const int64_t wide = panels_together(num_panels, num_threads), groups = tiles(num_panels, wide);
-    const int64_t high = tiles(blocks, tiles(blocks, ROWS_AT_ONCE / TALL));
+    const int64_t parts = tiles(blocks, ROWS_AT_ONCE / TALL), high = tiles(blocks, parts);
     const int64_t strip = is_few ? 1 : wide;
     const int64_t sums_next = high * TALL * PANEL;
     static thread_local Kept laid_by, summed_by, scaled_by, started_by;
@@ -248,35 +249,32 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
         }
     }
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (groups > 1)
-    for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t item = 0; item < groups * parts; ++item) {
         float* const sums = summed + omp_get_thread_num() * wide * sums_next;
-        const int64_t from = group * wide, to = std::min(num_panels, from + wide);
-        for (int64_t top = 0; top < blocks; top += high) {
-            const int64_t bottom = std::min(blocks, top + high);
-            for (int64_t left = from; left < to; left += strip) {
-                const int64_t right = std::min(to, left + strip);
-                // a thread's next group, if all are as fast
-                const int64_t then = right < to ? right : (group + num_threads) * wide;
-                for (int64_t stage = 0; stage < stages; ++stage) {
-                    const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
-                    const int64_t ahead = stage + 1 < stages ? depth * STEP : (then - left) * panel_size - k * STEP;
-                    for (int64_t block = top; block < bottom; ++block) {
-                        const int64_t row = row_of(block), num = row_of(block + 1) - row;
-                        const bool is_next = stage + 1 < stages || then < num_panels;
-                        const bool fetches = is_next && block == top && num >= FETCHING_ROWS;
-                        const auto run = chosen<E>(num, fetches, HEIGHTS);
-                        for (int64_t panel = left; panel < right; ++panel) {
-                            float* c = sums + (panel - left) * sums_next + (row - row_of(top)) * PANEL;
-                            run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, depth,
-                                ahead * sizeof(E), c, stage == 0 ? starts + row : nullptr);
-                            if (stage + 1 < stages) continue;
-                            const int64_t column = panel * PANEL;
-                            const Worth<T> worth = {scales ? scales + first + column : nullptr,
-                                                    bias ? bias + first + column : nullptr};
-                            for (int64_t i = 0; i < num; ++i) {
-                                settle(c + i * PANEL, worth, row_scales[row + i],
-                                       y + (row + i) * y_stride + column, std::min<int64_t>(PANEL, d_out - column), adds);
-                            }
+        const int64_t from = item / parts * wide, to = std::min(num_panels, from + wide);
+        const int64_t following = (item + num_threads) / parts * wide;  // this thread's next item, if all are as fast
+        const int64_t top = blocks * (item % parts) / parts, bottom = blocks * (item % parts + 1) / parts;
+        for (int64_t left = from; left < to; left += strip) {
+            const int64_t right = std::min(to, left + strip), then = right < to ? right : following;
+            for (int64_t stage = 0; stage < stages; ++stage) {
+                const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
+                const int64_t ahead = stage + 1 < stages ? depth * STEP : (then - left) * panel_size - k * STEP;
+                for (int64_t block = top; block < bottom; ++block) {
+                    const int64_t row = row_of(block), num = row_of(block + 1) - row;
+                    const bool is_next = stage + 1 < stages || then < num_panels;
+                    const bool fetches = is_next && block == top && num >= FETCHING_ROWS;
+                    const auto run = chosen<E>(num, fetches, HEIGHTS);
+                    for (int64_t panel = left; panel < right; ++panel) {
+                        float* c = sums + (panel - left) * sums_next + (row - row_of(top)) * PANEL;
+                        run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, depth,
+                            ahead * sizeof(E), c, stage == 0 ? starts + row : nullptr);
+                        if (stage + 1 < stages) continue;
+                        const int64_t column = panel * PANEL;
+                        const Worth<T> worth = {scales ? scales + first + column : nullptr,
+                                                bias ? bias + first + column : nullptr};
+                        for (int64_t i = 0; i < num; ++i) {
+                            settle(c + i * PANEL, worth, row_scales[row + i],
+                                   y + (row + i) * y_stride + column, std::min<int64_t>(PANEL, d_out - column), adds);
                         }
                     }
                 }
