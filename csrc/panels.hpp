@@ -159,21 +159,25 @@ inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float
     for (int i = 0; i < W; ++i) *start -= In::ZERO * total[i];
 }
 
-// Some k of a panel under `HIGH` rows. `sums`, (rows, PANEL), go on, or, where `starts` are given for these rows, begin
-// there. With FETCHES, as much is fetched meanwhile to the second cache from `ahead` bytes further.
-template <class E, int HIGH, bool FETCHES>
-void multiply(const Word* a, int64_t a_next, const E* b, int64_t depth, int64_t ahead, float* sums, const int32_t* starts) {
+// Some k of `WIDE` panels under `HIGH` rows. `sums`, (WIDE, rows, PANEL), go on, or, where `starts` are given for these rows,
+// begin there. With FETCHES, as much is fetched meanwhile to the second cache from `ahead` bytes further.
+template <class E, int HIGH, int WIDE, bool FETCHES>
+void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, int64_t ahead, float* sums,
+              int64_t sums_next, const int32_t* starts) {
     typedef InVectors<E> In;
     typedef typename In::Sum Sum;
     constexpr int64_t STEP = In::DEEP * PANEL;
-    Sum s[HIGH][2];
+    Sum s[WIDE][HIGH][2];
+#pragma GCC unroll 2
+    for (int p = 0; p < WIDE; ++p) {
 #pragma GCC unroll 12
-    for (int i = 0; i < HIGH; ++i) {
-        for (int half = 0; half < 2; ++half) {
-            if (starts) {
-                s[i][half] = (Sum)(Int{} + starts[i]);
-            } else {
-                std::memcpy(&s[i][half], sums + i * PANEL + half * W, sizeof(Sum));
+        for (int i = 0; i < HIGH; ++i) {
+            for (int half = 0; half < 2; ++half) {
+                if (starts) {
+                    s[p][i][half] = (Sum)(Int{} + starts[i]);
+                } else {
+                    std::memcpy(&s[p][i][half], sums + p * sums_next + i * PANEL + half * W, sizeof(Sum));
+                }
             }
         }
     }
@@ -182,29 +186,41 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t depth, int64_t 
             const char* line = reinterpret_cast<const char*>(b) + ahead;
             for (size_t at = 0; at < STEP * sizeof(E); at += 64) __builtin_prefetch(line + at, 0, 2);
         }
-        typename In::Factor two[2];
-        In::columns(b, two);
+#pragma GCC unroll 2
+        for (int p = 0; p < WIDE; ++p) {
+            typename In::Factor two[2];
+            In::columns(b + p * b_next, two);
 #pragma GCC unroll 12
-        for (int i = 0; i < HIGH; ++i) {
-            const typename In::Factor x = In::spread(a[i * a_next + k]);
-            s[i][0] = In::add(s[i][0], x, two[0]);
-            s[i][1] = In::add(s[i][1], x, two[1]);
+            for (int i = 0; i < HIGH; ++i) {
+                const typename In::Factor x = In::spread(a[i * a_next + k]);
+                s[p][i][0] = In::add(s[p][i][0], x, two[0]);
+                s[p][i][1] = In::add(s[p][i][1], x, two[1]);
+            }
         }
     }
+#pragma GCC unroll 2
+    for (int p = 0; p < WIDE; ++p) {
 #pragma GCC unroll 12
-    for (int i = 0; i < HIGH; ++i) {
-        for (int half = 0; half < 2; ++half) std::memcpy(sums + i * PANEL + half * W, &s[i][half], sizeof(Sum));
+        for (int i = 0; i < HIGH; ++i) {
+            for (int half = 0; half < 2; ++half) {
+                std::memcpy(sums + p * sums_next + i * PANEL + half * W, &s[p][i][half], sizeof(Sum));
+            }
+        }
     }
 }
 
 template <class E>
-using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, float*, const int32_t*);
+using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, int64_t, float*, int64_t, const int32_t*);
+
+// So few rows leave registers, and must wait for each other's sums: they take several panels at a time.
+constexpr int panels_under(int64_t high) { return high <= 2 ? 2 : 1; }
 
 template <class E, int... I>
-Multiply<E> chosen(int64_t high, bool fetches, std::integer_sequence<int, I...>) {
-    static constexpr Multiply<E> plain[] = {multiply<E, I + 1, false>...};
-    static constexpr Multiply<E> fetching[] = {multiply<E, I + 1, true>...};
-    return (fetches ? fetching : plain)[high - 1];
+Multiply<E> chosen(int64_t high, bool together, bool fetches, std::integer_sequence<int, I...>) {
+    static constexpr Multiply<E> plain[] = {multiply<E, I + 1, 1, false>...};
+    static constexpr Multiply<E> wide[] = {multiply<E, I + 1, panels_under(I + 1), false>...};
+    static constexpr Multiply<E> fetching[] = {multiply<E, I + 1, 1, true>...};
+    return (fetches ? fetching : together ? wide : plain)[high - 1];
 }
 
 // As many panels under the same rows as leave each thread four turns, and nearly all of them the same work.
@@ -230,7 +246,7 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
     const int64_t words = tiles(deep, W) * W, next = words + W;  // rows a power of two apart would share few cache lines
     const int64_t wide = panels_together(num_panels, num_threads), groups = tiles(num_panels, wide);
     const int64_t parts = tiles(blocks, ROWS_AT_ONCE / TALL), high = tiles(blocks, parts);
-    const int64_t strip = is_few ? 1 : wide;
+    const int64_t strip = is_few ? std::min<int64_t>(wide, panels_under(num_rows)) : wide;
     const int64_t sums_next = high * TALL * PANEL;
     static thread_local Kept laid_by, summed_by, scaled_by, started_by;
     Word* const laid = laid_by.at_least<Word>(num_rows * next);
@@ -256,6 +272,7 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
         const int64_t top = blocks * (item % parts) / parts, bottom = blocks * (item % parts + 1) / parts;
         for (int64_t left = from; left < to; left += strip) {
             const int64_t right = std::min(to, left + strip), then = right < to ? right : following;
+            const bool together = is_few && right - left == panels_under(num_rows);
             for (int64_t stage = 0; stage < stages; ++stage) {
                 const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
                 const int64_t ahead = stage + 1 < stages ? depth * STEP : (then - left) * panel_size - k * STEP;
@@ -263,17 +280,18 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                     const int64_t row = row_of(block), num = row_of(block + 1) - row;
                     const bool is_next = stage + 1 < stages || then < num_panels;
                     const bool fetches = is_next && block == top && num >= FETCHING_ROWS;
-                    const auto run = chosen<E>(num, fetches, HEIGHTS);
-                    for (int64_t panel = left; panel < right; ++panel) {
-                        float* c = sums + (panel - left) * sums_next + (row - row_of(top)) * PANEL;
-                        run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, depth,
-                            ahead * sizeof(E), c, stage == 0 ? starts + row : nullptr);
-                        if (stage + 1 < stages) continue;
+                    const auto run = chosen<E>(num, together, fetches, HEIGHTS);
+                    float* const c = sums + (row - row_of(top)) * PANEL;
+                    for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
+                        run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, panel_size, depth,
+                            ahead * sizeof(E), c + (panel - left) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
+                    }
+                    for (int64_t panel = left; panel < right && stage + 1 == stages; ++panel) {
                         const int64_t column = panel * PANEL;
                         const Worth<T> worth = {scales ? scales + first + column : nullptr,
                                                 bias ? bias + first + column : nullptr};
                         for (int64_t i = 0; i < num; ++i) {
-                            settle(c + i * PANEL, worth, row_scales[row + i],
+                            settle(c + (panel - left) * sums_next + i * PANEL, worth, row_scales[row + i],
                                    y + (row + i) * y_stride + column, std::min<int64_t>(PANEL, d_out - column), adds);
                         }
                     }
