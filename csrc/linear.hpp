@@ -23,7 +23,8 @@ inline float widened(bf16 x) {
 inline float widened(float x) { return x; }
 
 // Weights of (d_out, d_in) as panels, zeros where there are none. A layout says in which order a panel's columns stand for
-// `DEEP` inputs, and so on for the next. Integers are the nearest to weight / scale, with a scale for each column, and with `ZERO` for nothing.
+// `DEEP` inputs, and so on for the next. Integers are the nearest to weight / scale, with a scale for each column, and with
+// `ZERO` for nothing.
 template <class Layout, class T, class E>
 void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales) {
     const int64_t deep = tiles(d_in, Layout::DEEP);

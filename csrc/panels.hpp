@@ -147,16 +147,17 @@ inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float
     *scale = most / 127.0f;
     const Vec per_unit = all(most > 0.0f ? 127.0f / most : 0.0f);
     const Vec magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    Int total = {};
+    Bits total = {};  // of a row without numbers: whatever, if it does not overflow
     for (int64_t j = 0; j < words * In::DEEP; j += W) {
         const Vec v = (j + W <= d_in ? load(x + j) : rest(x + j, d_in - j)) * per_unit;
         const Int whole = (Int)(v + magic) - (Int)magic;
-        total += whole;
+        total += (Bits)whole;
         const Some some = __builtin_convertvector(whole, Some);
         std::memcpy(reinterpret_cast<typename In::Whole*>(to) + j, &some, sizeof some);
     }
-    *start = 0;
-    for (int i = 0; i < W; ++i) *start -= In::ZERO * total[i];
+    uint32_t below = 0;
+    for (int i = 0; i < W; ++i) below -= In::ZERO * total[i];
+    *start = static_cast<int32_t>(below);
 }
 
 // Some k of `WIDE` panels under `HIGH` rows. `sums`, (WIDE, rows, PANEL), go on, or, where `starts` are given for these rows,
@@ -284,7 +285,8 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                     float* const c = sums + (row - row_of(top)) * PANEL;
                     for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
                         run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, panel_size, depth,
-                            ahead * sizeof(E), c + (panel - left) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
+                            ahead * sizeof(E), c + (panel - left) * sums_next, sums_next,
+                            stage == 0 ? starts + row : nullptr);
                     }
                     for (int64_t panel = left; panel < right && stage + 1 == stages; ++panel) {
                         const int64_t column = panel * PANEL;

@@ -1,6 +1,6 @@
 """Matrices packed once at load into panels of some columns, and multiplied by the `linear` of csrc/, which is our own.
-bfloat16 goes through the matrix tiles of a CPU (AMX) or, where it has none, through vectors: as pairs, where it multiplies
-these itself, else widened. float32 goes through vectors; integers of eight bits through either.
+bfloat16 goes through the matrix tiles of a CPU (AMX) or, where it has none, through vectors: in pairs, where it
+multiplies these itself, else widened. float32 goes through vectors; integers of eight bits through either.
 
 A row's products are summed over the inputs in an order that does not depend on how many rows there are, how columns are
 cut or how many threads share the work. Nothing is compiled at run time: the first call of a shape takes no longer than
