@@ -17,6 +17,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"]
 KINDS = {  # as stages/native.py chooses among them
     "x86_64": {
         "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+        "avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
         "avx512": AVX512,
         "avx2": ["-mavx2", "-mfma"],
         "plain": [],

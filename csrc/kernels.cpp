@@ -106,7 +106,7 @@ int64_t headway_panels_bytes(int dtype, int64_t d_out, int64_t d_in, int integer
 #if defined(__AMX_BF16__)
     const int64_t deep = dtype == 0 ? 1 : LINE / size;
 #else
-    const int64_t deep = integers ? InVectors<int8_t>::DEEP : 1;
+    const int64_t deep = integers ? InVectors<int8_t>::DEEP : dtype == 0 ? 1 : InVectors<bf16>::DEEP;
 #endif
     return tiles(d_out, PANEL) * PANEL * tiles(d_in, deep) * deep * size;
 }

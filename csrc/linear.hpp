@@ -23,7 +23,8 @@ inline float widened(bf16 x) {
 inline float widened(float x) { return x; }
 
 // Weights of (d_out, d_in) as panels, zeros where there are none. A layout says in which order a panel's columns stand for
-// `DEEP` inputs, and so on for the next. Integers are the nearest to weight / scale, with a scale for each column.
+// `DEEP` inputs, and so on for the next. Integers are the nearest to weight / scale, with a scale for each column, and with
+// `ZERO` for nothing.
 template <class Layout, class T, class E>
 void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales) {
     const int64_t deep = tiles(d_in, Layout::DEEP);
@@ -46,7 +47,8 @@ void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales
                 if constexpr (std::is_same_v<E, T>) {
                     *to++ = x;
                 } else {
-                    *to++ = static_cast<E>(std::lrint(std::clamp(widened(x) * per_unit[column], -127.0f, 127.0f)));
+                    const float units = std::clamp(widened(x) * per_unit[column], -127.0f, 127.0f);
+                    *to++ = static_cast<E>(std::lrint(units) + Layout::ZERO);
                 }
             });
         }

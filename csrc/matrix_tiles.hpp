@@ -20,6 +20,7 @@ constexpr int DEEP = LINE / sizeof(E);  // k of a tile
 template <class E>
 struct InTiles {
     static constexpr int DEEP = ::DEEP<E>;
+    static constexpr int ZERO = 0;  // of integers
     template <class F>
     static void visit(F each) {
         constexpr int TOGETHER = 4 / sizeof(E);

@@ -31,6 +31,7 @@ log = logging.getLogger("headway.native")
 FOLDER = Path(os.environ.get("HEADWAY_NATIVE_FOLDER") or Path(__file__).parent.parent / "native")
 KINDS = {  # library -> what the processor must be able to do, the best first
     "amx": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"},
+    "avx512bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_bf16", "avx512_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
     "avx2": {"avx2", "fma"},
     "neon": {"asimd"},

@@ -1,6 +1,6 @@
 """Matrices packed once at load into panels of some columns, and multiplied by the `linear` of csrc/, which is our own.
-bfloat16 goes through the matrix tiles of a CPU (AMX) or, where it has none, is widened in vectors; float32 goes through
-vectors; integers of eight bits through either.
+bfloat16 goes through the matrix tiles of a CPU (AMX) or, where it has none, through vectors: in pairs, where it
+multiplies these itself, else widened. float32 goes through vectors; integers of eight bits through either.
 
 A row's products are summed over the inputs in an order that does not depend on how many rows there are, how columns are
 cut or how many threads share the work. Nothing is compiled at run time: the first call of a shape takes no longer than
@@ -16,7 +16,8 @@ from headway.models.decoder import Linear
 from headway.stages.native import DTYPES, Library, abilities, library
 from headway.stages.tiling import Span
 
-NATIVE_BFLOAT16 = {"avx512_bf16", "bf16"}  # such processors multiply it themselves: oneDNN is twice as fast there
+DOTS = {"amx", "avx512bf16"}  # libraries that multiply bfloat16 as the processor does
+NATIVE_BFLOAT16 = {"avx512_bf16", "bf16"}  # such processors do: under other libraries, oneDNN is twice as fast there
 
 
 class Panels:
@@ -76,7 +77,7 @@ def panels_for(dtype: torch.dtype, device: torch.device, *, integers: bool = Fal
     if device.type != "cpu" or dtype not in DTYPES:
         return None
     found = library()
-    if found is None or found.kind == "amx" or dtype is torch.float32 or integers:
+    if found is None or found.kind in DOTS or dtype is torch.float32 or integers:
         return found
     return found if abilities().isdisjoint(NATIVE_BFLOAT16) else None
 
