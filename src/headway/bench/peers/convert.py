@@ -17,8 +17,8 @@ def converted(root: Path, name: str, form: str) -> Path:
     if made.exists():
         return made
     unfinished = made.with_name(f"{form}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.unlink(missing_ok=True) if unfinished.is_file() else None
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
     if form.endswith(".gguf"):
         python = installed(root, TO_GGUF).absolute()
         command = [str(python), "-m", "runners.to_gguf", str(source), str(unfinished), form.removesuffix(".gguf")]

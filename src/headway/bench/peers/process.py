@@ -75,7 +75,8 @@ class Process:
             raise PeerFailed(f"It did not answer {what} within {patience_s:g} s.")
         if not line:
             code = self._process.wait()
-            raise PeerFailed(f"It ended with code {code} at {what}: {last_words(self._log.read_text(errors='replace'))}")
+            said = last_words(self._log.read_text(encoding="utf8", errors="replace"))
+            raise PeerFailed(f"It ended with code {code} at {what}: {said}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerFailed(f"{what}: {answer['error']}")

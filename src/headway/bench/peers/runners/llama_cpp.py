@@ -55,9 +55,7 @@ class LlamaCpp:
         for number in range(steps):
             first.append(last[0])
             begun = time.perf_counter()
-            rows = [
-                Row(token, len(prompts[sequence]) + number, sequence, True) for sequence, token in enumerate(last)
-            ]
+            rows = [Row(token, len(prompts[sequence]) + number, sequence, True) for sequence, token in enumerate(last)]
             last = [token for _, token in self._run(rows)]
             seconds.append(time.perf_counter() - begun)
         return Decoded(seconds, [*first, last[0]])
@@ -69,7 +67,7 @@ class LlamaCpp:
             for sequence, prompt in enumerate(prompts)
             for position, token in enumerate(prompt)
         ]
-        drawn = {}
+        drawn: dict[int, int] = {}
         for start in range(0, len(rows), BATCH_TOKENS):
             drawn.update(self._run(rows[start : start + BATCH_TOKENS]))
         return [drawn[sequence] for sequence in range(len(prompts))]

@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from typing import Literal, cast
 
 import torch
 
@@ -24,7 +23,7 @@ class Headway:
         self._engine = build_engine(
             EngineSettings(
                 model=load.model, dtype="bfloat16", max_model_len=load.longest, max_num_seqs=load.batch,
-                quantization=cast(Literal["none", "int8"], "int8" if load.precision == "int8" else "none"),
+                quantization="int8" if load.precision == "int8" else "none",
                 num_threads=load.threads, enable_prefix_caching=False, refuse_unattainable=False,
             )
         )  # fmt: skip

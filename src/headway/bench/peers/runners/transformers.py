@@ -1,6 +1,7 @@
 """Transformers: a forward call with a cache, and an argmax."""
 
 import time
+from typing import Any
 
 import torch
 import transformers as library
@@ -11,9 +12,8 @@ from .protocol import Decoded, Load, Prompts, serve
 class Transformers:
     def __init__(self, load: Load) -> None:
         torch.set_num_threads(load.threads)
-        self._model = library.AutoModelForCausalLM.from_pretrained(
-            load.model, dtype=torch.bfloat16, attn_implementation="sdpa"
-        ).eval()
+        classes: Any = library.AutoModelForCausalLM
+        self._model = classes.from_pretrained(load.model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
         self.notes = "eager, attention by sdpa; prompts of unlike lengths one after another, padded would be slower"
 
     @torch.inference_mode()
