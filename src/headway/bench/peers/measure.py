@@ -84,9 +84,6 @@ class Found:
     first_tokens: list[int] = field(default_factory=list)  # one of each decoded case, of the first round
     failure: str = ""
 
-    def rate(self, case: str) -> float | None:
-        return statistics.median(self.rates[case]) if self.rates.get(case) else None
-
 
 def command_of(root: Path, engine: Engine) -> list[str]:
     """What starts its runner. Raises PeerFailed when its environment cannot be made."""

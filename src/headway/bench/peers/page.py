@@ -34,7 +34,7 @@ def section(measured: Measured, plan: Plan) -> str:
         "Ours against the best peer of the same precision, and as a share of what products and reading allow "
         "(every weight once, every key and value once, or the arithmetic, whichever takes longer):",
         report.table(["", "ratio, bf16", "of the limit", "ratio, int8", "of the limit"], _ratios(measured, plan, best)),
-        reading(measured, best),
+        reading(measured, plan, best),
         report.table(
             ["", "first token after a start, s", "least … most", "peak memory, MB", "installed, MB"],
             [_start(found) for found in there],
@@ -84,12 +84,12 @@ def share(model: str, case: Case, precision: str, rate: float, best: limits.Limi
     return limits.decode_s(config, case.batch, case.context, precision, best) * rate / case.batch
 
 
-def reading(measured: Measured, best: limits.Limits) -> str:
+def reading(measured: Measured, plan: Plan, best: limits.Limits) -> str:
     """What was wanted, and whether it was reached."""
     rates = rates_of(measured)
-    lone = next((rate for (name, case), rate in rates.items() if (name, case) == ("Headway", "decode B1")), None)
-    alone = Case("decode B1", batch=1, context=512)
-    of_reading = None if lone is None else share(measured.model, alone, "bf16", lone, best)
+    alone, of_reading = next((case for case in plan.decodes if case.batch == 1), None), None
+    if alone is not None and (rate := rates.get(("Headway", alone.name))):
+        of_reading = share(measured.model, alone, "bf16", rate, best)
     lines = [f"- {verdicts.verdict(wanted, rates, of_reading)}" for wanted in verdicts.WANTED]
     reached = sum(": reached" in line for line in lines)
     return f"Wanted: {reached} of {len(lines)} reached.\n\n" + "\n".join(lines)

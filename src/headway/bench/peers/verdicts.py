@@ -57,7 +57,7 @@ def verdict(wanted: Wanted, rates: Rates, of_reading: float | None = None) -> st
     if reads:
         asked += f" or {OF_READING:.0%} of the read bandwidth"
     if absent := [name for name in wanted.peers if (name, wanted.case) not in rates]:
-        missing = f" ({', '.join(absent)} did not run)"
+        missing = f" (without {', '.join(absent)})"
     shown, reached = [], False
     if peer is not None:
         shown.append(f"{ours / peer.rate:.2f} × {peer.name}")
