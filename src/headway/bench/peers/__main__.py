@@ -7,6 +7,7 @@ cannot be installed or run is named with the reason.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElaps
 from headway.bench import report
 from headway.bench.peers import limits, page
 from headway.bench.peers.engines import ENGINES, GROUPS, OURS
+from headway.bench.peers.install import PeerFailed
 from headway.bench.peers.measure import FULL, MIXED, QUICK, UNCOUNTED_STEPS, measure
 from headway.models import presets
 from headway.models.config import ModelError
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, help="presets' shapes, such as llama-3.2-1b")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="PEER", help=", ".join(GROUPS))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="five minutes and more each, with all engines")
     parser.add_argument("--num-threads", type=int, default=num_cores())
     parser.add_argument("--quick", action="store_true", help="one round of small cases, to see that all engines run")
     parser.add_argument("--root", type=Path, default=Path("runs/peers"), help="environments, models and logs")
@@ -47,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()) as progress:
         for model in options.models:
             task = progress.add_task(model)
-            measured = measure(
-                options.root.absolute(), model, engines, plan, rounds, options.num_threads, limits.measured,
-                partial(_tell, progress, task, model),
-            )  # fmt: skip
+            try:
+                measured = measure(
+                    options.root.absolute(), model, engines, plan, rounds, options.num_threads, limits.measured,
+                    partial(_tell, progress, task, model),
+                )  # fmt: skip
+            except PeerFailed as failed:  # a peer's failure is told on the page; this one is our own
+                sys.exit(f"Headway did not run, so there is nothing to compare with. {failed}")
             sections.append(page.section(measured, plan))
             told = page.notes(measured)
     minutes = (time.monotonic() - begun) / 60
