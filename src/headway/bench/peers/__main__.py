@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, help="presets' shapes, such as llama-3.2-1b")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="PEER", help=", ".join(GROUPS))
-    parser.add_argument("--rounds", type=int, default=3, help="five minutes and more each, with all engines")
+    parser.add_argument("--rounds", type=int, default=3, help="twelve minutes each, with all engines on two cores")
     parser.add_argument("--num-threads", type=int, default=num_cores())
     parser.add_argument("--quick", action="store_true", help="one round of small cases, to see that all engines run")
     parser.add_argument("--root", type=Path, default=Path("runs/peers"), help="environments, models and logs")
