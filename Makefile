@@ -4,6 +4,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 SERVE_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 BROWSER_VENV := .venv-browser
@@ -12,7 +13,7 @@ CLIENTS_VENV := .venv-clients
 HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
 export HEADWAY_DATA
 
-.PHONY: help install serve test test-browser test-clients test-gpu test-native bench-gpu check results soak clean
+.PHONY: help install serve test test-browser test-clients test-gpu test-native bench-gpu bench-peers check results soak clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
@@ -21,6 +22,7 @@ help:
 	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis"
 	@echo "make test-gpu      the tests of CUDA operators and recorded steps; needs a CUDA build of torch"
 	@echo "make bench-gpu     prefill, decode and blocking on that device, into docs/results/gpu.md"
+	@echo "make bench-peers   OpenVINO, llama.cpp, vLLM and transformers on the same CPU, into docs/results/cpu-peers.md; BENCH_ARGS=--quick to try"
 	@echo "make soak     200 callers for ten minutes, disconnects and kills of the engine, into docs/results/soak.md"
 	@echo "make check    ruff, strict types, import rules"
 	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
@@ -81,6 +83,9 @@ test-gpu: $(VENV)/.installed-dev
 
 bench-gpu: $(VENV)/.installed-dev
 	@$(BIN)/python -m headway.bench.gpu
+
+bench-peers: $(VENV)/.installed-dev
+	@$(BIN)/python -m headway.bench.peers $(BENCH_ARGS)
 
 results: $(VENV)/.installed-dev
 	@for result in exactness overhead storm answers tiles kernels linear quantization start door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done

@@ -19,9 +19,14 @@ def parse(model: str | None) -> DecoderConfig | None:
 
 def preset(name: str) -> DecoderConfig:
     """The shape called `name`. Raises ModelError, listing all names, when there is none."""
+    return parse_config(fields(name))
+
+
+def fields(name: str) -> dict[str, Any]:
+    """The same as the fields of a `config.json`. Raises ModelError likewise."""
     if name.lower() not in _FIELDS:
         raise ModelError(f"There is no preset {name!r}: choose from {', '.join(names())}.")
-    return parse_config(_FIELDS[name.lower()])
+    return dict(_FIELDS[name.lower()])
 
 
 def names() -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Headway beside the engines that a user could pick instead, on the same processor."""
