@@ -88,7 +88,7 @@ bench-peers: $(VENV)/.installed-dev
 	@$(BIN)/python -m headway.bench.peers $(BENCH_ARGS)
 
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles kernels linear quantization start door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles kernels linear quantization start multiplex door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(BROWSER_VENV) $(CLIENTS_VENV)
