@@ -1,5 +1,6 @@
 """Two lanes with threads of their own over one set of weights and one pool: the same bits, and everything ends."""
 
+import os
 import random
 import threading
 import time
@@ -155,9 +156,12 @@ def test_who_leaves_takes_nobody_along(engine: Engine, seed: int) -> None:
 
 def test_a_replay_leaves_no_thread_behind(engine: Engine) -> None:
     before = threading.active_count()
+    cores = os.sched_getaffinity(0)
     ran = replay(engine, mixture(0), engine.scheduler.settings)
     assert len(ran.records) == 12
     assert threading.active_count() == before
+    assert os.sched_getaffinity(0) == cores, "the caller may run where it could before"
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(2)
 
 

@@ -21,7 +21,7 @@ class Cores:
     where it may run, so that a thread is moved only where its lane is one core: there it works alone."""
 
     def __init__(self) -> None:
-        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._cores = _cores_of_this_thread()
         self._units: dict[str, int] = {}
         self._pinned: set[str] = set()
 
@@ -37,12 +37,22 @@ class Cores:
             self._run_on(lane, self._cores)
 
     def _run_on(self, lane: str, cores: list[int]) -> None:
-        with suppress(OSError):  # a container may forbid it: then the system places the thread
-            os.sched_setaffinity(0, cores)
+        _run_on(cores)
         if len(cores) == 1:
             self._pinned.add(lane)
         else:
             self._pinned.discard(lane)
+
+
+def _cores_of_this_thread() -> list[int]:
+    """Those it may run on; none where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _run_on(cores: list[int]) -> None:
+    if cores:
+        with suppress(OSError):  # a container may forbid it: then the system places the thread
+            os.sched_setaffinity(0, cores)
 
 
 @contextmanager
@@ -55,6 +65,7 @@ def lanes_of(driver: Driver) -> Iterator[None]:
     lane = driver.add_lane()
     closing = threading.Event()
     thread = threading.Thread(target=_turn, args=(driver, lane, closing), name="tokens", daemon=True)
+    num_threads, cores = torch.get_num_threads(), _cores_of_this_thread()
     thread.start()
     try:
         yield
@@ -62,6 +73,8 @@ def lanes_of(driver: Driver) -> Iterator[None]:
         closing.set()
         lane.call()
         thread.join()
+        torch.set_num_threads(num_threads)  # the caller's thread was the main lane's
+        _run_on(cores)
 
 
 def _turn(driver: Driver, lane: DeviceLane, closing: threading.Event) -> None:
