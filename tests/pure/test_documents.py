@@ -41,7 +41,7 @@ def test_the_listing_is_the_tree() -> None:
     listed: set[str] = set()
     folder = ""
     for line in listing.splitlines():
-        if opened := re.match(r"(\w+/)\s", line):
+        if opened := re.match(r"([\w/]+/)\s", line):
             folder = opened.group(1)
         listed |= {folder + module for module in re.findall(r"\b\w+\.py\b", line)}
     modules = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
