@@ -152,6 +152,17 @@ def test_it_is_divided_for_a_deadline_and_not_without() -> None:
     assert met("auto", None)[1] == 0
 
 
+def test_a_newcomer_is_told_how_long_it_takes_beside_tokens() -> None:
+    """Divided, a prompt has half of the arithmetic, whatever tokens wish for: it is expected twice as late as alone,
+    not later still, and comes then."""
+    simulation = simulated(SETTINGS, arrives(0.0, "reader", 10, max_tokens=60), arrives(0.1, "prompt", 500))
+    simulation.run()
+    record = simulation.ended["prompt"][0]
+    assert record.first_token is not None
+    assert record.predicted_ttft_s == pytest.approx(1.04, rel=0.1)
+    assert record.first_token - 0.1 == pytest.approx(record.predicted_ttft_s, rel=0.15)
+
+
 def test_twice_the_demand_that_memory_allows_is_finished() -> None:
     """Forty answers want twice the pages there are: each is finished, and nobody's work is thrown away for ever."""
     letters = [arrives(0.01 * n, f"r{n}", 40 + n, max_tokens=40) for n in range(40)]

@@ -11,6 +11,7 @@ from headway.core.candidates import prefill_s, step_candidate, ticket_candidate,
 from headway.core.cost import CostModel
 from headway.core.policy import Order, Standing, Tier, standing, whom_to_switch_to
 from headway.core.queue import Queue
+from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
 
@@ -26,11 +27,12 @@ class Forecaster:
     order: Order
     tile_s: float
     suspends: bool
+    sharing: Sharing
 
     def forecast(self, ticket: Ticket, now: float) -> Forecast:
         """For a ticket that is not in the queue yet."""
         alone_s = prefill_s(ticket, self.cost)
-        spare = 1.0 - self._decode_share()
+        spare = 1.0 / self.sharing.prompt_pace if self.sharing.is_divided else 1.0 - self._decode_share()
         candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
         own = standing(candidate, now, self.order)
         open_s = sum(self._before_s(step, own.order, now) for step in self.steps.all() if not step.decoding)
@@ -40,7 +42,8 @@ class Forecaster:
         return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), alone_s)
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
-        left_s = step.remaining_at(now)
+        """What it takes before others, were it alone on the device."""
+        left_s = step.remaining_at(now) / step.pace
         on_device = step is self.steps.on_device
         if on_device and not self.suspends:
             return left_s
@@ -55,7 +58,7 @@ class Forecaster:
         if step is None or step.decoding or not self.suspends or self.order != "slack" or own.tier is Tier.STARVED:
             return 0.0
         running = step_candidate(step, self.cost, self.tile_s, float("inf"), now)
-        running = running._replace(remaining_s=step.remaining_at(now))
+        running = running._replace(remaining_s=step.remaining_at(now) / step.pace)
         left_s = max(0.0, running.remaining_s - self.tile_s)
         if standing(running, now, self.order).order < own.order or ahead_s + left_s > own.slack_s:
             return 0.0

@@ -56,7 +56,14 @@ class Scheduler:
         self.sharing = Sharing(settings.lanes, cost, pages, roofline, self.counters)
         self._planner = Planner(settings, cost, self._queue, self._steps, composer, self.sharing, self._num_places)
         self._forecaster = Forecaster(
-            self._queue, self._steps, self._decoding, cost, settings.order, settings.tile_s, settings.suspends
+            self._queue,
+            self._steps,
+            self._decoding,
+            cost,
+            settings.order,
+            settings.tile_s,
+            settings.suspends,
+            self.sharing,
         )
         self._limits = Limits(settings.max_model_len, settings.max_num_queued, pages.num_pages, pages.page_tokens)
 

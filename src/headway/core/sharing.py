@@ -33,6 +33,16 @@ class Sharing:
         self._pages = pages
         self._counters = counters
         self._side_by_side = False
+        self._prompt_pace: float | None = None  # of late
+
+    @property
+    def prompt_pace(self) -> float:
+        """How many times as long as alone prompts take while the device is divided; by their share of its units as long
+        as no step has run beside tokens."""
+        split = self.divider.split
+        if split is None or self.roofline is None:
+            return 1.0
+        return self._prompt_pace or self.roofline.units / split.prompts
 
     @property
     def is_divided(self) -> bool:
@@ -67,7 +77,9 @@ class Sharing:
             lambda split: self._paces((prompt,), tokens, split),
             now,
         )
-        self._counters["repartitions"] += self.divider.num_changes - before
+        if self.divider.num_changes > before:
+            self._counters["repartitions"] += 1
+            self._prompt_pace = None
 
     def set_paces(self, steps: Steps) -> None:
         """After a plan: who is in which lane may be another now."""
@@ -79,6 +91,7 @@ class Sharing:
                 step.keep_pace(1.0)
             return
         first, second = self._paces(_shares(prompts), _shares(tokens), split)
+        self._prompt_pace = first
         prompts.keep_pace(first)
         tokens.keep_pace(second)
 
