@@ -14,6 +14,8 @@ import torch
 from headway.bench.replay import replay
 from headway.config import ConfigError, EngineSettings
 from headway.core import event as ev
+from headway.core.cost import CostModel
+from headway.core.pages import PageTable
 from headway.core.request import Request, Sampling
 from headway.core.scheduler import Scheduler
 from headway.core.settings import MAIN, TOKENS
@@ -100,10 +102,9 @@ def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.
     rng = random.Random(1)
     ear, letters, clock = Ear(), Letters(), MonotonicClock()
     settings = replace(engine.scheduler.settings, lanes=lanes)
-    pages = type(engine.scheduler.pages)(engine.scheduler.pages.num_pages, engine.scheduler.pages.page_tokens)
-    scheduler = Scheduler(
-        settings, type(engine.scheduler.cost)(engine.scheduler.cost.fit), pages, engine.scheduler.sharing.roofline
-    )
+    pages = PageTable(engine.scheduler.pages.num_pages, engine.scheduler.pages.page_tokens)
+    cost = CostModel(engine.scheduler.cost.fit)
+    scheduler = Scheduler(settings, cost, pages, engine.scheduler.sharing.roofline)
     driver = Driver(scheduler, {"language": engine.stage}, clock, letters, ear, 0.0, devote=Cores().devote)
     seen: set[str] = set()
     with torch.inference_mode(), lanes_of(driver):
@@ -121,7 +122,7 @@ def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.
         while len(ear.ends) < len(requests):
             if not driver.turn() and len(ear.ends) < len(requests):
                 driver.wait()
-            if driver.beside is not None and not driver.beside.resting.is_set():
+            if driver.other_listens():
                 seen.add(TOKENS)
         thread.join()
     driver.close()

@@ -1,5 +1,6 @@
 """When a device is divided: only where a deadline would suffer, as an exhaustive search would, and not to and fro."""
 
+import math
 import random
 
 import pytest
@@ -33,13 +34,13 @@ def test_it_divides_only_if_told_so(lanes: str) -> None:
 def test_a_fixed_split_stays() -> None:
     divider = Divider("split", SPLITS)
     assert divider.split == Split(8, 8)
-    assert divider.decide(LATE._replace(due_s=None), free, 0.0) == Split(8, 8)
+    assert divider.decide(LATE._replace(due_s=math.inf), free, 0.0) == Split(8, 8)
 
 
 def test_it_divides_when_a_first_token_would_be_late_and_not_before() -> None:
     divider = Divider("auto", HALVES)
     assert divider.decide(LATE._replace(due_s=1.6), free, 0.0) is None
-    assert divider.decide(LATE._replace(due_s=None), free, 1.0) is None, "nobody waits for it"
+    assert divider.decide(LATE._replace(due_s=math.inf), free, 1.0) is None, "nobody waits for it"
     assert divider.num_changes == 0
     assert divider.decide(LATE, free, 2.0) == Split(1, 1)
     assert divider.num_changes == 1

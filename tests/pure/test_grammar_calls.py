@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headway.grammar.calls import (
@@ -62,6 +62,8 @@ def fed(text: str, cuts: list[int], reading: Reading) -> tuple[str, list[tuple[s
     return told(heard + reader.end())
 
 
+@example(" ", [("call", {})], None, [1], False)  # blanks come alone, and nobody knows yet what they stand before
+@example("0 ", [("call", {})], None, [1], False)  # … or what they stand behind
 @given(st.text(), CALLS, INDENTS, st.lists(st.integers(0, 10_000)), st.booleans())
 def test_calls_are_read_as_they_were_written(
     text: str, calls: list[tuple[str, dict[str, object]]], indent: int | None, cuts: list[int], must: bool

@@ -118,15 +118,16 @@ class Field:
             if not is_disturbed:
                 break
             self.tries.num_discarded += number < MAX_TRIES
+        outcomes = run.outcomes()
         found = Run(
             rate,
-            score(run.outcomes(), slos),
+            score(outcomes, slos),
             run.counters.get("preemptions", 0),
             run.counters.get("most_parked_tokens", 0),
             quantile(run.decisions_s, 0.5),
             quantile(run.decisions_s, 0.99),
             is_disturbed,
-            tuple(run.outcomes()),
+            tuple(outcomes),
         )
         shares = " ".join(f"{kind} {share:.0%}" for kind, share in found.score.shares(ttft_only=True).items())
         say(f"  {name:<16} {rate:7.3f}/s  × {1 / slower:.2f}  {shares}", highlight=False)

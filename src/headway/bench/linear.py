@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.write(
         f"linear-{found.kind}",
         f"Linear operators compiled for {found.kind}, against torch's",
-        COMMAND,
+        report.command(COMMAND, arguments),
         f"Ours with bfloat16 weights, {theirs}; {options.num_threads} threads. Microseconds of a call, theirs / ours = "
         f"how many times as long they take; medians of {options.pairs} pairs. Memory is read at {best / 1e9:.1f} GB/s "
         f"by a plain sum.\n\n{report.table(header, lines)}\n\n"

@@ -160,12 +160,7 @@ def model_section(engine: Engine, roofline: Roofline) -> str:
         for units, power in sorted(roofline.powers.items())
     ]
     sums = [each.sum_of_speeds for each in both]
-    gains = [
-        f"a share pays where taking turns leaves prompts less than 1/{each.measured[0]:.2f} of the device, that is "
-        f"where a token's step takes more than {1 - 1 / each.measured[0]:.0%} of its target, and is possible where it "
-        f"takes less than {1 / each.measured[1]:.0%}"
-        for each in both[-1:]
-    ]
+    prompts_pace, tokens_pace = both[-1].measured
     return "\n\n".join(
         [
             "### What a share of this device is worth",
@@ -190,7 +185,9 @@ def model_section(engine: Engine, roofline: Roofline) -> str:
                 ],
             ),
             f"The sum of speeds is {min(sums):.2f} … {max(sums):.2f}, median {statistics.median(sums):.2f}. For the "
-            f"last pair: {gains[0]}.",
+            f"last pair: a share pays where taking turns leaves prompts less than 1/{prompts_pace:.2f} of the device, "
+            f"that is where a token's step takes more than {1 - 1 / prompts_pace:.0%} of its target, and is possible "
+            f"where it takes less than {1 / tokens_pace:.0%}.",
         ]
     )
 
@@ -239,9 +236,10 @@ def load_section(field: Field, found: Mapping[str, Contender]) -> tuple[str, dic
         ["how", "joint goodput, req/s", "met at it", "tokens/s", "TTFT ms: mean, p50, p95, p99", "TBT ms: likewise"],
         rows,
     )
+    asked = field.load.source.partition(";")[0]  # the rate is each run's own
     said = (
-        f"#### {field.load.name}\n\n{field.load.source}. Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a lone "
-        f"p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer).\n\n{table}"
+        f"#### {field.load.name}\n\n{asked}, Poisson arrivals. Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a "
+        f"lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer).\n\n{table}"
     )
     return said, {name: contender.good for name, contender in found.items()}
 
@@ -259,7 +257,7 @@ def verdict(goodputs: Mapping[str, Mapping[str, float]]) -> str:
     """Whether the one setting keeps up with the best of the others, load by load."""
     lines = []
     for name, by_way in goodputs.items():
-        others = {way: rate for way, rate in by_way.items() if way != AUTO and "shortest" not in way and way != MIXED}
+        others = {way: rate for way, rate in by_way.items() if way != AUTO and "shortest" not in way}
         best = max(others, key=others.__getitem__)
         ratio = by_way[AUTO] / others[best] if others[best] else float("inf")
         reached = "reached" if ratio >= 1 - WITHIN else "not reached"
@@ -312,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for sections[kernels] in section(settings, options):
             body = f"{options.model}, {options.num_requests} requests a run.\n\n" + "\n\n".join(sections.values())
-            report.write("multiplex", "Prompts and tokens on one device", COMMAND, body, options.folder)
+            command = report.command(COMMAND, arguments)
+            report.write("multiplex", "Prompts and tokens on one device", command, body, options.folder)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,6 +17,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def command(module: str, arguments: Sequence[str] | None) -> str:
+    """`module` with the arguments it was given, those of the program if None; without where its files are kept."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    for flag in ("--folder", "--root"):
+        if flag in given:
+            at = given.index(flag)
+            del given[at : at + 2]
+    return " ".join([module, *given])
 
 
 def write(name: str, title: str, command: str, body: str, folder: Path = RESULTS) -> Path:

@@ -30,11 +30,12 @@ Paces = Callable[[Split], tuple[float, float]]
 
 class Situation(NamedTuple):
     """What a decision goes by, in seconds. `prompt_s` is the work ahead of the first token that is due `due_s` from
-    now, itself included, alone on the device (None: nobody waits for one in particular); `token_s` one more token for
-    all who decode, alone on the device, and `target_s` the time in which it is wanted; `pages_used` a share of all."""
+    now, itself included, alone on the device; `due_s` is infinite if nobody waits for one in particular. `token_s` is
+    one more token for all who decode, alone on the device, and `target_s` the time in which it is wanted; `pages_used`
+    a share of all."""
 
     prompt_s: float
-    due_s: float | None
+    due_s: float
     token_s: float
     target_s: float
     pages_used: float
@@ -97,8 +98,7 @@ class Divider:
         elif at.pages_used <= ENOUGH_PAGES:
             self.favours_tokens = False
         turns = by_turns(at)
-        in_time = at.due_s is None or at.prompt_s * turns.stretch <= at.due_s
-        if in_time and turns.gap_s <= at.target_s:
+        if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
             return None, False
 
         def predict(split: Split) -> Prediction:
@@ -111,9 +111,8 @@ class Divider:
         if found is None:
             return None, False
         split, side_by_side = found
-        margin = (
-            1 + GAIN if split == self.split else 1 - GAIN
-        )  # hysteresis: the way that is taken may be a little worse
+        # hysteresis: the way that is taken may be a little worse
+        margin = 1 + GAIN if split == self.split else 1 - GAIN
         if self.favours_tokens:
             better = side_by_side.gap_s < turns.gap_s * margin
         else:

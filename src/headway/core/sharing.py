@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 
-from headway.core.candidates import SOFT_TPOT_S
-from headway.core.cost import CostModel, Share
+from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
+from headway.core.cost import CostModel, Share, shares_of
 from headway.core.division import Divider, Lanes, Situation
 from headway.core.pages import PageTable
 from headway.core.queue import Queue
@@ -34,6 +34,7 @@ class Sharing:
         self._counters = counters
         self._side_by_side = False
         self._prompt_pace: float | None = None  # of late
+        self._last_split = self.divider.split  # a lane's step may outlive the division that it began under
 
     @property
     def prompt_pace(self) -> float:
@@ -45,6 +46,11 @@ class Sharing:
         return self._prompt_pace or self.roofline.units / split.prompts
 
     @property
+    def shares(self) -> Split | None:
+        """Of the lanes, if both have a step."""
+        return self._last_split if self._side_by_side else None
+
+    @property
     def is_divided(self) -> bool:
         """Whether tokens have a lane of their own."""
         return self.divider.split is not None
@@ -53,10 +59,9 @@ class Sharing:
         """How many units of the device the lane has: all of them while the other has nothing to do."""
         if self.roofline is None:
             return 1
-        split = self.divider.split
-        if split is None or not self._side_by_side:
+        if self.shares is None:
             return self.roofline.units
-        return split.prompts if lane == MAIN else split.tokens
+        return self.shares.prompts if lane == MAIN else self.shares.tokens
 
     def decide(self, queue: Queue, steps: Steps, decoding: Mapping[int, Ticket], now: float) -> None:
         """Look anew how the device is to be divided, if there are both prompts and tokens."""
@@ -72,25 +77,26 @@ class Sharing:
         used = 1.0 - self._pages.num_available / self._pages.num_pages
         tokens = (Share(1, context // len(decoding)),) * len(decoding)
         before = self.divider.num_changes
-        self.divider.decide(
-            Situation(prompt_s, due_s if due_s < float("inf") else None, token_s, target_s, used),
+        split = self.divider.decide(
+            Situation(prompt_s, due_s, token_s, target_s, used),
             lambda split: self._paces((prompt,), tokens, split),
             now,
         )
+        self._last_split = split or self._last_split
         if self.divider.num_changes > before:
             self._counters["repartitions"] += 1
             self._prompt_pace = None
 
     def set_paces(self, steps: Steps) -> None:
         """After a plan: who is in which lane may be another now."""
-        split = self.divider.split
         prompts, tokens = steps.on.get(MAIN), steps.on.get(TOKENS)
         self._side_by_side = prompts is not None and tokens is not None
-        if split is None or prompts is None or tokens is None:
+        if self.shares is None or prompts is None or tokens is None:
             for step in steps.on.values():
                 step.keep_pace(1.0)
             return
-        first, second = self._paces(_shares(prompts), _shares(tokens), split)
+        both = shares_of(prompts.work.segments), shares_of(tokens.work.segments)
+        first, second = self._paces(*both, self.shares)
         self._prompt_pace = first
         prompts.keep_pace(first)
         tokens.keep_pace(second)
@@ -110,10 +116,6 @@ class Sharing:
         return first * self.correction[MAIN], second * self.correction[TOKENS]
 
 
-def _shares(step: Step) -> tuple[Share, ...]:
-    return tuple(Share(len(segment.tokens), segment.context_tokens) for segment in step.work.segments)
-
-
 def _prompts_ahead(queue: Queue, steps: Steps, now: float) -> list[tuple[float, float, Share]]:
     """(seconds of work up to its first token, seconds until that is due or infinity, the prompt) of who waits for a
     first token and is not late yet: those who have begun, then the first of the queue."""
@@ -124,9 +126,9 @@ def _prompts_ahead(queue: Queue, steps: Steps, now: float) -> list[tuple[float, 
             ahead_s += step.remaining_s / step.pace
             due_s = min((_due_s(ticket, now) for ticket in step.tickets), default=float("inf"))
             if due_s > 0:
-                found.append((ahead_s, due_s, _shares(step)[-1]))
+                found.append((ahead_s, due_s, shares_of(step.work.segments)[-1]))
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
-        ticket = queue.ticket(-1 - candidate.key)
+        ticket = queue.ticket(number_of_ticket(candidate.key))
         ahead_s += candidate.remaining_s
         due_s = _due_s(ticket, now)
         if due_s > 0:

@@ -179,6 +179,7 @@ class Reader:
     _rest: str = ""
     _is_text: bool = field(init=False)
     _only_text: bool = False
+    _has_said: bool = False
     _depth: int = 0
     _in_arguments: bool = False
     _in_string: bool = False
@@ -226,12 +227,15 @@ class Reader:
             self._only_text = True
         if found and not self._only_text:
             self._is_text, self._rest = False, found + after if self.reading.belongs else after
-            if before.strip():
+            if before.strip() or (before and self._has_said):
                 yield Said(before)
             return
         most = 0 if self._only_text else min(len(mark) - 1, len(self._rest))
         held = next((n for n in range(most, 0, -1) if mark.startswith(self._rest[-n:])), 0)
         shown = self._rest[: len(self._rest) - held]
+        if not (shown.strip() or self._only_text or self._has_said):
+            return  # blanks before a call are no text: held back until it is known what they stand before
+        self._has_said = True
         self._rest = self._rest[len(shown) :]
         if shown:
             yield Said(shown)

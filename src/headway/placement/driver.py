@@ -158,14 +158,19 @@ class Driver:
         finally:
             lane.resting.set()
 
+    def other_listens(self) -> bool:
+        """Whether the lane for tokens has something to run, or has been called and has yet to look: what it finds may
+        end everything that is open."""
+        if self.beside is None:
+            return False
+        with self._lock:
+            return self.beside.current is not None or self.beside.awake.is_set()
+
     def wait(self) -> None:
         """Sleep until something may have changed; then a moment longer: what comes together is decided together."""
-        if self.beside is not None:
-            with self._lock:  # called, it has yet to look; what it finds may end everything that is open
-                other_listens = self.beside.current is not None or self.beside.awake.is_set()
-            if other_listens:
-                self.main.awake.wait()
-                return
+        if self.other_listens():
+            self.main.awake.wait()
+            return
         self.mailbox.wait(self.scheduler.next_due())
         if self.gather_s and self.mailbox.has_mail():
             self.mailbox.pause(self.gather_s)

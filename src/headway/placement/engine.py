@@ -90,23 +90,7 @@ def build_engine(settings: EngineSettings) -> Engine:
             stage.tiling = Tiling(slowest(prices.rates, roofline), settings.max_tile_ms / 1e3)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
-        SchedulerSettings(
-            max_model_len=max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_queued=settings.max_num_queued_reqs,
-            pack_tokens=pack_tokens,
-            tile_s=settings.max_tile_ms / 1e3,
-            max_num_parked=settings.max_num_parked,
-            max_parked_tokens=shape.pool_bytes // 4 // stage.bytes_per_token,
-            max_parked_s=settings.max_parked_s,
-            prefix_caching=settings.enable_prefix_caching,
-            order=settings.order,
-            preempt=settings.preempt,
-            chunk_tokens=settings.chunk_tokens,
-            pack=settings.pack,
-            refuse_unattainable=settings.refuse_unattainable,
-            lanes=settings.lanes,
-        ),
+        _rules(settings, max_model_len, pack_tokens, shape.pool_bytes // 4 // stage.bytes_per_token),
         CostModel(prices.fit),
         PageTable(pool.shape.num_pages, pool.shape.page_tokens),
         roofline,
@@ -134,6 +118,26 @@ def build_engine(settings: EngineSettings) -> Engine:
         operators=stage.operators.name,
     )
     return Engine(settings, facts, scheduler, stage, pool, compiler)
+
+
+def _rules(settings: EngineSettings, max_model_len: int, pack_tokens: int, max_parked_tokens: int) -> SchedulerSettings:
+    return SchedulerSettings(
+        max_model_len=max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_queued=settings.max_num_queued_reqs,
+        pack_tokens=pack_tokens,
+        tile_s=settings.max_tile_ms / 1e3,
+        max_num_parked=settings.max_num_parked,
+        max_parked_tokens=max_parked_tokens,
+        max_parked_s=settings.max_parked_s,
+        prefix_caching=settings.enable_prefix_caching,
+        order=settings.order,
+        preempt=settings.preempt,
+        chunk_tokens=settings.chunk_tokens,
+        pack=settings.pack,
+        refuse_unattainable=settings.refuse_unattainable,
+        lanes=settings.lanes,
+    )
 
 
 def _compiler(settings: EngineSettings) -> Compiler | None:

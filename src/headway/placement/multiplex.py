@@ -23,7 +23,6 @@ class Cores:
     def __init__(self) -> None:
         self._cores = _cores_of_this_thread()
         self._units: dict[str, int] = {}
-        self._pinned: set[str] = set()
 
     def devote(self, lane: str, units: int) -> None:
         """From here on the calling thread, which is the lane's, works with so many threads."""
@@ -31,17 +30,8 @@ class Cores:
             return
         self._units[lane] = units
         torch.set_num_threads(units)
-        if units == 1 and len(self._cores) > 1:
-            self._run_on(lane, [self._cores[0 if lane == MAIN else -1]])
-        elif lane in self._pinned:
-            self._run_on(lane, self._cores)
-
-    def _run_on(self, lane: str, cores: list[int]) -> None:
-        _run_on(cores)
-        if len(cores) == 1:
-            self._pinned.add(lane)
-        else:
-            self._pinned.discard(lane)
+        own = slice(0, 1) if lane == MAIN else slice(-1, None)
+        _run_on(self._cores[own] if units == 1 else self._cores)
 
 
 def _cores_of_this_thread() -> list[int]:

@@ -166,7 +166,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
         while True:
             mouth.working = True
             busy = driver.turn()
-            mouth.working = busy
+            mouth.working = busy or driver.other_listens()
             now = time.monotonic()
             if not busy or now - snapshot_at >= SNAPSHOT_S:
                 mouth.beat, snapshot_at = _beat(engine, driver, now), now

@@ -5,7 +5,6 @@ of their instants, as close as tiles are long, and what a lane does to the other
 """
 
 from collections.abc import Generator
-from functools import lru_cache
 
 from headway.core.clock import VirtualClock
 from headway.core.cost import shares_of
@@ -70,7 +69,7 @@ class TruePaces:
     def __init__(self, driver: Driver, roofline: Roofline) -> None:
         self._driver = driver
         self._roofline = roofline
-        self._paces = lru_cache(maxsize=64)(self._computed)
+        self._known: tuple[tuple[int, int], tuple[float, float]] | None = None  # of these two Works
 
     @property
     def are_both_busy(self) -> bool:
@@ -80,12 +79,11 @@ class TruePaces:
     def of(self, work: Work) -> float:
         """Of this step, now."""
         main, beside = self._driver.main.current, None if self._driver.beside is None else self._driver.beside.current
-        split = self._driver.scheduler.sharing.divider.split
-        if main is None or beside is None or split is None:
+        shares = self._driver.scheduler.sharing.shares
+        if main is None or beside is None or shares is None:
             return 1.0
-        prompts, tokens = self._paces(main, beside, split.prompts)
+        if self._known is None or self._known[0] != (main.id, beside.id):
+            paces = self._roofline.paces(shares_of(main.segments), shares_of(beside.segments), shares)
+            self._known = (main.id, beside.id), paces
+        prompts, tokens = self._known[1]
         return prompts if work is main else tokens
-
-    def _computed(self, prompts: Work, tokens: Work, units: int) -> tuple[float, float]:
-        split = next(split for split in self._roofline.splits if split.prompts == units)
-        return self._roofline.paces(shares_of(prompts.segments), shares_of(tokens.segments), split)

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.write(
         "cpu-peers",
         "Beside other engines, on a CPU",
-        COMMAND + (" --quick" if options.quick else ""),
+        report.command(COMMAND, arguments),
         f"The same seeded random weights in every engine, {options.num_threads} threads, one engine at a time in a "
         f"process of its own that starts anew in each of {rounds} rounds; the order turns round by round. Medians over "
         f"the rounds (least … most). Prompts are random ids, no two alike, nothing is cached between them; tokens are "
