@@ -60,8 +60,7 @@ class Detokenizer:
 
     def feed(self, tokens: Iterable[int]) -> str:
         """The text that these tokens complete, possibly none."""
-        table = self._table
-        spelled = b"".join([table[token] for token in tokens])
+        spelled = b"".join(map(self._table.__getitem__, tokens))
         if not self._holds:
             try:
                 return spelled.decode()

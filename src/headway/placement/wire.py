@@ -143,7 +143,11 @@ class Frames(NamedTuple):
     def feed(self, data: bytes) -> list[bytes]:
         """Add received bytes; returns the bodies that are now whole. Raises ValueError on an impossible length."""
         source: bytes | bytearray = data  # mostly it holds whole frames: then they are cut from it without a copy
-        if self.buffer:
+        if not self.buffer and len(data) >= _LENGTH.size:  # and most often a single one
+            (length,) = _LENGTH.unpack_from(data)
+            if len(data) == _LENGTH.size + length <= _LENGTH.size + MAX_FRAME_BYTES:
+                return [data[_LENGTH.size :]]
+        else:
             self.buffer.extend(data)
             source = self.buffer
         bodies, at = [], 0

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
+import msgspec
+
 from headway.core.ledger import Record
 from headway.core.request import Request
 from headway.core.work import Commit, TokenLogprobs
@@ -31,7 +33,7 @@ class ShownToken(NamedTuple):
     logprobs: TokenLogprobs | None
 
 
-class Piece(NamedTuple):
+class Piece(msgspec.Struct, frozen=True):
     """The next part of an answer that may be shown."""
 
     text: str
@@ -71,9 +73,6 @@ class Answer:
         self._num_shown = len(echo or "")
         self._waiting: list[ShownToken] = []  # whose text is not shown yet
 
-    def has_stopped(self) -> bool:
-        return self.stopped_by is not None
-
     def take(self, commit: Commit) -> Piece | None:
         """New tokens; the piece that they complete, if any. What comes after a stop is dropped. An echo waits for the
         first token, so that clients measure a true time to it."""
@@ -97,15 +96,15 @@ class Answer:
 
     def end(self, record: Record) -> tuple[Piece | None, Finish]:
         """The last of the text, and how it ended. Raises ApiError if there is no complete answer."""
-        if self.has_stopped():
+        if self.stopped_by is not None:
             return None, self._finish("stop", self.stopped_by, record)
         if record.kind != "finished":
             raise from_record(record)
         text = self._pass(self._detokenizer.flush())
-        if self._matcher is not None and not self.has_stopped():
+        if self._matcher is not None and self.stopped_by is None:
             text += self._matcher.rest()
-        piece = self._behind_echo(self._piece(text, last=not self.has_stopped()))
-        if self.has_stopped():
+        piece = self._behind_echo(self._piece(text, last=self.stopped_by is None))
+        if self.stopped_by is not None:
             return piece, self._finish("stop", self.stopped_by, record)
         named = record.stop_id if record.stop_id not in self._own_stop_ids else None
         return piece, self._finish("stop" if record.reason == "stop" else "length", named, record)
@@ -158,7 +157,7 @@ class Answer:
         return Piece(text, tuple(ready)) if text or ready else None
 
 
-class Update(NamedTuple):
+class Update(msgspec.Struct, frozen=True):
     """Something happened to one choice, which has `num_tokens` by now: more text, its ending, or both."""
 
     choice: int
@@ -197,12 +196,13 @@ async def converse(
     def hear(place: int, reply: Reply) -> None:
         answer, request = answers[place], ask.requests[place]
         if isinstance(reply, Delivered):
-            if answer.has_stopped():
+            if answer.stopped_by is not None:
                 return
-            if reply.commit.tokens:
-                meter.delivered(request, len(reply.commit.tokens))
-            piece = answer.take(reply.commit)
-            if answer.has_stopped():
+            commit = reply.commit
+            if commit.tokens:
+                meter.delivered(request, len(commit.tokens))
+            piece = answer.take(commit)
+            if answer.stopped_by is not None:
                 link.stop(request.id)
             if piece is not None:
                 tell(Update(place, piece, num_tokens=answer.num_tokens))
