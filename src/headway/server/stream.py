@@ -73,6 +73,9 @@ class Answer:
         self._num_shown = len(echo or "")
         self._waiting: list[ShownToken] = []  # whose text is not shown yet
 
+    def has_stopped(self) -> bool:
+        return self.stopped_by is not None
+
     def take(self, commit: Commit) -> Piece | None:
         """New tokens; the piece that they complete, if any. What comes after a stop is dropped. An echo waits for the
         first token, so that clients measure a true time to it."""
@@ -96,15 +99,15 @@ class Answer:
 
     def end(self, record: Record) -> tuple[Piece | None, Finish]:
         """The last of the text, and how it ended. Raises ApiError if there is no complete answer."""
-        if self.stopped_by is not None:
+        if self.has_stopped():
             return None, self._finish("stop", self.stopped_by, record)
         if record.kind != "finished":
             raise from_record(record)
         text = self._pass(self._detokenizer.flush())
-        if self._matcher is not None and self.stopped_by is None:
+        if self._matcher is not None and not self.has_stopped():
             text += self._matcher.rest()
-        piece = self._behind_echo(self._piece(text, last=self.stopped_by is None))
-        if self.stopped_by is not None:
+        piece = self._behind_echo(self._piece(text, last=not self.has_stopped()))
+        if self.has_stopped():
             return piece, self._finish("stop", self.stopped_by, record)
         named = record.stop_id if record.stop_id not in self._own_stop_ids else None
         return piece, self._finish("stop" if record.reason == "stop" else "length", named, record)
@@ -196,13 +199,13 @@ async def converse(
     def hear(place: int, reply: Reply) -> None:
         answer, request = answers[place], ask.requests[place]
         if isinstance(reply, Delivered):
-            if answer.stopped_by is not None:
+            if answer.has_stopped():
                 return
             commit = reply.commit
             if commit.tokens:
                 meter.delivered(request, len(commit.tokens))
             piece = answer.take(commit)
-            if answer.stopped_by is not None:
+            if answer.has_stopped():
                 link.stop(request.id)
             if piece is not None:
                 tell(Update(place, piece, num_tokens=answer.num_tokens))
