@@ -62,6 +62,18 @@ def test_coming_back_does_not_help_who_takes_longer_than_it_has() -> None:
         assert "takes 500 ms by itself" in record.message
 
 
+def test_coming_back_helps_where_the_device_is_only_slowed_for_now() -> None:
+    """A neighbour makes steps take twice their price, which is learnt from them: the same prompt is refused for now."""
+    story = Story(refuse_unattainable=True)
+    for number in range(30):
+        story.arrives(f"slow{number}", (number,) * 20, max_tokens=1)
+        story.passes(0.4)
+        story.done(story.plan(), 0.4, **{f"slow{number}": 7})
+    record = refused(story, 50, slo=SLO(ttft_s=0.6))
+    assert (record.reason, record.retry_after_s) == ("slo_unattainable", pytest.approx(1.0 - 0.6, abs=0.01))
+    assert refused(story, 50, slo=SLO(ttft_s=0.3)).retry_after_s is None
+
+
 def test_a_target_that_can_be_met_is_let_in() -> None:
     """The same queue, the same prompt, more time."""
     busy().arrives("patient", 50, slo=SLO(ttft_s=4.0))

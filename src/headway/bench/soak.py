@@ -35,7 +35,9 @@ PATIENCE_S = 60.0  # a call that has not ended by then hangs
 READY_S = 60.0
 SAMPLE_S = 2.0
 SETTLED = 0.25  # of the time, from which on memory should not grow
-MOST_GROWTH = 2.0  # MiB a minute, of either process
+MOST_GROWTH = 2.0  # MiB a minute, of the door and of any engine that lived long enough
+LONG_S = 120.0  # as long as that: a younger one is still meeting its first callers
+KILLING = 0.5  # of the time, in which engines are killed; then one of them is let live
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "home", "before", "rain")
 NONSENSE: tuple[tuple[str, bytes], ...] = (
     ("/v1/completions", b"{"),
@@ -64,21 +66,31 @@ class Account:
 
 @dataclass(slots=True)
 class Memory:
-    """Resident MiB by seconds since the start; one series for the door, one for each engine."""
+    """MiB of a process's own by seconds since the start; one series for the door, one for each engine. What it shares
+    does not count: the pool of pages, which has a size, and files that are mapped."""
 
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    resident: dict[str, float] = field(default_factory=dict)  # MiB at the end, all counted
 
     def sample(self, at_s: float, door: psutil.Process) -> psutil.Process | None:
         """Note both; returns the engine, if there is one."""
         engine = None
         with contextlib.suppress(psutil.Error):
-            self.series.setdefault("door", []).append((at_s, door.memory_info().rss / 2**20))
+            self._note("door", at_s, door)
             children = [child for child in door.children() if "headway.placement.process" in " ".join(child.cmdline())]
             if children:
                 engine = children[-1]
-                name = f"engine {engine.pid}"
-                self.series.setdefault(name, []).append((at_s, engine.memory_info().rss / 2**20))
+                self._note(f"engine {engine.pid}", at_s, engine)
         return engine
+
+    def _note(self, name: str, at_s: float, process: psutil.Process) -> None:
+        sizes = process.memory_info()
+        self.series.setdefault(name, []).append((at_s, (sizes.rss - sizes.shared) / 2**20))
+        self.resident[name] = sizes.rss / 2**20
+
+    def is_long(self, name: str) -> bool:
+        """Whether it lived long enough for its growth to say something."""
+        return self.series[name][-1][0] - self.series[name][0][0] >= LONG_S
 
     def growth(self, name: str) -> float | None:
         """MiB a minute by least squares, without the first part of the series' own time."""
@@ -131,8 +143,8 @@ class Caller:
             headers["x-slo-ttft-ms"] = str(rng.choice((200, 2000, 20000)))
         async with self._session.post(f"{self._url}/v1/completions", json=body, headers=headers) as response:
             if response.status in (429, 503):
-                if "retry-after" not in response.headers:
-                    self._account.faults.append(f"{response.status} without Retry-After")
+                if "retry-after" not in response.headers and response.headers.get("x-should-retry") != "false":
+                    self._account.faults.append(f"{response.status} that does not say when to come back, if at all")
                 return f"refused with {response.status}"
             if response.status == 500:
                 return self._lost((await response.read()).decode(errors="replace"))
@@ -198,7 +210,7 @@ async def soak(
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         callers = [Caller(session, url, account, options.seed + number) for number in range(options.streams)]
         tasks = [asyncio.ensure_future(caller.run(until)) for caller in callers]
-        next_kill = begun + options.kill_every
+        next_kill, last_kill = begun + options.kill_every, begun + KILLING * 60 * options.minutes
         with Progress(transient=True) as progress:
             bar = progress.add_task(f"{options.streams} callers", total=60 * options.minutes)
             while time.monotonic() < until:
@@ -206,7 +218,7 @@ async def soak(
                 now = time.monotonic()
                 progress.update(bar, completed=now - begun)
                 engine = memory.sample(now - begun, door)
-                if engine is not None and now >= next_kill and until - now > READY_S / 4:
+                if engine is not None and next_kill <= now < last_kill:
                     with contextlib.suppress(psutil.Error):
                         engine.send_signal(signal.SIGKILL)
                         num_kills += 1
@@ -267,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=200, help="callers at once")
     parser.add_argument(
-        "--kill-every", type=float, default=60.0, help="seconds, about, between two kills of the engine"
+        "--kill-every", type=float, default=40.0, help="seconds, about, between two kills of the engine"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
@@ -307,23 +319,31 @@ def told(
     """The page."""
     growths = {name: memory.growth(name) for name in memory.series}
     sizes = [
-        [name, len(memory.series[name]), f"{memory.series[name][-1][1]:.0f}", "" if slope is None else f"{slope:+.2f}"]
+        [
+            name,
+            f"{memory.series[name][-1][0] - memory.series[name][0][0]:.0f}",
+            f"{memory.resident[name]:.0f}",
+            f"{memory.series[name][-1][1]:.0f}",
+            "" if slope is None else f"{slope:+.2f}",
+        ]
         for name, slope in growths.items()
     ]
-    worst = max((slope for slope in growths.values() if slope is not None), default=0.0)
+    telling = [slope for name, slope in growths.items() if name == "door" or memory.is_long(name)]
+    worst = max((slope for slope in telling if slope is not None), default=0.0)
     endings = ", ".join(f"{name[6:]} {int(n)}" for name, n in sorted(said.items()) if name.startswith("ended "))
     parts = [
         f"{options.streams} callers at once for {options.minutes:g} minutes on the embedded model: six in ten stream "
         f"to the end, one waits for the whole answer, two leave on the way, one asks nonsense; half have a target. The "
-        f"engine was killed {num_kills} times.",
+        f"engine was killed {num_kills} times, all in the first {KILLING:.0%} of the time.",
         report.table(["a call ended", "times"], account.endings.most_common()),
         f"{account.num_begun} calls were begun and {account.endings.total()} ended; the longest whole answer took "
         f"{max(account.whole_s, default=0.0):.1f} s. The server's account: {int(said.get('ended', 0))} requests ended "
         f"({endings}), {int(said.get('restarts', 0))} engines started after one died; at the end "
         f"{int(said.get('running', 0))} running, {int(said.get('waiting', 0))} waiting, "
         f"{int(said.get('pages held', 0) + said.get('pages parked', 0))} pages held.",
-        report.table(["process", "samples", "MiB at the end", "MiB a minute"], sizes),
-        f"Growth at most {MOST_GROWTH:g} MiB a minute after the first {SETTLED:.0%} of a process's time: "
+        report.table(["process", "lived, s", "MiB at the end", "of its own", "its own, MiB a minute"], sizes),
+        f"Growth at most {MOST_GROWTH:g} MiB a minute after the first {SETTLED:.0%} of a process's time, of the door "
+        f"and of engines that lived for {LONG_S:g} s (the pool's pages, which have a limit, are not counted): "
         f"{'reached' if worst <= MOST_GROWTH else 'not reached'}, {worst:+.2f} at most.",
         "No fault was found."
         if not faults

@@ -36,7 +36,8 @@ class Crowd(NamedTuple):
 
 class Forecast(NamedTuple):
     """Seconds from arrival to first token: the mean; the same with what goes before it priced so that nine in ten stay
-    below (refusing where nobody waits would help nobody); and what it would take alone."""
+    below (refusing where nobody waits would help nobody); and what it would take alone if nothing slowed the device
+    either."""
 
     mean_s: float
     upper_s: float

@@ -39,7 +39,8 @@ class Forecaster:
         ahead_s = (self.queue.seconds_before(ticket, now) + open_s) / spare
         own_s = now - ticket.request.arrival + alone_s / spare
         mean_s = own_s + ahead_s + self._let_end_s(own, ahead_s, now) / spare
-        return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), alone_s)
+        undisturbed_s = alone_s / max(1.0, self.cost.correction)
+        return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s)
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
         """What it takes before others, were it alone on the device."""
