@@ -184,11 +184,11 @@ class Scheduler:
             reason = "stop"
         if num_kept:
             last = record.last_token
-            if last is not None:
-                record.longest_gap_s = max(record.longest_gap_s, now - last)
-            elif record.first_token is None:
+            if last is None:
                 record.begin_answer(now, self.cost.next_tokens(1, ticket.num_computed))
                 record.note(now, "first_token")
+            elif now - last > record.longest_gap_s:
+                record.longest_gap_s = now - last
             record.last_token = now
             record.num_output_tokens = num_generated
         if num_kept < len(commit.tokens):

@@ -48,14 +48,17 @@ class Tenants:
     def debts(self, newcomer: str | None = None) -> dict[str, float]:
         """Tokens that each has had beyond the least served of those who wait; with a newcomer, as if it waited too.
         Empty if there is but one."""
-        waiting = set(self._waiting) if newcomer is None else {*self._waiting, newcomer}
-        if len(waiting) < 2:
+        others = [newcomer] if newcomer is not None and newcomer not in self._waiting else []
+        if len(self._waiting) + len(others) < 2:
             return {}
         least = self._least()
-        return {tenant: max(0.0, self._served.get(tenant, 0.0) - least) for tenant in waiting}
+        debts = {tenant: self._served[tenant] - least for tenant in self._waiting}
+        for tenant in others:
+            debts[tenant] = max(0.0, self._served.get(tenant, 0.0) - least)
+        return debts
 
     def num_waiting(self, tenant: str) -> int:
         return self._waiting[tenant]
 
     def _least(self) -> float:
-        return min((self._served[tenant] for tenant in self._waiting), default=0.0)
+        return min(map(self._served.__getitem__, self._waiting), default=0.0)
