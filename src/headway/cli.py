@@ -104,10 +104,14 @@ def generate(words: Sequence[str]) -> int:
 
 
 def _generate(prompt: str, options: dict[str, Any], drawn: dict[str, Any]) -> int:
+    from headway.placement import collector
+
+    collector.rest()
     from headway.llm import LLM, SamplingParams  # torch comes with it
 
-    params = SamplingParams(**({"max_tokens": 128} | drawn))
-    for piece in LLM(**options).stream(prompt, params):
+    params, llm = SamplingParams(**({"max_tokens": 128} | drawn)), LLM(**options)
+    collector.calm()
+    for piece in llm.stream(prompt, params):
         sys.stdout.write(piece)
         sys.stdout.flush()
     print()

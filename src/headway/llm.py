@@ -178,7 +178,7 @@ class LLM:
         if settings.lanes in ("split", "auto"):
             raise ConfigError(f"lanes={settings.lanes!r} needs a server's own process: choose 'turns' or 'mixed'.")
         self._engine = build_engine(settings)
-        self._text = open_model_text(model)
+        self._text = open_model_text(model, chats=False)
         self.tokenizer = self._text.tokenizer
         text = self.tokenizer
         self._checker = Checker(lambda: Vocabulary(text.source, text.vocab_size, text.eos_ids))

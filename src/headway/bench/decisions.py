@@ -32,7 +32,7 @@ from headway.core.request import Request
 from headway.core.scheduler import Scheduler
 from headway.core.settings import Lane, SchedulerSettings
 from headway.core.work import Commit, Outcome, Work
-from headway.placement.process import _calm_the_collector
+from headway.placement import collector
 from headway.placement.simulate import Device
 
 COMMAND = "python -m headway.bench.decisions"
@@ -151,7 +151,8 @@ class Course:
 def collecting_as_the_engine_does() -> Iterator[None]:
     """Automatic, seldom, and without what is there already; afterwards as before."""
     thresholds = gc.get_threshold()
-    _calm_the_collector()
+    gc.collect()
+    collector.calm()
     try:
         yield
     finally:

@@ -77,7 +77,7 @@ class Memory:
         engine = None
         with contextlib.suppress(psutil.Error):
             self._note("door", at_s, door)
-            children = [child for child in door.children() if "headway.placement.process" in " ".join(child.cmdline())]
+            children = [child for child in door.children() if "headway.placement" in " ".join(child.cmdline())]
             if children:
                 engine = children[-1]
                 self._note(f"engine {engine.pid}", at_s, engine)

@@ -46,7 +46,7 @@ class KVPool:
         self.file = -1
         self._memory: mmap.mmap | None = None
         self._address = 0
-        self._num_faulted_bytes = 0
+        self.num_faulted_bytes = 0  # in memory already, from the start of the pool
         sizes = (shape.num_pages, shape.num_layers, 2, shape.num_kv_heads, shape.page_tokens, shape.head_size)
         if torch.device(device).type == "cpu":
             self.file = os.memfd_create("headway-kv", os.MFD_CLOEXEC)
@@ -81,17 +81,17 @@ class KVPool:
 
     def fault_in(self, num_bytes: int) -> bool:
         """Touch the next `num_bytes` of memory so that first use is not slow. False when all of it is touched."""
-        if self._memory is None or self._num_faulted_bytes >= self.shape.pool_bytes:
+        if self._memory is None or self.num_faulted_bytes >= self.shape.pool_bytes:
             return False
-        start = self._num_faulted_bytes
+        start = self.num_faulted_bytes
         length = min(num_bytes - num_bytes % mmap.PAGESIZE or mmap.PAGESIZE, self.shape.pool_bytes - start)
         # through the C library, because that call lets go of the interpreter lock
         failed = _libc.madvise(ctypes.c_void_p(self._address + start), ctypes.c_size_t(length), POPULATE_WRITE)
         if failed:  # an older kernel: pages come on first use, slower but right
-            self._num_faulted_bytes = self.shape.pool_bytes
+            self.num_faulted_bytes = self.shape.pool_bytes
             return False
-        self._num_faulted_bytes += length
-        return self._num_faulted_bytes < self.shape.pool_bytes
+        self.num_faulted_bytes += length
+        return self.num_faulted_bytes < self.shape.pool_bytes
 
     def close(self) -> None:
         """Give file and memory back; the mapping goes with its last tensor, if somebody still has one."""

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import tokenizers
 
 from headway.models import presets
-from headway.models.chat_template import ChatTemplate
 from headway.models.config import ModelError, read_config
 from headway.models.locate import locate
+
+if TYPE_CHECKING:
+    from headway.models.chat_template import ChatTemplate
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SAMPLING_DEFAULTS = {  # name -> least, most
@@ -190,14 +192,15 @@ class ModelText:
 
     name: str
     tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    chat_template: "ChatTemplate | None"
     sampling_defaults: Mapping[str, float]  # from generation_config.json, by its names
 
 
-def open_model_text(model: str | None, chat_template: str | None = None) -> ModelText:
+def open_model_text(model: str | None, chat_template: str | None = None, *, chats: bool = True) -> ModelText:
     """The text side of `model` (as in `EngineSettings.model`). Raises ModelError with a sentence that says what to do.
 
-    `chat_template` is a file or the template itself, and goes before the model's own.
+    `chat_template` is a file or the template itself, and goes before the model's own. Whoever renders no `chats` is
+    spared it, and a tenth of a second for the library that does.
     """
     preset = presets.parse(model)
     folder = locate(None if preset else model)
@@ -223,9 +226,9 @@ def open_model_text(model: str | None, chat_template: str | None = None) -> Mode
         eos_ids=tuple(dict.fromkeys((*config.eos_ids, *(() if own_eos is None else (own_eos,))))),
     )
     defaults = {} if preset else _sampling_defaults(folder / "generation_config.json")
-    template = chat_template or _find_template(folder, fields)
     name = folder.name if model is None else model.rstrip("/")
-    return ModelText(name, tokenizer, ChatTemplate.parse(template, special_tokens) if template else None, defaults)
+    source = (chat_template or _find_template(folder, fields)) if chats else None
+    return ModelText(name, tokenizer, _parse_template(source, special_tokens) if source else None, defaults)
 
 
 class _TokenizerFile(msgspec.Struct):
@@ -329,6 +332,12 @@ def _find_template(folder: Path, fields: dict[str, Any]) -> str | None:
         by_name = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = by_name.get("default")
     return template if isinstance(template, str) else None
+
+
+def _parse_template(source: str, special_tokens: Mapping[str, str]) -> "ChatTemplate":
+    from headway.models.chat_template import ChatTemplate
+
+    return ChatTemplate.parse(source, special_tokens)
 
 
 def _sampling_defaults(path: Path) -> dict[str, float]:

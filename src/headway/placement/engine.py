@@ -40,7 +40,8 @@ from headway.stages.panels import panels_for
 from headway.stages.sample import Sampler, no_matcher
 from headway.stages.tiling import Tiling
 
-FIRST_FAULTED_BYTES = 256 << 20
+FIRST_FAULTED_BYTES = 32 << 20  # of the pool, touched before the first request
+MEASURED_BYTES = 256 << 20  # of it, where rates are measured: more than caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ def build_engine(settings: EngineSettings) -> Engine:
         stage.record(settings.max_num_seqs)
         roofline = None
         if settings.lanes in ("split", "auto") and device.type == "cpu" and num_threads > 1:
-            roofline = measure_roofline(stage, num_threads, _num_touched(pool))
+            _touch(pool)
+            roofline = measure_roofline(stage, num_threads, _num_measured(pool))
             stage.tiling = Tiling(slowest(prices.rates, roofline), settings.max_tile_ms / 1e3)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
@@ -145,7 +147,7 @@ def _compiler(settings: EngineSettings) -> Compiler | None:
     if not is_available():
         return None
     try:
-        tokenizer = open_model_text(settings.model).tokenizer
+        tokenizer = open_model_text(settings.model, chats=False).tokenizer
         return Compiler(tokenizer.source, tokenizer.vocab_size, tokenizer.eos_ids)
     except (ModelError, ValueError):  # ids can be served without text, and text without forms: the door refuses them
         return None
@@ -156,7 +158,7 @@ def _prices(
 ) -> tuple[Prices, str]:
     """By which operators are cut and steps are predicted, and where that is from."""
     shape = pool.shape
-    calibration = Calibration(model, pool, _num_touched(pool), settings.max_tile_ms / 1e3, max_model_len, matrices)
+    calibration = Calibration(model, pool, _num_measured(pool), settings.max_tile_ms / 1e3, max_model_len, matrices)
     subject = Subject(
         config=model.config,
         dtype=str(model.dtype),
@@ -167,12 +169,23 @@ def _prices(
         longest_probe=min(max_model_len, LONGEST_PROBE),
         operators=f"{operators_for(model, pool).name}, {matrices.head.name}",
     )
-    return settle(subject.path if settings.cost_cache else None, calibration.measure, calibration.check)
+
+    def measure() -> Prices:
+        _touch(pool)
+        return calibration.measure()
+
+    return settle(subject.path if settings.cost_cache else None, measure, calibration.check)
 
 
-def _num_touched(pool: KVPool) -> int:
-    """Pages that are in memory already."""
-    return min(pool.shape.num_pages, FIRST_FAULTED_BYTES // pool.shape.page_bytes)
+def _num_measured(pool: KVPool) -> int:
+    """Pages where rates are measured."""
+    return min(pool.shape.num_pages, MEASURED_BYTES // pool.shape.page_bytes)
+
+
+def _touch(pool: KVPool) -> None:
+    """Bring those into memory, so that it is not their coming there that is measured."""
+    if (missing := MEASURED_BYTES - pool.num_faulted_bytes) > 0:
+        pool.fault_in(missing)
 
 
 @contextmanager

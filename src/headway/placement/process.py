@@ -6,7 +6,6 @@ the interpreter lock for long: operators let go of it while they compute.
 """
 
 import argparse
-import gc
 import os
 import queue
 import signal
@@ -23,7 +22,7 @@ import torch
 from headway.config import ConfigError, EngineSettings
 from headway.core import event as ev
 from headway.models.config import ModelError
-from headway.placement import wire
+from headway.placement import collector, wire
 from headway.placement.driver import Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
@@ -159,7 +158,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     put = letters.put if engine.compiler is None else Vestibule(engine.compiler, letters.put).put
     threading.Thread(target=read_messages, args=(connection, put), name="reader", daemon=True).start()
     mouth.say(wire.Ready(engine.facts))
-    _calm_the_collector()
+    collector.calm()
     faulting = True
     snapshot_at = 0.0
     with torch.inference_mode(), lanes_of(driver):
@@ -195,13 +194,6 @@ def _beat(engine: Engine, driver: Driver, now: float) -> wire.Beat:
     return wire.Beat(now, num_running, num_waiting, num_parked, scheduler.pages.counts(), counters)
 
 
-def _calm_the_collector() -> None:
-    """What was made at the start lives for ever; of what comes later, cycles are rare: look seldom, and briefly."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="One Headway engine; started by the door, not by hand.")
     parser.add_argument("--socket", type=int, required=True, help="the inherited end of a socket pair")
@@ -218,7 +210,3 @@ def main() -> None:
         connection.sendall(wire.frame(wire.StartFailed(str(error))))
         sys.exit(1)
     serve(engine, connection)
-
-
-if __name__ == "__main__":
-    main()

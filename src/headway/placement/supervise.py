@@ -179,7 +179,7 @@ class Supervisor:
     async def _launch(self) -> "Line":
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         # -P: a file in the current directory that is named like a module must not become one
-        command = [sys.executable, "-P", "-m", "headway.placement.process", "--socket", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "headway.placement", "--socket", str(theirs.fileno())]
         command += ["--settings", msgspec.json.encode(self.settings).decode()]
         try:
             with theirs:
