@@ -83,7 +83,7 @@ def measure(engine: Engine, case: Case, num_pairs: int, calm: Calm) -> Measured:
     """Cut and uncut steps of one case in turn, A B B A …"""
     cut = engine.stage
     uncut = LanguageStage(cut.model, cut.pool, Tiling(UNCUT, 1.0), cut.sampler, cut.matrices)
-    work = _work(engine, case)
+    work = work_of(engine, case)
     for segment in work.segments:
         prompt = (1,) * (case.context + case.num_tokens)
         cut.open(Request(segment.request_id, prompt, 1, 0.0, sampling=Sampling(temperature=0.0)))
@@ -113,7 +113,7 @@ def measure(engine: Engine, case: Case, num_pairs: int, calm: Calm) -> Measured:
     return Measured(undisturbed, ratios)
 
 
-def _work(engine: Engine, case: Case) -> Work:
+def work_of(engine: Engine, case: Case) -> Work:
     """Requests on pages of their own, in no order. What stands in the pages does not matter to time."""
     pool, vocabulary = engine.pool.shape, engine.stage.model.config.vocab_size
     pages_each = -(-(case.context + case.num_tokens) // pool.page_tokens)
