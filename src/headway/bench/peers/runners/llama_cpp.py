@@ -30,10 +30,9 @@ class LlamaCpp:
         if not self._model:
             raise RuntimeError(f"{load.model} cannot be loaded.")
         settings = native.llama_context_default_params()
-        settings.n_ctx = 16384  # cells for keys and values, shared by all sequences
+        settings.n_ctx = load.longest * load.batch  # cells for keys and values, as many for each sequence
         settings.n_batch = BATCH_TOKENS
         settings.n_seq_max = load.batch
-        settings.kv_unified = True
         settings.n_threads = settings.n_threads_batch = load.threads
         self._context = native.llama_init_from_model(self._model, settings)
         if not self._context:
