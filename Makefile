@@ -19,7 +19,7 @@ help:
 	@echo "make test     set up .venv and run every test this machine can run"
 	@echo "make test-native   the compiled operators under AddressSanitizer and UBSan"
 	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
-	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis"
+	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis, aiperf"
 	@echo "make test-gpu      the tests of CUDA operators and recorded steps; needs a CUDA build of torch"
 	@echo "make bench-gpu     prefill, decode and blocking on that device, into docs/results/gpu.md"
 	@echo "make bench-peers   OpenVINO, llama.cpp, vLLM and transformers on the same CPU, into docs/results/cpu-peers.md; BENCH_ARGS=--quick to try"
@@ -63,7 +63,7 @@ $(CLIENTS_VENV)/.installed: tests/clients/requirements.txt | $(BIN)/python
 	@touch $@
 
 test-clients: $(VENV)/.installed-dev $(CLIENTS_VENV)/.installed
-	@HEADWAY_PYTHON=$(CURDIR)/$(BIN)/python $(CLIENTS_VENV)/bin/python -m pytest --confcutdir tests/clients -p no:cacheprovider tests/clients $(TEST_ARGS)
+	@HEADWAY_PYTHON=$(CURDIR)/$(BIN)/python $(CLIENTS_VENV)/bin/python -m pytest --confcutdir tests/clients -p no:cacheprovider -p no:dash tests/clients $(TEST_ARGS)
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .

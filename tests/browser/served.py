@@ -67,3 +67,9 @@ def until(page: "Page", condition: str, seconds: float = 30.0) -> None:
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, f"it did not come to that: {condition}"
         page.wait_for_timeout(50)
+
+
+def answer_is_there(page: "Page", box: str) -> str:
+    """The new text in a box, when its stream is over."""
+    page.wait_for_selector(f"{box} .new:not(.growing):not(:empty)")
+    return page.locator(f"{box} .new").inner_text()

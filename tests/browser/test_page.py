@@ -11,18 +11,12 @@ import pytest
 
 pytest.importorskip("playwright.sync_api", reason="needs Playwright and Chromium: make test-browser")
 
-from served import ROOT, Server, until
+from served import ROOT, Server, answer_is_there, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 Visit = Callable[..., "Page"]
-
-
-def answer_is_there(page: "Page", box: str) -> str:
-    """The new text in a box, when its stream is over."""
-    page.wait_for_selector(f"{box} .new:not(.growing):not(:empty)")
-    return page.locator(f"{box} .new").inner_text()
 
 
 def show_a_suspension(page: "Page") -> None:
@@ -203,42 +197,25 @@ def test_everything_by_keyboard(visit: Visit) -> None:
     page.wait_for_selector("#past tr[data-request]:first-child .verdict:text('stopped')")
 
 
-CONTRAST = """() => {
-  const paint = (colour) => {
-    const pen = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-    pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
-    return [...pen.getImageData(0, 0, 1, 1).data];
-  };
-  const light = ([r, g, b]) => {
-    const line = (v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-    return 0.2126 * line(r) + 0.7152 * line(g) + 0.0722 * line(b);
-  };
-  const poor = [];
-  for (const node of document.querySelectorAll("body *")) {
-    const hasText = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!hasText || !node.checkVisibility() || node.matches(":disabled, :disabled *, option, script")) continue;
-    let under = node;
-    while (under && paint(getComputedStyle(under).backgroundColor)[3] < 250) under = under.parentElement;
-    const a = light(paint(getComputedStyle(node).color));
-    const b = light(paint(getComputedStyle(under ?? document.body).backgroundColor));
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    const words = node.textContent.trim().slice(0, 30);
-    if (ratio < 4.5) poor.push(`${node.tagName}.${node.className} ${words}: ${ratio.toFixed(2)}`);
-  }
-  return poor;
-}"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_read_in_the_light_and_in_the_dark(visit: Visit, scheme: str) -> None:
-    page = visit(color_scheme=scheme)
-    page.click("#run-code")
+def test_tab_and_enter_are_enough(visit: Visit) -> None:
+    """To send a text, to keep its answer and to go on with that; a text box lets the tabulator go."""
+    page = visit()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type(" ")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "run-code"
+    page.keyboard.press("Enter")
+    first = answer_is_there(page, "#answer")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "keep"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    assert page.locator("#prompt").input_value().endswith(first)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#past tr[data-request]').length === 2")
     answer_is_there(page, "#answer")
-    page.locator("#past .opener").first.click()
-    page.locator(".life .phases i").first.wait_for()
-    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (max(map(int, ground[4:-1].split(","))) < 60) == (scheme == "dark")
-    assert page.evaluate(CONTRAST) == []
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(visit: Visit) -> None:
@@ -258,6 +235,39 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visit: Visit) -> None:
         "b.getBoundingClientRect().height < 24).map(b => b.textContent)"
     )
     assert small == [], "a finger finds every button"
+
+
+def test_a_phone_in_the_hand(visit: Visit) -> None:
+    """390 by 844, as a phone says of itself: nothing to scroll sideways, the playground by finger; a picture."""
+    page = visit(width=390, height=844, has_touch=True, is_mobile=True, device_scale_factor=2)
+    wide = "[document.scrollingElement.scrollWidth, Math.round(visualViewport.width)]"
+    page.tap("#tab-chat")
+    page.fill("#say", "def greet(name):")
+    page.tap("#run-chat")
+    page.wait_for_selector("#talk .assistant:not(.growing):not(:empty)")
+    assert page.evaluate(wide) == [390, 390]
+    page.tap("#tab-code")
+    page.fill("#prompt", "class Stack:\n    def push(self, item):\n")
+    page.tap("#run-code")
+    assert len(answer_is_there(page, "#answer")) > 10
+    page.locator("#heat").tap(position={"x": 300, "y": 8})
+    assert page.locator("#heat-out").inner_text() not in ("0.2", "")
+    page.tap("#show")
+    until(page, "!document.getElementById('show').disabled")
+    page.wrong[:] = [text for text in page.wrong if "429" not in text]
+    page.locator("#past .opener").first.tap()
+    page.locator(".life .phases i").first.wait_for()
+    assert page.evaluate(wide) == [390, 390]
+    outside = page.evaluate(
+        "() => [...document.querySelectorAll('button, input, textarea, canvas, pre, figure')].filter(node => "
+        "node.checkVisibility() && !node.closest('.scroll') && (node.getBoundingClientRect().right > 390 || "
+        "node.getBoundingClientRect().left < 0)).map(node => node.id)"
+    )
+    assert outside == []
+    page.wait_for_timeout(1200)
+    picture = ROOT / "docs" / "page-phone.png"
+    page.screenshot(path=picture, full_page=True, scale="css")
+    assert picture.stat().st_size > 20_000
 
 
 def test_every_control_has_a_name(visit: Visit) -> None:

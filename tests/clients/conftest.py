@@ -16,7 +16,8 @@ from served import Server
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    one = Server(tmp_path_factory.mktemp("cache"), "--dtype", "float32")
+    # a short context: what a fuzzer asks for without a limit is soon at its end
+    one = Server(tmp_path_factory.mktemp("cache"), "--dtype", "float32", "--max-model-len", "512")
     try:
         one.wait()
         yield one

@@ -217,6 +217,7 @@ SOURCES = {name: json.dumps(schema | {"additionalProperties": False}) for name, 
 
 
 DIALECTS = {"marked": calls.MARKED, "listed": calls.LISTED, "mistral": calls.MISTRAL, "llama": calls.LLAMA}
+DIALECTS |= {"mistral-11": calls.MISTRAL_11, "mistral-13": calls.MISTRAL_13}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
@@ -263,6 +264,17 @@ MARKED_CASES = [
         (calls.NEMO, '[TOOL_CALLS][{"name": "now", "arguments": {}}]', True),
         (calls.MISTRAL, "[TOOL_CALLS] is a mark", False),
         (calls.MISTRAL, '[TOOL_CALLS] [{"name": "now", "arguments": {}}]And', False),
+        (calls.MISTRAL_13, "Hello [TOOL_CALLS", True),
+        (calls.MISTRAL_13, 'I look.[TOOL_CALLS]now[ARGS]{}[TOOL_CALLS]weather[ARGS]{"city": "Bonn"}', True),
+        (calls.MISTRAL_13, "[TOOL_CALLS]then", False),
+        (calls.MISTRAL_13, '[TOOL_CALLS] [{"name": "now"', False),
+        (calls.MISTRAL_13, "[TOOL_CALLS]now[CALL_ID]", False),
+        (calls.MISTRAL_13, '[TOOL_CALLS]weather[ARGS]{"city": "Berlin"', False),
+        (calls.MISTRAL_13, "[TOOL_CALLS]now[ARGS]{} And", False),
+        (calls.MISTRAL_11, "[TOOL_CALLS]now[CALL_ID]a1B2c3D4e[ARGS]{}[TOOL_CALLS]now[CALL_ID]000000001[ARGS]{}", True),
+        (calls.MISTRAL_11, "[TOOL_CALLS]now[ARGS]", False),
+        (calls.MISTRAL_11, "[TOOL_CALLS]now[CALL_ID]a1B2[ARGS]", False),
+        (calls.MISTRAL_11, "[TOOL_CALLS]now[CALL_ID]a1B2c3D4e5", False),
         (calls.LLAMA, 'Hello. {"name": "then"', True),
         (calls.LLAMA, '{"name": of a city}', True),
         (calls.LLAMA, '{"name": "weather", "parameters": {"city": "Bonn"}}', True),
@@ -324,6 +336,21 @@ def test_marks_that_are_tokens_are_written_as_tokens() -> None:
         assert asked.is_complete
     spelled = calls.grammar(SOURCES, calls.MARKED, several=False, must_call=False)
     assert not compiler.matcher(spelled).allowed()[list(tokens.values())].any()
+
+
+@pytest.mark.parametrize("dialect", [calls.MISTRAL_11, calls.MISTRAL_13], ids=["with an id", "without"])
+def test_marks_within_a_call_are_tokens_too(dialect: calls.Dialect) -> None:
+    """As Mistral's vocabularies have them; several calls stand in a row."""
+    source, tokens = with_tokens("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
+    compiler = Compiler(source, 4099, TOKENIZER.eos_ids)
+    id_ = [tokens["[CALL_ID]"], *TOKENIZER.encode("a1B2c3D4e")] if dialect.has_id else []
+    call = [tokens["[TOOL_CALLS]"], *TOKENIZER.encode("now"), *id_, tokens["[ARGS]"], *TOKENIZER.encode("{}")]
+    for must, before in ((True, []), (False, []), (False, TOKENIZER.encode("I look."))):
+        asked = compiler.matcher(calls.grammar(SOURCES, dialect, several=True, must_call=must, tokens=tokens))
+        for token in [*before, *call, *call]:
+            assert asked.allowed()[token]
+            asked.accept(token)
+        assert asked.allowed()[list(TOKENIZER.eos_ids)].all()
 
 
 def test_an_answer_in_words_by_a_schema_or_a_call() -> None:

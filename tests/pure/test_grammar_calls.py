@@ -12,6 +12,8 @@ from headway.grammar.calls import (
     LLAMA,
     MARKED,
     MISTRAL,
+    MISTRAL_11,
+    MISTRAL_13,
     NEMO,
     Argued,
     Called,
@@ -35,6 +37,9 @@ INDENTS = st.sampled_from([None, 2])
 
 
 def written(calls: list[tuple[str, str]], dialect: Dialect) -> str:
+    if dialect.bare:
+        ids = [f"[CALL_ID]{number:09}" if dialect.has_id else "" for number in range(len(calls))]
+        return "".join(f"[TOOL_CALLS]{name}{id_}[ARGS]{said}" for id_, (name, said) in zip(ids, calls, strict=True))
     bodies = [
         f'{dialect.opening}{{"name": "{name}", "{dialect.arguments}": {said}}}{dialect.closing}' for name, said in calls
     ]
@@ -85,6 +90,36 @@ def test_calls_are_read_as_they_were_written(
         assert fed("." + text, cuts, reading) == ("." + text, [])
 
 
+@example("", [("ARGS", {"[ARGS]": "f[ARGS]{}"}), ("TOOL_CALLS", {"a": "[TOOL_CALLS]g[ARGS]"})], None, [])
+@given(st.text(), CALLS, INDENTS, st.lists(st.integers(0, 10_000)))
+def test_a_name_that_stands_before_its_arguments_is_read_wherever_it_is_cut(
+    text: str, calls: list[tuple[str, dict[str, object]]], indent: int | None, cuts: list[int]
+) -> None:
+    """Mistral's newer forms, with an id and without: several in a row, behind a text, forced, or beside an answer."""
+    said = [(name, json.dumps(arguments, indent=indent)) for name, arguments in calls]
+    text = text.replace("[", "")
+    expected = text if text.strip() else ""
+    for dialect in (MISTRAL_11, MISTRAL_13):
+        may = Reading.of(dialect, must_call=False, beside_answer=False)
+        assert fed(text + written(said, dialect), cuts, may) == (expected, said)
+        assert fed(written(said, dialect), cuts, Reading.of(dialect, must_call=True, beside_answer=False)) == ("", said)
+        beside = Reading.of(dialect, must_call=False, beside_answer=True)
+        assert fed(written(said, dialect), cuts, beside) == ("", said)
+        answer = json.dumps({"a": written(said, dialect)})
+        assert fed(answer, cuts, beside) == (answer, [])
+
+
+@given(st.lists(st.sampled_from(["a1B2c3D4e", "000000000"]), min_size=1, max_size=4), st.lists(st.integers(0, 10_000)))
+def test_ids_are_those_that_the_model_wrote_but_none_comes_twice(ids: list[str], cuts: list[int]) -> None:
+    """The second of two with the same id is told without one: whoever tells it gives it another."""
+    text = "".join(f"[TOOL_CALLS]f[CALL_ID]{one}[ARGS]{{}}" for one in ids)
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    reader = Reader(Reading.of(MISTRAL_11, must_call=True, beside_answer=False))
+    heard = [one for start, end in pairwise(places) for one in reader.feed(text[start:end])]
+    known = [one.id for one in heard if isinstance(one, Called)]
+    assert known == [one if one not in ids[:place] else "" for place, one in enumerate(ids)]
+
+
 @given(st.text(alphabet="<tol_cal>x\n"), st.lists(st.integers(0, 10_000)))
 def test_text_that_only_looks_like_a_mark_is_shown_whole(text: str, cuts: list[int]) -> None:
     text = text.replace(MARKED.mark, "")
@@ -124,7 +159,8 @@ def test_what_is_cut_off_is_told_as_far_as_it_goes() -> None:
         ("{{ messages }}", LISTED),
         ('{{- "[TOOL_CALLS] [" }}', MISTRAL),
         ("{{- '[TOOL_CALLS][' }}", NEMO),
-        ('{{- "[TOOL_CALLS]" + name + "[ARGS]" }}', LISTED),
+        ('{{- "[TOOL_CALLS]" + name + "[ARGS]" + arguments }}', MISTRAL_13),
+        ('{{- "[TOOL_CALLS]" + name }}{{- "[CALL_ID]" + call.id }}{{- "[ARGS]" + arguments }}', MISTRAL_11),
         ('{{- \'{"name": function name, "parameters": dictionary of argument name and its value}.\' }}', LLAMA),
         ("<tool_call>\n<function=f>\n</function>\n</tool_call>", LISTED),
     ],

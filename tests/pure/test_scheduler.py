@@ -40,6 +40,26 @@ def test_a_request_from_arrival_to_its_last_token() -> None:
     assert story.num_free == 200
 
 
+def test_steps_are_counted_by_their_tokens() -> None:
+    """A prompt of six, which is more than four and at most eight, then a single token; who has left counts no more."""
+    story = Story(pack_tokens=16)
+    story.begins("a", 6, max_tokens=3)
+    story.done(story.plan(), a=8)
+    assert story.scheduler.step_sizes == {3: 1, 0: 1}
+    assert story.scheduler.counters["step_tokens"] == 7
+    story.tell(ev.Cancelled("a"))
+    story.arrives("b", 8)
+    story.arrives("c", 3)
+    work = story.plan()
+    assert work is not None
+    assert work.num_tokens == 11
+    story.tell(ev.Cancelled("b"))
+    story.tell(ev.Left(work.id, ("b",)))
+    story.done(work, c=9)
+    assert story.scheduler.step_sizes == {3: 1, 0: 1, 2: 1}
+    assert story.scheduler.counters["step_tokens"] == 10
+
+
 def test_planning_twice_changes_nothing() -> None:
     """Asked again while a Work is on the device and nothing else wants it, the answer is that very Work."""
     story = Story()

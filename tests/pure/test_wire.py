@@ -94,6 +94,7 @@ beats = st.builds(
     num_parked=COUNTS,
     pages=st.dictionaries(TEXT, COUNTS, max_size=4),
     counters=st.dictionaries(TEXT, FLOATS, max_size=4),
+    step_sizes=st.dictionaries(st.integers(0, 40), COUNTS, max_size=4),
 )
 spans = st.builds(
     Span,

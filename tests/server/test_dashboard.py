@@ -21,7 +21,7 @@ def test_every_query_finds_its_series() -> None:
         await desk.complete(slo={"ttft_ms": 0.0001})
         desk.link.beat = desk.link.beat and desk.link.beat.__class__(
             now=0.0, num_running=1, num_waiting=2, num_parked=3, pages={"free": 4},
-            counters={"preemptions": 1, "prefix_queries": 2, "prefix_hits": 1},
+            counters={"preemptions": 1, "prefix_queries": 2, "prefix_hits": 1, "page_evictions": 0},
         )  # fmt: skip
         async with desk.client() as client:
             text = (await client.get("/metrics")).text

@@ -155,6 +155,26 @@ def test_the_engines_state_is_that_of_its_last_beat() -> None:
     run(story)
 
 
+def test_steps_are_told_by_their_tokens_in_vllms_buckets() -> None:
+    """One of a single token, two of two to four, one of five to eight, one of more than any bound."""
+
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        counters = {"step_tokens": 1.0 + 3 + 4 + 7 + 20_000}
+        desk.link.beat = Beat(1.0, 0, 0, 0, {"free": 1}, counters, {0: 1, 2: 2, 3: 1, 15: 1})
+        found = await samples(desk)
+        name = "vllm:iteration_tokens_total"
+        buckets = {dict(labels)["le"]: count for (one, labels), count in found.items() if one == f"{name}_bucket"}
+        assert [float(bound) for bound in buckets] == [1, *(2**power for power in range(3, 15)), float("inf")]
+        assert buckets["1.0"] == 1
+        assert buckets["8.0"] == buckets["16384.0"] == 4
+        assert buckets["+Inf"] == found[f"{name}_count", ()] == 5
+        assert found[f"{name}_sum", ()] == 20_015
+        assert ("headway:step_tokens_total", ()) not in found
+
+    run(story)
+
+
 def test_paths_that_callers_invent_make_no_new_series() -> None:
     async def story() -> None:
         desk = await Desk("ok").start()

@@ -21,6 +21,14 @@ Write <tool_call>{"name": …, "arguments": …}</tool_call>.
 SPEAKS: ModelText = open_model_text(None, TEMPLATE)
 TURNS = "{% for message in messages %}[{{ message.role }}] {{ message.content }}\n{% endfor %}"
 MISTRAL: ModelText = open_model_text(None, TURNS + '{# it writes #}{% if false %}{{ "[TOOL_CALLS] [" }}{% endif %}')
+WRITES = """{%- for message in messages %}[{{ message.role }}]
+{%- if message.tool_call_id %}{{ message.tool_call_id }}{% endif %}{{ message.content or '' }}
+{%- for call in message.tool_calls or [] %}
+{%- if call.id | length != 9 %}{{ raise_exception("An id has nine letters and digits.") }}{% endif %}
+{{- '[TOOL_CALLS]' + call.function.name }}IDENTIFIED{{ '[ARGS]' + call.function.arguments | tojson }}
+{%- endfor %}{% endfor %}"""
+MISTRAL_11: ModelText = open_model_text(None, WRITES.replace("IDENTIFIED", "{{ '[CALL_ID]' + call.id }}"))
+MISTRAL_13: ModelText = open_model_text(None, WRITES.replace("IDENTIFIED", ""))
 LLAMA_SAYS = 'Respond in the format {"name": function name, "parameters": dictionary of argument name and its value}.'
 LLAMA: ModelText = open_model_text(None, LLAMA_SAYS + TURNS)
 CHAT = "/v1/chat/completions"
@@ -38,7 +46,10 @@ BONN = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_
 TIME = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 LIST = '[{"name": "weather", "arguments": {"city": "Bonn"}}, {"name": "now", "arguments": {}}]'
 BOTH = [("weather", '{"city": "Bonn"}'), ("now", "{}")]
+ROW = '[TOOL_CALLS]weather[ARGS]{"city": "Bonn"}[TOOL_CALLS]now[ARGS]{}'
+ROW_OF_IDS = '[TOOL_CALLS]weather[CALL_ID]aB3dE6gH9[ARGS]{"city": "Bonn"}[TOOL_CALLS]now[CALL_ID]aB3dE6gH9[ARGS]{}'
 NAMED = {"type": "function", "function": {"name": "now"}}
+FLAT = {"type": "function", **WEATHER["function"]}
 
 
 def asking(**body: Any) -> dict[str, Any]:
@@ -62,6 +73,11 @@ def calls_of(message: Any) -> list[tuple[str, str]]:
         (MISTRAL, {}, "I look. [TOOL_CALLS] " + LIST, "I look. ", BOTH),
         (MISTRAL, {}, "A [TOOL] of [TOOL_CALLS", "A [TOOL] of [TOOL_CALLS", []),
         (MISTRAL, {"tool_choice": "required"}, "[TOOL_CALLS] " + LIST, None, BOTH),
+        (MISTRAL_13, {}, "I look." + ROW, "I look.", BOTH),
+        (MISTRAL_13, {"tool_choice": "required"}, ROW, None, BOTH),
+        (MISTRAL_13, {"tool_choice": NAMED}, "[TOOL_CALLS]now[ARGS]{}", None, BOTH[1:]),
+        (MISTRAL_11, {}, "I look." + ROW_OF_IDS, "I look.", BOTH),
+        (MISTRAL_11, {"tool_choice": "required"}, ROW_OF_IDS, None, BOTH),
         (LLAMA, {}, '{"name": "weather", "parameters": {"city": "Bonn"}}', None, BOTH[:1]),
         (LLAMA, {}, '<|python_tag|>{"name": "now", "parameters": {}}', None, BOTH[1:]),
         (LLAMA, {}, '{"name": of a city}', '{"name": of a city}', []),
@@ -115,6 +131,40 @@ def gathered(events: list[Any]) -> tuple[dict[str, Any], str]:
     assert reason is not None
     message: dict[str, Any] = {"content": content or None}
     return (message | {"tool_calls": calls} if calls else message), reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("text", "says", "known"),
+    [
+        (MISTRAL, "[TOOL_CALLS] " + LIST, None),
+        (MISTRAL_13, ROW, None),
+        (MISTRAL_11, ROW_OF_IDS, "aB3dE6gH9"),
+        (MISTRAL_11, ROW_OF_IDS.replace("aB3dE6gH9", "000000001", 1), "000000001"),
+    ],
+)
+def test_ids_are_such_as_mistrals_templates_take_back(
+    text: ModelText, says: str, known: str | None, stream: bool
+) -> None:
+    """Nine letters and digits, the model's own where it wrote one, none twice; with the results they go back."""
+
+    async def story() -> None:
+        desk = await Desk(says, text=text, max_model_len=2048).start()
+        if stream:
+            message, _ = gathered(await desk.stream(CHAT, asking()))
+        else:
+            message = (await desk.chat(**asking()))["choices"][0]["message"]
+        ids = [call["id"] for call in message["tool_calls"]]
+        assert len(set(ids)) == 2
+        assert all(len(one) == 9 and one.isalnum() and one.isascii() for one in ids)
+        assert known in (None, ids[0])
+        results = [{"role": "tool", "tool_call_id": one, "content": "7"} for one in ids]
+        await desk.chat(**asking(messages=[USER, {"role": "assistant", **message}, *results]))
+        response = (await desk.post("/v1/responses", {"input": "Bonn?", "tools": [FLAT]})).json()
+        (first, *_) = [item for item in response["output"] if item["type"] == "function_call"]
+        assert len(first["call_id"]) == 9
+
+    run(story)
 
 
 def test_what_is_cut_off_is_told_as_far_as_it_goes() -> None:

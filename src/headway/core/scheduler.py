@@ -27,7 +27,7 @@ from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.tenants import Tenants
 from headway.core.ticket import Ticket
-from headway.core.work import Commit, Work
+from headway.core.work import Commit, Segment, Work
 
 
 class Scheduler:
@@ -41,6 +41,7 @@ class Scheduler:
         self.cost = cost
         self.pages = pages
         self.counters: Counter[str] = Counter()
+        self.step_sizes: Counter[int] = Counter()  # n -> steps of at most 2**n tokens, and more than half as many
         self.draining = False
         self._tickets: dict[str, Ticket] = {}
         self._decoding: dict[int, Ticket] = {}  # by ticket number, in a step or between two
@@ -133,7 +134,9 @@ class Scheduler:
         over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
-        for segment, ticket in self._steps.members(step):
+        members = self._steps.members(step)
+        self._count(members)
+        for segment, ticket in members:
             ticket.step = None
             if over_s > 0:
                 ticket.record.overran(over_s)
@@ -152,6 +155,13 @@ class Scheduler:
             else:
                 self._read(ticket, commit, now, effects)
         return effects
+
+    def _count(self, members: list[tuple[Segment, Ticket]]) -> None:
+        """A step of these is done."""
+        num_tokens = sum([len(segment.tokens) for segment, _ in members])
+        if num_tokens:
+            self.counters["step_tokens"] += num_tokens
+            self.step_sizes[(num_tokens - 1).bit_length()] += 1
 
     def _read(self, ticket: Ticket, commit: Commit | None, now: float, effects: list[ev.Effect]) -> None:
         """A piece of the prompt is read, and no token was drawn after it: there is more of it, or that was all."""

@@ -23,7 +23,8 @@ class Dialect:
     """What stands around calls. `mark` begins one in the midst of a text; without it, an answer has text or calls.
 
     Where an answer is text or `instead` of it one call, it is known by how it begins, after a `tag` or without it.
-    `arguments` is what a call's arguments are called.
+    `arguments` is what a call's arguments are called; where a call is no object but `bare`, its name stands before
+    them. Its id, which the model writes between the two if it `has_id`, has so many letters and digits (0: any).
     """
 
     mark: str
@@ -35,16 +36,22 @@ class Dialect:
     arguments: str = "arguments"
     instead: bool = False
     tag: str = ""
+    bare: bool = False
+    has_id: bool = False
+    id_letters: int = 0
 
 
 MARKED = Dialect("<tool_call>", "", "<tool_call>\n", "\n</tool_call>", "\n", "")  # Hermes' and Qwen's
 LISTED = Dialect("", "[", "", "", ", ", "]")
 TOOL_CALLS = "[TOOL_CALLS]"
-MISTRAL = Dialect(TOOL_CALLS, f"{TOOL_CALLS} [", "", "", ", ", "]")
-NEMO = Dialect(TOOL_CALLS, f"{TOOL_CALLS}[", "", "", ", ", "]")
+CALL_ID, ARGS = "[CALL_ID]", "[ARGS]"
+MISTRAL = Dialect(TOOL_CALLS, f"{TOOL_CALLS} [", "", "", ", ", "]", id_letters=9)
+NEMO = Dialect(TOOL_CALLS, f"{TOOL_CALLS}[", "", "", ", ", "]", id_letters=9)
+MISTRAL_11 = Dialect(TOOL_CALLS, "", TOOL_CALLS, "", "", "", bare=True, has_id=True, id_letters=9)
+MISTRAL_13 = Dialect(TOOL_CALLS, "", TOOL_CALLS, "", "", "", bare=True, id_letters=9)
 PYTHON_TAG = "<|python_tag|>"
 LLAMA = Dialect("", "", "", "", "", "", arguments="parameters", instead=True, tag=PYTHON_TAG)
-MARKS = ("<tool_call>", "</tool_call>", TOOL_CALLS, PYTHON_TAG)
+MARKS = ("<tool_call>", "</tool_call>", TOOL_CALLS, CALL_ID, ARGS, PYTHON_TAG)
 _MARKS = re.compile(f"({'|'.join(map(re.escape, MARKS))})")
 _BEGINS = '{"name": "'  # a call
 
@@ -53,7 +60,9 @@ def dialect_of(template: str) -> Dialect:
     """The one that a chat template speaks of."""
     if "<tool_call>" in template and "</tool_call>" in template:
         return LISTED if "<function=" in template else MARKED
-    if TOOL_CALLS in template and "[ARGS]" not in template:
+    if TOOL_CALLS in template and ARGS in template:
+        return MISTRAL_11 if CALL_ID in template else MISTRAL_13
+    if TOOL_CALLS in template:
         return MISTRAL if f"{TOOL_CALLS} [" in template else NEMO
     if re.search(r'\{"name": [^{}]*"parameters": ', template):
         return LLAMA
@@ -79,7 +88,15 @@ def grammar(
         found = [(part, tokens.get(part)) for part in _MARKS.split(text)]
         return _joined(*(_quoted(part) if token is None else f"<[{token}]>" for part, token in found))
 
-    rules = [f"call_{number}: {_call(*function, dialect)}" for number, function in enumerate(functions.items())]
+    def call(name: str, schema: str) -> str:
+        if dialect.bare:
+            id_ = _joined(marked(CALL_ID), "ID") if dialect.has_id else ""
+            return _joined(_quoted(name), id_, marked(ARGS), _json(schema))
+        return _joined(_quoted(f'{_BEGINS}{name}", "{dialect.arguments}": '), _json(schema), _quoted("}"))
+
+    rules = [f"call_{number}: {call(*function)}" for number, function in enumerate(functions.items())]
+    if dialect.has_id:
+        rules.append(f"ID: /[a-zA-Z0-9]{{{dialect.id_letters}}}/")
     rules.append("body: " + " | ".join(f"call_{number}" for number in range(len(functions))))
     rules.append(f"call: {_joined(marked(dialect.opening), 'body', marked(dialect.closing))}")
     more = f"({_quoted(dialect.between)} call){{0,{MAX_CALLS - 1}}}" if several and not dialect.instead else ""
@@ -109,10 +126,6 @@ def grammar(
     return Constraint("lark", "%llguidance {}\n" + "\n".join(rules) + "\n")
 
 
-def _call(name: str, schema: str, dialect: Dialect) -> str:
-    return _joined(_quoted(f'{_BEGINS}{name}", "{dialect.arguments}": '), _json(schema), _quoted("}"))
-
-
 def _json(schema: str) -> str:
     return f"%json {json.dumps(json_options(json.loads(schema)))}"
 
@@ -135,9 +148,10 @@ class Said(NamedTuple):
 
 
 class Called(NamedTuple):
-    """The next call begins."""
+    """The next call begins. `id`: as the model wrote it, if it wrote one that none of its other calls has."""
 
     name: str
+    id: str = ""
 
 
 class Argued(NamedTuple):
@@ -147,27 +161,33 @@ class Argued(NamedTuple):
 
 
 Heard = Said | Called | Argued
-_BEGINNING = re.compile(r'\{"name": "([a-zA-Z0-9_.-]{1,64})", "(?:arguments|parameters)": ')
+_BEGINNING = re.compile(
+    r'\{"name": "(?P<name>[a-zA-Z0-9_.-]{1,64})", "(?:arguments|parameters)": '
+    r"|(?P<bare>[a-zA-Z0-9_.-]{1,64})(?:\[CALL_ID\](?P<id>[a-zA-Z0-9]{1,64}))?\[ARGS\]"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How to tell calls from text: they begin at `mark`, or only where it stands at the very start. No mark: there is
-    nothing but calls. A mark that `belongs` to the call is its own beginning; before it a `tag` may stand."""
+    nothing but calls. A mark that `belongs` to the call is its own beginning; before it a `tag` may stand. An id that
+    a call is given has `id_letters` letters and digits, unless that is 0."""
 
     mark: str = ""
     at_start: bool = False
     belongs: bool = False
     tag: str = ""
+    id_letters: int = 0
 
     @classmethod
     def of(cls, dialect: Dialect, *, must_call: bool, beside_answer: bool) -> "Reading":
         """How an answer is read that was written in this dialect, where a text must be such an answer or may be any."""
+        letters = dialect.id_letters
         if must_call:
-            return cls()
+            return cls(id_letters=letters)
         if dialect.instead:
             return cls(dialect.tag, True) if beside_answer else cls(_BEGINS, True, True, dialect.tag)
-        return cls(dialect.mark, beside_answer)
+        return cls(dialect.mark, beside_answer, id_letters=letters)
 
 
 @dataclass(slots=True)
@@ -176,6 +196,7 @@ class Reader:
 
     reading: Reading
     num_calls: int = 0
+    _ids: set[str] = field(default_factory=set)
     _rest: str = ""
     _is_text: bool = field(init=False)
     _only_text: bool = False
@@ -214,7 +235,9 @@ class Reader:
             self.num_calls += 1
             self._rest = self._rest[begun.end() :]
             self._in_arguments = True
-            yield Called(begun.group(1))
+            written = begun["id"] or ""
+            yield Called(begun["name"] or begun["bare"], "" if written in self._ids else written)
+            self._ids.add(written)
 
     def _read_text(self) -> Iterator[Heard]:
         mark, tag = self.reading.mark, self.reading.tag

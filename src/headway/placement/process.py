@@ -184,14 +184,17 @@ def serve(engine: Engine, connection: socket.socket) -> None:
 def _beat(engine: Engine, driver: Driver, now: float) -> wire.Beat:
     scheduler = engine.scheduler
     num_running, num_waiting, num_parked = scheduler.loads()
-    counters = {name: float(count) for name, count in scheduler.counters.items()} | {
+    counted = dict(scheduler.counters)  # at once: another lane's thread may be counting
+    counters = {name: float(count) for name, count in counted.items()} | {
         "tiles": float(driver.num_tiles),
         "decision_seconds": driver.decisions_s,
+        "page_evictions": float(scheduler.pages.num_evictions),
         "backlog_s": scheduler.backlog_s,
         "step_prediction_error_ratio": scheduler.cost.mean_error,
         "step_slowdown_ratio": scheduler.cost.correction,
     }
-    return wire.Beat(now, num_running, num_waiting, num_parked, scheduler.pages.counts(), counters)
+    pages, step_sizes = scheduler.pages.counts(), dict(scheduler.step_sizes)
+    return wire.Beat(now, num_running, num_waiting, num_parked, pages, counters, step_sizes)
 
 
 def main() -> None:

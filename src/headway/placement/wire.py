@@ -110,6 +110,7 @@ class Beat(msgspec.Struct, tag=True):
     num_parked: int
     pages: dict[str, int]  # state -> count
     counters: dict[str, float]  # running totals: events, plans, tiles, preemptions, prefix_queries, prefix_hits …
+    step_sizes: dict[int, int] = {}  # n -> steps done, ever, of at most 2**n tokens and more than half as many
 
 
 class Ran(msgspec.Struct, tag=True):

@@ -4,7 +4,6 @@ Where an answer may call tools, its text is read as it comes: what is outside of
 name first and then by its arguments piece by piece.
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from headway.grammar.calls import Argued, Called, Heard, Reader, Said
+from headway.grammar.calls import Argued, Called, Heard, Reader, Reading, Said
 from headway.models.tokenizer import Tokenizer
 from headway.server.intake import Ask
 from headway.server.messages import CalledFunction, ToolCall
@@ -31,6 +30,7 @@ from headway.server.shapes import (
     usage_so_far,
 )
 from headway.server.stream import Finish, ShownToken, Update
+from headway.server.tools import call_id
 
 _encode = msgspec.json.Encoder().encode
 
@@ -140,7 +140,7 @@ class ChatShape:
         number = reader.num_calls - sum(isinstance(one, Called) for one in heard) - 1
         for one in heard if update.finish is None else heard + reader.end():
             number += isinstance(one, Called)
-            deltas.append(_delta(one, number))
+            deltas.append(_delta(one, number, self._ask.calls))
         return deltas
 
     def _reason(self, index: int, finish: Finish) -> str:
@@ -173,7 +173,7 @@ class ChatShape:
                 case Said(more):
                     said += more
                 case Called(name):
-                    calls.append(ToolCall(_call_id(), CalledFunction(name, "")))
+                    calls.append(ToolCall(call_id(one, self._ask.calls), CalledFunction(name, "")))
                 case Argued(more):
                     calls[-1].function.arguments += more
         return ChatMessage(said or None, tool_calls=calls) if calls else ChatMessage(said)
@@ -210,16 +210,12 @@ def token_logprob(shown: ShownToken, tokenizer: Tokenizer) -> ChatTokenLogprob:
     return ChatTokenLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
 
 
-def _delta(heard: Heard, number: int) -> Delta:
+def _delta(heard: Heard, number: int, reading: Reading) -> Delta:
     """What was heard, where `number` calls have begun before this one or the one that goes on."""
     match heard:
         case Said(text):
             return Delta(content=text)
         case Called(name):
-            return Delta(tool_calls=[CallDelta(number, FunctionDelta(name, ""), _call_id(), "function")])
+            return Delta(tool_calls=[CallDelta(number, FunctionDelta(name, ""), call_id(heard, reading), "function")])
         case Argued(text):
             return Delta(tool_calls=[CallDelta(number, FunctionDelta(arguments=text))])
-
-
-def _call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"

@@ -25,6 +25,7 @@ from prometheus_client.utils import floatToGoString
 from headway.core.ledger import Record
 from headway.core.request import Request
 from headway.placement.link import EngineLink
+from headway.placement.wire import Beat
 from headway.server.verdict import class_counted, verdicts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,6 +38,7 @@ FIRST_TOKEN_S = (
 BETWEEN_TOKENS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 WHOLE_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+STEP_POWERS = (0, *range(3, 15))  # of two; the bounds of a step's tokens: 1, 8, 16, … 16,384
 COUNTS = (0, 1, 2, 5, 10, 20, 50, 100)
 RATIOS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 4, 10)
 
@@ -44,7 +46,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series pe
 
 _KNOWN_AS = {"prefix_queries": "vllm:prefix_cache_queries", "prefix_hits": "vllm:prefix_cache_hits"}
 _GAUGE = re.compile(r"(num|most)_.*|.*_(now|ratio|s)")  # what in a beat is no running total, by its name
-_COUNTED_HERE = frozenset({"finished", "refused", "cancelled", "failed"})  # as headway:requests_ended
+_TOLD_OTHERWISE = frozenset({"finished", "refused", "cancelled", "failed", "step_tokens"})  # headway:requests_ended …
 NOT_FINITE = "not_finite"  # a stage's word for it
 _LIMITS = {"queue_full": "max_num_queued_reqs"}  # a refusal's reason -> the limit, as vLLM calls it
 _LABELS = ("model_name", "engine")
@@ -260,14 +262,25 @@ class _EngineState(Collector):
         for state, count in beat.pages.items():
             by_state.add_metric([*self._labels.values(), state], count)
         yield by_state
+        yield self._step_sizes(beat)
         for name, value in beat.counters.items():
-            if name in _COUNTED_HERE:
+            if name in _TOLD_OTHERWISE:
                 continue
             series = _KNOWN_AS.get(name, f"headway:{name}")
             if _GAUGE.fullmatch(name):
                 yield self._gauge(series, f"{name} in the engine, just now.", value)
             else:
                 yield self._counter(series, f"Running total of {name} in the engine.", value)
+
+    def _step_sizes(self, beat: Beat) -> Metric:
+        """What a prefix cache held is no work of a step; one that was suspended counts once, when it is done."""
+        found = HistogramMetricFamily("vllm:iteration_tokens_total", "Tokens of a step.", labels=_LABELS)
+        sizes = beat.step_sizes
+        at_most = [(bound, sum(sizes[n] for n in sizes if n <= bound)) for bound in STEP_POWERS]
+        buckets = [(str(float(2**bound)), float(count)) for bound, count in at_most]
+        buckets.append(("+Inf", float(sum(sizes.values()))))
+        found.add_metric([*self._labels.values()], buckets, beat.counters.get("step_tokens", 0.0))
+        return found
 
     def _gauge(self, name: str, what: str, value: float, **more: str) -> Metric:
         family = GaugeMetricFamily(name, what, labels=[*self._labels, *more])

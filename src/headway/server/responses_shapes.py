@@ -3,7 +3,6 @@
 Where tools may be called, the text is read as it comes: words are a message, each call is an item of its own.
 """
 
-import secrets
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -43,6 +42,7 @@ from headway.server.responses_events import (
 )
 from headway.server.shapes import Usage
 from headway.server.stream import Finish, Update
+from headway.server.tools import call_id
 
 _encode = msgspec.json.Encoder().encode
 
@@ -108,8 +108,8 @@ class ResponsesShape:
                         events += self._close() + self._open_message()
                     events.append(self._say(more, logprobs))
                     logprobs = []  # of the first words, if tools are called as well
-                case Called(name):
-                    events += self._close() + self._open_call(name)
+                case Called():
+                    events += self._close() + self._open_call(one)
                 case Argued(more):
                     events.append(self._argue(more))
         return events
@@ -120,8 +120,10 @@ class ResponsesShape:
         added = ItemAdded(OutputMessage(message.id, "in_progress", []), self._number(), self._place)
         return [added, PartAdded(message.id, OutputText(""), self._number(), self._place)]
 
-    def _open_call(self, name: str) -> list[msgspec.Struct]:
-        call = FunctionCall(self._item_id("fc"), f"call_{secrets.token_hex(12)}", name, "", "in_progress")
+    def _open_call(self, called: Called) -> list[msgspec.Struct]:
+        assert self._ask.calls is not None
+        name = call_id(called, self._ask.calls)
+        call = FunctionCall(self._item_id("fc"), name, called.name, "", "in_progress")
         self._items.append(call)
         return [ItemAdded(copy(call), self._number(), self._place)]
 

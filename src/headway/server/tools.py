@@ -3,6 +3,8 @@
 Owns the types of `tools` and `tool_choice` and what follows from them; how a call is written is `grammar/calls`'.
 """
 
+import secrets
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -11,11 +13,12 @@ import msgspec
 from msgspec import Meta
 
 from headway.grammar import calls
-from headway.grammar.calls import Reading
+from headway.grammar.calls import Called, Reading
 from headway.server.errors import bad_request
 from headway.server.formats import Asked, Schema, json_asked
 
 MAX_TOOLS = 128
+_LETTERS = string.ascii_letters + string.digits
 _NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -123,6 +126,15 @@ def tool_use(
         Asked("tools", constraint),
         [*parts.values(), *([answer] if answer is not None and schema else [])],
     )
+
+
+def call_id(called: Called, reading: Reading) -> str:
+    """As the model wrote it; else a new one, such as its template takes back with the result."""
+    if called.id:
+        return called.id
+    if reading.id_letters:
+        return "".join(secrets.choice(_LETTERS) for _ in range(reading.id_letters))
+    return f"call_{secrets.token_hex(12)}"
 
 
 def _arguments(function: Function) -> Schema:

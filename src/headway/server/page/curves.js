@@ -4,6 +4,8 @@ import { $ } from "./past.js";
 
 const SECONDS = 120;
 const WINDOW_S = 60; // over which attainment is counted
+const DASHES = [[], [5, 4], [2, 3]]; // told apart without colours, and seen where they lie upon each other
+const BORDERS = ["solid", "dashed", "dotted"]; // the same in a legend
 const AGES = Array.from({ length: SECONDS }, (_, place) => place - SECONDS + 1);
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -14,7 +16,7 @@ export class Curves {
     this.charts = {};
     this.names = "";
     this.queue = this.chart("queue", [["waiting", "--c1"], ["parked", "--c2"], ["running", "--quiet"]], {});
-    this.pages = this.chart("pages", [["held", "--c0"], ["parked", "--c2"], ["cached", "--token"]], {});
+    this.pages = this.chart("pages", [["held", "--c0"], ["parked", "--c2"], ["cached", "--plain"]], {});
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.redraw());
     new ResizeObserver(() => this.fit()).observe(document.querySelector(".curves"));
   }
@@ -26,7 +28,7 @@ export class Curves {
       height: 110,
       padding: [8, 16, 0, 0],
       cursor: { show: false },
-      legend: { live: false },
+      legend: { live: false, markers: { dash: (chart, place) => BORDERS[(place - 1) % BORDERS.length] } },
       scales: { x: { time: false, range: [1 - SECONDS, 0] }, y: { range: (chart, low, high) => [0, y.most ?? Math.max(4, (high ?? 0) * 1.1)] } },
       axes: [
         { ...axis, size: 22, splits: () => [-90, -60, -30, 0], values: (chart, ages) => ages.map((age) => (age ? `−${-age} s` : "now")) },
@@ -34,7 +36,7 @@ export class Curves {
       ],
       series: [
         { label: "age" },
-        ...series.map(([label, name]) => ({ label, stroke: () => colour(name), width: 1.75, points: { show: false } })),
+        ...series.map(([label, name], place) => ({ label, stroke: () => colour(name), dash: DASHES[place % DASHES.length], width: 1.75, points: { show: false } })),
       ],
     };
     this.charts[id]?.destroy();

@@ -153,7 +153,7 @@ export class Device {
   paint() {
     const style = getComputedStyle(this.canvas);
     const colour = (name) => style.getPropertyValue(name).trim();
-    this.ink = Object.fromEntries(["ink", "quiet", "line", "ground", "token", "bad", "on"].map((name) => [name, colour(`--${name}`)]));
+    this.ink = Object.fromEntries(["ink", "quiet", "line", "ground", "plain", "bad", "on"].map((name) => [name, colour(`--${name}`)]));
     this.hues = [0, 1, 2, 3, 4, 5].map((number) => colour(`--c${number}`));
     this.font = `600 12px ${style.fontFamily}`;
     this.draw();
@@ -221,7 +221,7 @@ export class Device {
   }
 
   hue(one) {
-    if (one.kind === "decode") return this.ink.token;
+    if (one.kind === "decode") return this.ink.plain;
     return this.hues[(one.of[0]?.serial ?? one.step) % this.hues.length];
   }
 
@@ -232,6 +232,10 @@ export class Device {
     const isBeside = one.lane === "tokens";
     const y = isBeside ? top + high - 6 : isToken ? top + 10 : top;
     const tall = isBeside ? 6 : isToken ? high - 20 : high;
+    if (isBeside) {
+      pen.fillStyle = this.ink.ground; // between it and what it is drawn over
+      pen.fillRect(left, y - 1, wide, 1);
+    }
     pen.fillStyle = this.hue(one);
     pen.fillRect(left, y, wide, tall);
     counts.stretches += 1;
@@ -257,7 +261,7 @@ export class Device {
     pen.font = this.font;
     pen.fillStyle = this.ink.on;
     const inner = Math.max(left, 0) + 6;
-    const room = left + wide - 4 - inner;
+    const room = Math.min(left + wide - 4, this.canvas.clientWidth) - inner;
     const line = (words, below) => words.some((text) => pen.measureText(text).width <= room && (pen.fillText(text, inner, y + below), true));
     line([name(one), `#${one.of[0]?.serial ?? ""}`], 19);
     pen.font = this.font.replace("600 12px", "11px");
