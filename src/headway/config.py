@@ -147,6 +147,11 @@ class DoorSettings:
     api_key: tuple[str, ...] = setting(
         (), "server", "keys of which a caller must show one; also from HEADWAY_API_KEY", secret=True
     )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "server",
+        "names under which callers may know a server that listens on this machine alone and asks for no key",
+    )
     pooling: Literal["last", "mean"] = setting("last", "server", "how embeddings are made of hidden states")
     chat_template: str | None = setting(None, "server", "a file, or the template itself; default: the model's own")
     slo_classes: tuple[SloClass, ...] = setting(

@@ -232,6 +232,44 @@ def test_no_header_can_be_put_into_an_answer_by_way_of_the_path(server: Network)
     assert_served(server.url)
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("evil.example:8000", 403),
+        ("EVIL.example.", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example:80", 403),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("localhost:8000", 200),
+        ("box", 200),
+        ("my.box.example", 200),
+        ("MY.box.example.:443", 200),
+    ],
+)
+def test_a_strangers_name_for_this_machine_opens_no_door(host: str, status: int) -> None:
+    """A page of evil.example, whose name was made to mean 127.0.0.1, is of the same origin to a browser (DNS
+    rebinding). Who asks for a key, or listens to others on purpose, is called as they like."""
+
+    async def story() -> None:
+        desk = await Desk("ok", allowed_hosts=("My.Box.example",)).start()
+        async with desk.client() as client:
+            for path in ("/state", "/", "/v1/models"):
+                response = await client.get(path, headers={"host": host})
+                assert response.status_code == status
+            assert status == 200 or response.json()["error"]["code"] == "unknown_host"
+            body = {"prompt": "x"}
+            assert (await client.post("/v1/completions", json=body, headers={"host": host})).status_code == status
+            assert len(desk.link.requests) == (status == 200)
+            assert (await client.get("/health", headers={"host": host})).status_code == 200
+        for desk in (await Desk("ok", api_key=("key",)).start(), await Desk("ok", host="0.0.0.0").start()):
+            async with desk.client(headers={"host": host, "authorization": "Bearer key"}) as client:
+                assert (await client.get("/state")).status_code == 200
+
+    run(story)
+
+
 def test_every_route_there_is_wants_a_key() -> None:
     """A route that is added tomorrow as well, by any method, before its body is read. Health alone is open."""
 

@@ -36,7 +36,7 @@ from headway.server.embeddings import (
     vectors,
 )
 from headway.server.errors import ApiError, not_ready
-from headway.server.guard import Guard, Keys, on_http_exception
+from headway.server.guard import Guard, Hosts, Keys, on_http_exception
 from headway.server.intake import Ask, Intake
 from headway.server.life import Call
 from headway.server.live import Live, Visit
@@ -73,6 +73,9 @@ PAGE_HEADERS = {
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cache-control": "no-cache",
     "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
 }
 
 
@@ -120,7 +123,8 @@ class Door:
         ]
         known_paths = frozenset(route.path for route in routes)
         keys = Keys(self._settings.api_key)
-        guard = Middleware(Guard, keys, self.metrics, known_paths, self._settings.access_log)
+        hosts = Hosts(self._settings)
+        guard = Middleware(Guard, keys, hosts, self.metrics, known_paths, self._settings.access_log)
         app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: on_http_exception})
         app.router.redirect_slashes = False  # it would send callers to whatever host their Host header names
         return app

@@ -12,7 +12,7 @@ from headway.core.ledger import Record
 
 MAX_MESSAGE = 1000  # characters, so that a bad request never makes a big answer
 
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _BY_CODE = {  # reasons of refusals and failures -> status
     "context_length_exceeded": 400,
     "empty_prompt": 400,

@@ -4,7 +4,9 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import logging
+import re
 import time
 from collections.abc import Sequence
 
@@ -14,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headway.config import DoorSettings
 from headway.server.errors import ApiError, internal
 from headway.server.intake import request_id
 from headway.server.logs import tell_access
@@ -23,6 +26,8 @@ from headway.server.transport import WRITE_NOW, CallerLeft
 log = logging.getLogger("headway.door")
 
 OPEN_PATHS = frozenset({"/health"})  # a probe holds no key
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_PORT = re.compile(r":\d*$")
 
 
 class Keys:
@@ -47,6 +52,32 @@ class Keys:
         return found
 
 
+class Hosts:
+    """By which names the server may be called. One that listens on this machine alone and asks for no key trusts
+    whoever is on it; but a page of a stranger, whose name suddenly means this machine (DNS rebinding), is no such one.
+    Addresses and names without a dot belong to nobody's domain.
+    """
+
+    def __init__(self, settings: DoorSettings) -> None:
+        is_private = settings.host in LOOPBACK and not settings.api_key
+        self._names = frozenset(name.lower() for name in settings.allowed_hosts) if is_private else None
+
+    def admit(self, host: str) -> bool:
+        """`host` as in the header: a name or an address, perhaps with a port."""
+        if self._names is None:
+            return True
+        name = _PORT.sub("", host).rstrip(".").lower()
+        return "." not in name or name in self._names or name.endswith(".localhost") or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
 def _password(credentials: str) -> str:
     try:
         return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
@@ -58,10 +89,17 @@ class Guard:
     """ASGI middleware around the routes. Every answer carries X-Request-Id; every error has the one shape."""
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, metrics: Metrics, known_paths: frozenset[str], tells_access: bool = False
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        hosts: Hosts,
+        metrics: Metrics,
+        known_paths: frozenset[str],
+        tells_access: bool = False,
     ) -> None:
         self._app = app
         self._keys = keys
+        self._hosts = hosts
         self._metrics = metrics
         self._known_paths = known_paths
         self._tells_access = tells_access
@@ -95,6 +133,8 @@ class Guard:
         try:
             if scope["path"] not in OPEN_PATHS and not self._keys.admit(headers.get("authorization", "")):
                 raise _unauthorized(scope["path"])
+            if scope["path"] not in OPEN_PATHS and not self._hosts.admit(headers.get("host", "")):
+                raise _unknown_host(headers["host"])
             await self._app(scope, receive, answer)
         except CallerLeft:
             log.debug("%s: the caller left", call_id)
@@ -134,4 +174,13 @@ def _unauthorized(path: str) -> ApiError:
         "invalid_api_key",
         "The API key is missing or wrong: send it as the header Authorization: Bearer KEY.",
         headers={"www-authenticate": challenge},
+    )
+
+
+def _unknown_host(host: str) -> ApiError:
+    return ApiError(
+        403,
+        "unknown_host",
+        f"This server does not answer as {host[:100]!r}: call it by its address, or start it with --allowed-hosts NAME "
+        "or with --api-key.",
     )
