@@ -68,13 +68,28 @@ inline float weigh(const Scratch& s, const Geometry& g, int query, int64_t first
     return shrink;
 }
 
+// Keys and values of the next block, to be fetched to the second cache a few at a time while others are multiplied: no
+// processor foresees which page comes next, and all at once they would hold up what is multiplied.
+template <class T>
+struct Ahead {
+    const T* const* rows;
+    int64_t num, offset, size;  // of each row so many numbers, so far from where it begins
+    __attribute__((always_inline)) void fetch(int64_t step, int64_t depth) const {
+        const int64_t each = num <= depth ? 1 : tiles(num, depth), end = std::min(num, (step + 1) * each);
+        for (int64_t i = step * each; i < end; ++i) {
+            for (int64_t j = 0; j < size; j += 64 / sizeof(T)) __builtin_prefetch(rows[i] + offset + j, 0, 2);
+        }
+    }
+};
+
 // Some columns' sums under N rows go on: words of `a`, each times a row of words of `b`.
-template <class E, int N, int WIDE>
-inline void mix(const Word* a, int64_t a_next, const Word* b, int64_t b_next, int64_t depth, Vec (*sums)[WIDE]) {
-    typedef InVectors<E> In;
+template <class T, int N, int WIDE>
+inline void mix(const Word* a, int64_t a_next, const Word* b, int64_t b_next, int64_t depth, const Ahead<T>& ahead,
+                Vec (*sums)[WIDE]) {
+    typedef InVectors<Factor<T>> In;
     Vec s[N][WIDE];  // the compiler keeps these in registers
     std::memcpy(s, sums, sizeof s);
-    for (int64_t k = 0; k < depth; ++k) {
+    const auto step = [&](int64_t k) __attribute__((always_inline)) {
         typename In::Factor column[WIDE];
 #pragma GCC unroll 4
         for (int c = 0; c < WIDE; ++c) std::memcpy(&column[c], b + k * b_next + c * W, sizeof column[c]);
@@ -84,20 +99,26 @@ inline void mix(const Word* a, int64_t a_next, const Word* b, int64_t b_next, in
 #pragma GCC unroll 4
             for (int c = 0; c < WIDE; ++c) s[i][c] = In::add(s[i][c], x, column[c]);
         }
+    };
+    int64_t k = 0;
+    for (; k < std::min(depth, ahead.num); ++k) {
+        ahead.fetch(k, depth);
+        step(k);
     }
+    for (; k < depth; ++k) step(k);
     std::memcpy(sums, s, sizeof s);
 }
 
 // WIDE vectors of what N queries have seen, from dimension j on: it shrinks, and this block's values are added.
-template <class E, int N, int WIDE>
+template <class T, int N, int WIDE>
 inline void add_values(const Scratch& s, int64_t d, int query, int64_t j, int64_t depth, const Word (*weight)[KEYS],
-                       const float* shrink) {
+                       const float* shrink, const Ahead<T>& ahead) {
     float* const o = s.o.get() + query * d + j;
     Vec mixed[N][WIDE];
     for (int i = 0; i < N; ++i) {
         for (int c = 0; c < WIDE; ++c) mixed[i][c] = load(o + i * d + c * W) * all(shrink[i]);
     }
-    mix<E, N, WIDE>(weight[0], KEYS, s.v.get() + j, d, depth, mixed);
+    mix<T, N, WIDE>(weight[0], KEYS, s.v.get() + j, d, depth, ahead, mixed);
     for (int i = 0; i < N; ++i) {
         for (int c = 0; c < WIDE; ++c) store(o + i * d + c * W, mixed[i][c]);
     }
@@ -105,14 +126,15 @@ inline void add_values(const Scratch& s, int64_t d, int query, int64_t j, int64_
 
 // N queries against one block of keys: the running peak, total and mixture of each go on. As many columns at a time as
 // leave all their sums in registers.
-template <class E, int N>
-void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num) {
-    constexpr int DEEP = InVectors<E>::DEEP;
+template <class T, int N>
+void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num, const Ahead<T>* ahead) {
+    typedef Factor<T> E;
+    constexpr int64_t DEEP = InVectors<E>::DEEP;
     const int64_t d = g.head_size, words = d / DEEP;
     Vec score[N][COLUMNS];
     for (int from = 0; from < COLUMNS; from += STRIP) {
         Vec sums[N][STRIP] = {};
-        mix<E, N, STRIP>(s.q.get() + query * words, words, s.k.get() + from * W, KEYS, words, sums);
+        mix<T, N, STRIP>(s.q.get() + query * words, words, s.k.get() + from * W, KEYS, words, from == 0 ? ahead[0] : Ahead<T>{}, sums);
         for (int i = 0; i < N; ++i) std::memcpy(&score[i][from], sums[i], sizeof sums[i]);
     }
     alignas(64) Word weight[N][KEYS];
@@ -120,17 +142,20 @@ void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num
     for (int i = 0; i < N; ++i) {
         shrink[i] = weigh(s, g, query + i, first, score[i], reinterpret_cast<E*>(weight[i]));
     }
-    const int64_t depth = (num + DEEP - 1) / DEEP;
+    const int64_t depth = tiles(num, DEEP);
     int64_t j = 0;
-    for (; j + STRIP * W <= d; j += STRIP * W) add_values<E, N, STRIP>(s, d, query, j, depth, weight, shrink);
-    for (; j < d; j += W) add_values<E, N, 1>(s, d, query, j, depth, weight, shrink);
+    for (; j + STRIP * W <= d; j += STRIP * W) {
+        add_values<T, N, STRIP>(s, d, query, j, depth, weight, shrink, j == 0 ? ahead[1] : Ahead<T>{});
+    }
+    for (; j < d; j += W) add_values<T, N, 1>(s, d, query, j, depth, weight, shrink, j == 0 ? ahead[1] : Ahead<T>{});
 }
 
-typedef void (*Look)(const Scratch&, const Geometry&, int, int64_t, int);
+template <class T>
+using Look = void (*)(const Scratch&, const Geometry&, int, int64_t, int, const Ahead<T>*);
 
-template <class E, int... I>
-Look looking(int num, std::integer_sequence<int, I...>) {
-    static constexpr Look each[] = {look<E, I + 1>...};
+template <class T, int... I>
+Look<T> looking(int num, std::integer_sequence<int, I...>) {
+    static constexpr Look<T> each[] = {look<T, I + 1>...};
     return each[num - 1];
 }
 
@@ -210,11 +235,18 @@ void item(const T* q, T* y, const T* pool, const int64_t* table, const Geometry&
     }
     const int64_t end = position + num_rows;
     const int64_t oldest = g.window ? std::max<int64_t>(0, position - g.window + 1) : 0;
+    const T *here[KEYS], *next[KEYS];
+    const auto seek = [&](int64_t first) {  // the keys of the block that begins there
+        const int num_keys = static_cast<int>(std::clamp<int64_t>(end - first, 0, KEYS));
+        find(pool + head * g.head_stride, table, g, first, num_keys, next);
+        return num_keys;
+    };
+    int num_next = seek(oldest / KEYS * KEYS);
     for (int64_t first = oldest / KEYS * KEYS; first < end; first += KEYS) {
-        const int here = static_cast<int>(std::min<int64_t>(KEYS, end - first));
-        const T* rows[KEYS];
-        find(pool + head * g.head_stride, table, g, first, here, rows);
-        gather(rows, g, here, reinterpret_cast<E*>(s.k.get()), reinterpret_cast<E*>(s.v.get()));
+        const int num_keys = num_next;
+        std::copy_n(next, num_keys, here);
+        num_next = seek(first + KEYS);
+        gather(here, g, num_keys, reinterpret_cast<E*>(s.k.get()), reinterpret_cast<E*>(s.v.get()));
 #if defined(__AMX_BF16__)
         if constexpr (IN_TILES<T>) {
             for (int i = 0; i < padded; i += HIGH) {
@@ -226,8 +258,12 @@ void item(const T* q, T* y, const T* pool, const int64_t* table, const Geometry&
         const int blocks = (num + QUERIES - 1) / QUERIES;  // all about equally high
         for (int block = 0; block < blocks; ++block) {
             const int query = num * block / blocks, after = num * (block + 1) / blocks;
-            if (s.at[after - 1] < first) continue;
-            looking<E>(after - query, std::make_integer_sequence<int, QUERIES>())(s, g, query, first, here);
+            const int64_t last = s.at[after - 1] - first;
+            if (last < 0) continue;
+            const int from = num_next * block / blocks, share = num_next * (block + 1) / blocks - from;
+            const Ahead<T> ahead[] = {{next + from, share, 0, d}, {next + from, share, g.value_offset, d}};
+            looking<T>(after - query, std::make_integer_sequence<int, QUERIES>())(
+                s, g, query, first, static_cast<int>(std::min<int64_t>(num_keys, last + 1)), ahead);
         }
     }
     for (int i = 0; i < num; ++i) {
