@@ -59,7 +59,7 @@ inline float weigh(const Scratch& s, const Geometry& g, int query, int64_t first
     const float shrink = peak == before ? 1.0f : exponential(all(before - peak))[0];
     Vec total = load(s.total.get() + query * W) * all(shrink);
     for (int c = 0; c < COLUMNS; ++c) {
-        const Vec e = exponential(score[c] - all(peak));
+        const Vec e = exponential_for<T>(score[c] - all(peak));
         store(weight + c * W, e);
         total += e;
     }
