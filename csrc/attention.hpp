@@ -90,14 +90,15 @@ inline void mix(const Word* a, int64_t a_next, const Word* b, int64_t b_next, in
     Vec s[N][WIDE];  // the compiler keeps these in registers
     std::memcpy(s, sums, sizeof s);
     const auto step = [&](int64_t k) __attribute__((always_inline)) {
-        typename In::Factor column[WIDE];
-#pragma GCC unroll 4
-        for (int c = 0; c < WIDE; ++c) std::memcpy(&column[c], b + k * b_next + c * W, sizeof column[c]);
+        typename In::Factor x[N];
 #pragma GCC unroll 6
-        for (int i = 0; i < N; ++i) {
-            const typename In::Factor x = In::spread(a[i * a_next + k]);
+        for (int i = 0; i < N; ++i) x[i] = In::spread(a[i * a_next + k]);
 #pragma GCC unroll 4
-            for (int c = 0; c < WIDE; ++c) s[i][c] = In::add(s[i][c], x, column[c]);
+        for (int c = 0; c < WIDE; ++c) {
+            typename In::Factor column;
+            std::memcpy(&column, b + k * b_next + c * W, sizeof column);
+#pragma GCC unroll 6
+            for (int i = 0; i < N; ++i) s[i][c] = In::add(s[i][c], x[i], column);
         }
     };
     int64_t k = 0;
@@ -133,7 +134,8 @@ void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num
     const int64_t d = g.head_size, words = d / DEEP;
     Vec score[N][COLUMNS];
     for (int from = 0; from < COLUMNS; from += STRIP) {
-        Vec sums[N][STRIP] = {};
+        Vec sums[N][STRIP];
+        for (auto& each : sums) std::fill_n(each, STRIP, Vec{});
         mix<T, N, STRIP>(s.q.get() + query * words, words, s.k.get() + from * W, KEYS, words, from == 0 ? ahead[0] : Ahead<T>{}, sums);
         for (int i = 0; i < N; ++i) std::memcpy(&score[i][from], sums[i], sizeof sums[i]);
     }
