@@ -74,6 +74,7 @@ template <class T>
 struct Ahead {
     const T* const* rows;
     int64_t num, offset, size;  // of each row so many numbers, so far from where it begins
+    // inline, or the compiler takes it for a function without effect and leaves calls of it out
     __attribute__((always_inline)) void fetch(int64_t step, int64_t depth) const {
         const int64_t each = num <= depth ? 1 : tiles(num, depth), end = std::min(num, (step + 1) * each);
         for (int64_t i = step * each; i < end; ++i) {
@@ -136,7 +137,8 @@ void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num
     for (int from = 0; from < COLUMNS; from += STRIP) {
         Vec sums[N][STRIP];
         for (auto& each : sums) std::fill_n(each, STRIP, Vec{});
-        mix<T, N, STRIP>(s.q.get() + query * words, words, s.k.get() + from * W, KEYS, words, from == 0 ? ahead[0] : Ahead<T>{}, sums);
+        mix<T, N, STRIP>(s.q.get() + query * words, words, s.k.get() + from * W, KEYS, words,
+                         from == 0 ? ahead[0] : Ahead<T>{}, sums);
         for (int i = 0; i < N; ++i) std::memcpy(&score[i][from], sums[i], sizeof sums[i]);
     }
     alignas(64) Word weight[N][KEYS];
