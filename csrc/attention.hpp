@@ -1,25 +1,25 @@
 // Attention, straight from pages
 #pragma once
 
+#include "pages.hpp"
 #include "tiles.hpp"
 
 namespace {
 
-constexpr int KEYS = 64;    // a block: every row's sum over keys is cut at multiples of it
 constexpr int MOST = 128;   // queries of an item
 constexpr int COLUMNS = KEYS / W;
 constexpr int HIGH = 16;    // queries at a time in matrix tiles
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int QUERIES = 4, STRIP = 4;  // at a time, and columns: their sums stay in 32 registers
+constexpr int QUERIES = 6, STRIP = 4;  // at a time, and columns: their sums stay in 32 registers
 #else
 constexpr int QUERIES = 6, STRIP = 2;  // in 16
 #endif
 
 template <class T>
-constexpr bool PAIRS = false;  // whether there are matrix tiles for it
+constexpr bool IN_TILES = false;
 #if defined(__AMX_BF16__)
 template <>
-constexpr bool PAIRS<bf16> = true;
+constexpr bool IN_TILES<bf16> = true;
 #endif
 
 // A block of one segment's queries over some key-value heads.
@@ -27,102 +27,16 @@ struct Glance {
     int64_t first_row, num_rows, first_position, table, first_head, num_heads;
 };
 
-struct Geometry {
-    int64_t q_stride, y_stride, page_stride, head_stride, value_offset;
-    int64_t page_tokens, head_size, groups, window;  // window 0: none
-};
-
-// What a thread needs for an item: queries and what they have seen so far, and a block of keys and values.
+// What a thread needs for an item: queries and what they have seen so far, and a block of keys and values; queries, keys
+// and values in words of as many as are multiplied at once.
 struct Scratch {
     explicit Scratch(int64_t d)
-        : q(array<float>(MOST * d)), o(array<float>(MOST * d)), k(array<float>(KEYS * d)), v(array<float>(KEYS * d)),
+        : q(array<Word>(MOST * d)), k(array<Word>(KEYS * d)), v(array<Word>(KEYS * d)), o(array<float>(MOST * d)),
           total(array<float>(MOST * W)), peak(array<float>(MOST)), at(array<int64_t>(MOST)) {}
-    Array<float> q, o, k, v, total, peak;
+    Array<Word> q, k, v;
+    Array<float> o, total, peak;
     Array<int64_t> at;
 };
-
-#if defined(__AVX512F__)
-// 16 vectors of 16 floats, rows to columns.
-inline void transpose(Vec* r) {
-    __m512 a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = (__m512)r[i];
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b[i]), _mm512_castps_pd(b[i + 2])));
-        a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b[i]), _mm512_castps_pd(b[i + 2])));
-        a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(b[i + 1]), _mm512_castps_pd(b[i + 3])));
-        a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(b[i + 1]), _mm512_castps_pd(b[i + 3])));
-    }
-    for (int i = 0; i < 4; ++i) {
-        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
-        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
-        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
-        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = (Vec)_mm512_shuffle_f32x4(b[i], b[i + 8], 0x88);
-        r[i + 8] = (Vec)_mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd);
-        r[i + 4] = (Vec)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88);
-        r[i + 12] = (Vec)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd);
-    }
-}
-#elif defined(__AVX2__)
-// 8 vectors of 8 floats.
-inline void transpose(Vec* r) {
-    __m256 a[8], b[8];
-    for (int i = 0; i < 8; i += 2) {
-        a[i] = _mm256_unpacklo_ps((__m256)r[i], (__m256)r[i + 1]);
-        a[i + 1] = _mm256_unpackhi_ps((__m256)r[i], (__m256)r[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
-        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
-        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
-        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = (Vec)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
-        r[i + 4] = (Vec)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
-    }
-}
-#else
-inline void transpose(Vec* r) {
-    for (int i = 0; i < W; ++i) {
-        for (int j = i + 1; j < W; ++j) {
-            const float held = r[i][j];
-            r[i][j] = r[j][i];
-            r[j][i] = held;
-        }
-    }
-}
-#endif
-
-// Keys of a block as columns, (D, KEYS), and values as rows, (KEYS, D), both float32. Columns past `num` are zero.
-template <class T>
-void gather(const T* pool, const int64_t* table, const Geometry& g, int64_t first, int num, float* k, float* v) {
-    const int64_t d = g.head_size;
-    for (int base = 0; base < KEYS; base += W) {
-        const T* rows[W];
-        const int here = std::clamp(num - base, 0, W);
-        for (int i = 0; i < here; ++i) {
-            const int64_t position = first + base + i;
-            rows[i] = pool + table[position / g.page_tokens] * g.page_stride + position % g.page_tokens * d;
-        }
-        for (int64_t j = 0; j < d; j += W) {
-            Vec block[W];
-            for (int i = 0; i < W; ++i) block[i] = i < here ? load(rows[i] + j) : Vec{};
-            transpose(block);
-            for (int i = 0; i < W; ++i) store(k + (j + i) * KEYS + base, block[i]);
-        }
-        for (int i = 0; i < here; ++i) {
-            const T* value = rows[i] + g.value_offset;
-            for (int64_t j = 0; j < d; j += W) store(v + (base + i) * d + j, load(value + j));
-        }
-    }
-}
 
 // From a query's scores of a block to the keys' weights, by the highest score so far; returns by how much what was seen
 // before has to shrink.
@@ -145,7 +59,7 @@ inline float weigh(const Scratch& s, const Geometry& g, int query, int64_t first
     const float shrink = peak == before ? 1.0f : exponential(all(before - peak))[0];
     Vec total = load(s.total.get() + query * W) * all(shrink);
     for (int c = 0; c < COLUMNS; ++c) {
-        const Vec e = exponential(score[c] - all(peak));
+        const Vec e = exponential_for<T>(score[c] - all(peak));
         store(weight + c * W, e);
         total += e;
     }
@@ -154,113 +68,107 @@ inline float weigh(const Scratch& s, const Geometry& g, int query, int64_t first
     return shrink;
 }
 
-// N queries against one block of keys: the running peak, total and mixture of each go on. As many columns at a time as
-// leave all their sums in registers.
-template <int N>
-void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num) {
-    const int64_t d = g.head_size;
-    const float* q = s.q.get() + query * d;
-    Vec score[N][COLUMNS];
-    for (int from = 0; from < COLUMNS; from += STRIP) {
-        Vec sums[N][STRIP] = {};
-        for (int64_t j = 0; j < d; ++j) {
-            Vec key[STRIP];
-#pragma GCC unroll 4
-            for (int c = 0; c < STRIP; ++c) key[c] = load(s.k.get() + j * KEYS + (from + c) * W);
-#pragma GCC unroll 6
-            for (int i = 0; i < N; ++i) {
-                const Vec x = all(q[i * d + j]);
-#pragma GCC unroll 4
-                for (int c = 0; c < STRIP; ++c) sums[i][c] += x * key[c];
-            }
-        }
-        for (int i = 0; i < N; ++i) {
-            for (int c = 0; c < STRIP; ++c) score[i][from + c] = sums[i][c];
+// Keys and values of the next block, to be fetched to the second cache a few at a time while others are multiplied: no
+// processor foresees which page comes next, and all at once they would hold up what is multiplied.
+template <class T>
+struct Ahead {
+    const T* const* rows;
+    int64_t num, offset, size;  // of each row so many numbers, so far from where it begins
+    // inline, or the compiler takes it for a function without effect and leaves calls of it out
+    __attribute__((always_inline)) void fetch(int64_t step, int64_t depth) const {
+        const int64_t each = num <= depth ? 1 : tiles(num, depth), end = std::min(num, (step + 1) * each);
+        for (int64_t i = step * each; i < end; ++i) {
+            for (int64_t j = 0; j < size; j += 64 / sizeof(T)) __builtin_prefetch(rows[i] + offset + j, 0, 2);
         }
     }
-    alignas(64) float weight[N][KEYS];
-    float shrink[N];
-    for (int i = 0; i < N; ++i) shrink[i] = weigh(s, g, query + i, first, score[i], weight[i]);
-    for (int64_t j = 0; j < d; j += STRIP * W) {
-        const int wide = static_cast<int>(std::min<int64_t>(STRIP, (d - j) / W));
-        float* const o = s.o.get() + query * d + j;
-        const float* const v = s.v.get() + j;
-        if (wide == STRIP) {
-            Vec mixed[N][STRIP];
-            for (int i = 0; i < N; ++i) {
-                for (int c = 0; c < STRIP; ++c) mixed[i][c] = load(o + i * d + c * W) * all(shrink[i]);
-            }
-            for (int t = 0; t < num; ++t) {
-                Vec value[STRIP];
-#pragma GCC unroll 4
-                for (int c = 0; c < STRIP; ++c) value[c] = load(v + t * d + c * W);
+};
+
+// Some columns' sums under N rows go on: words of `a`, each times a row of words of `b`.
+template <class T, int N, int WIDE>
+inline void mix(const Word* a, int64_t a_next, const Word* b, int64_t b_next, int64_t depth, const Ahead<T>& ahead,
+                Vec (*sums)[WIDE]) {
+    typedef InVectors<Factor<T>> In;
+    Vec s[N][WIDE];  // the compiler keeps these in registers
+    std::memcpy(s, sums, sizeof s);
+    const auto step = [&](int64_t k) __attribute__((always_inline)) {
+        typename In::Factor x[N];
 #pragma GCC unroll 6
-                for (int i = 0; i < N; ++i) {
-                    const Vec x = all(weight[i][t]);
+        for (int i = 0; i < N; ++i) x[i] = In::spread(a[i * a_next + k]);
 #pragma GCC unroll 4
-                    for (int c = 0; c < STRIP; ++c) mixed[i][c] += x * value[c];
-                }
-            }
-            for (int i = 0; i < N; ++i) {
-                for (int c = 0; c < STRIP; ++c) store(o + i * d + c * W, mixed[i][c]);
-            }
-            continue;
+        for (int c = 0; c < WIDE; ++c) {
+            typename In::Factor column;
+            std::memcpy(&column, b + k * b_next + c * W, sizeof column);
+#pragma GCC unroll 6
+            for (int i = 0; i < N; ++i) s[i][c] = In::add(s[i][c], x[i], column);
         }
-        for (int c = 0; c < wide; ++c) {
-            Vec mixed[N];
-            for (int i = 0; i < N; ++i) mixed[i] = load(o + i * d + c * W) * all(shrink[i]);
-            for (int t = 0; t < num; ++t) {
-                for (int i = 0; i < N; ++i) mixed[i] += all(weight[i][t]) * load(v + t * d + c * W);
-            }
-            for (int i = 0; i < N; ++i) store(o + i * d + c * W, mixed[i]);
-        }
+    };
+    int64_t k = 0;
+    for (; k < std::min(depth, ahead.num); ++k) {
+        ahead.fetch(k, depth);
+        step(k);
+    }
+    for (; k < depth; ++k) step(k);
+    std::memcpy(sums, s, sizeof s);
+}
+
+// WIDE vectors of what N queries have seen, from dimension j on: it shrinks, and this block's values are added.
+template <class T, int N, int WIDE>
+inline void add_values(const Scratch& s, int64_t d, int query, int64_t j, int64_t depth, const Word (*weight)[KEYS],
+                       const float* shrink, const Ahead<T>& ahead) {
+    float* const o = s.o.get() + query * d + j;
+    Vec mixed[N][WIDE];
+    for (int i = 0; i < N; ++i) {
+        for (int c = 0; c < WIDE; ++c) mixed[i][c] = load(o + i * d + c * W) * all(shrink[i]);
+    }
+    mix<T, N, WIDE>(weight[0], KEYS, s.v.get() + j, d, depth, ahead, mixed);
+    for (int i = 0; i < N; ++i) {
+        for (int c = 0; c < WIDE; ++c) store(o + i * d + c * W, mixed[i][c]);
     }
 }
 
-typedef void (*Look)(const Scratch&, const Geometry&, int, int64_t, int);
+// N queries against one block of keys: the running peak, total and mixture of each go on. As many columns at a time as
+// leave all their sums in registers.
+template <class T, int N>
+void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num, const Ahead<T>* ahead) {
+    typedef Factor<T> E;
+    constexpr int64_t DEEP = InVectors<E>::DEEP;
+    const int64_t d = g.head_size, words = d / DEEP;
+    Vec score[N][COLUMNS];
+    for (int from = 0; from < COLUMNS; from += STRIP) {
+        Vec sums[N][STRIP];
+        for (auto& each : sums) std::fill_n(each, STRIP, Vec{});
+        mix<T, N, STRIP>(s.q.get() + query * words, words, s.k.get() + from * W, KEYS, words,
+                         from == 0 ? ahead[0] : Ahead<T>{}, sums);
+        for (int i = 0; i < N; ++i) std::memcpy(&score[i][from], sums[i], sizeof sums[i]);
+    }
+    alignas(64) Word weight[N][KEYS];
+    float shrink[N];
+    for (int i = 0; i < N; ++i) {
+        shrink[i] = weigh(s, g, query + i, first, score[i], reinterpret_cast<E*>(weight[i]));
+    }
+    const int64_t depth = tiles(num, DEEP);
+    int64_t j = 0;
+    for (; j + STRIP * W <= d; j += STRIP * W) {
+        add_values<T, N, STRIP>(s, d, query, j, depth, weight, shrink, j == 0 ? ahead[1] : Ahead<T>{});
+    }
+    for (; j < d; j += W) add_values<T, N, 1>(s, d, query, j, depth, weight, shrink, j == 0 ? ahead[1] : Ahead<T>{});
+}
 
-template <int... I>
-Look looking(int num, std::integer_sequence<int, I...>) {
-    static constexpr Look each[] = {look<I + 1>...};
+template <class T>
+using Look = void (*)(const Scratch&, const Geometry&, int, int64_t, int, const Ahead<T>*);
+
+template <class T, int... I>
+Look<T> looking(int num, std::integer_sequence<int, I...>) {
+    static constexpr Look<T> each[] = {look<T, I + 1>...};
     return each[num - 1];
 }
 
 #if defined(__AMX_BF16__)
-// The same with matrix tiles, for bfloat16. Keys as pairs of dimensions, (D / 2, KEYS, 2), values as pairs of positions,
-// (KEYS / 2, D, 2); what is past `num` is zero.
-void gather_pairs(const bf16* pool, const int64_t* table, const Geometry& g, int64_t first, int num, uint32_t* k,
-                  uint32_t* v) {
-    const int64_t d = g.head_size;
-    const bf16* rows[KEYS];
-    for (int i = 0; i < num; ++i) {
-        const int64_t position = first + i;
-        rows[i] = pool + table[position / g.page_tokens] * g.page_stride + position % g.page_tokens * d;
-    }
-    for (int base = 0; base < KEYS; base += W) {
-        for (int64_t j = 0; j < d / 2; j += W) {
-            Vec block[W];
-            for (int i = 0; i < W; ++i) {
-                block[i] = base + i < num ? load(reinterpret_cast<const float*>(rows[base + i]) + j) : Vec{};
-            }
-            transpose(block);
-            for (int i = 0; i < W; ++i) store(reinterpret_cast<float*>(k) + (j + i) * KEYS + base, block[i]);
-        }
-    }
-    for (int i = 0; i < KEYS; i += 2) {
-        for (int64_t j = 0; j < d; j += W) {
-            Half even = {}, odd = {};
-            if (i < num) std::memcpy(&even, rows[i] + g.value_offset + j, sizeof even);
-            if (i + 1 < num) std::memcpy(&odd, rows[i + 1] + g.value_offset + j, sizeof odd);
-            const Bits pair = __builtin_convertvector(even, Bits) | __builtin_convertvector(odd, Bits) << 16;
-            std::memcpy(v + i / 2 * d + j, &pair, sizeof pair);
-        }
-    }
-}
-
-void look_pairs(const Scratch& s, const Geometry& g, int query, int num_queries, int64_t first) {
+// The same in matrix tiles.
+void look_in_tiles(const Scratch& s, const Geometry& g, int query, int num_queries, int64_t first) {
     const int64_t d = g.head_size;
     const bf16* q = reinterpret_cast<const bf16*>(s.q.get()) + query * d;
-    const uint32_t *k = reinterpret_cast<uint32_t*>(s.k.get()), *v = reinterpret_cast<uint32_t*>(s.v.get());
+    const Word *k = s.k.get(), *v = s.v.get();
     alignas(64) float scores[HIGH][KEYS];
     alignas(64) bf16 weight[HIGH][KEYS] = {};
     _tile_zero(0);
@@ -305,50 +213,61 @@ void look_pairs(const Scratch& s, const Geometry& g, int query, int num_queries,
         _tile_stored(1, o + j + 16, d * 4);
     }
 }
-
 #endif
 
 // Some rows of a glance under one key-value head.
 template <class T>
 void item(const T* q, T* y, const T* pool, const int64_t* table, const Geometry& g, const Scratch& s, int64_t row,
           int64_t num_rows, int64_t position, int64_t head) {
+    typedef Factor<T> E;
     const int64_t d = g.head_size;
     const int num = static_cast<int>(num_rows * g.groups);
-    const int padded = PAIRS<T> ? (num + HIGH - 1) / HIGH * HIGH : num;
+    const int padded = IN_TILES<T> ? (num + HIGH - 1) / HIGH * HIGH : num;
     for (int i = 0; i < padded; ++i) {
         const int64_t r = std::min<int64_t>(i / g.groups, num_rows - 1);  // padding repeats the last row, unread
         const T* from = q + (row + r) * g.q_stride + (head * g.groups + i % g.groups) * d;
-        for (int64_t j = 0; j < d; j += W) store(s.o.get() + i * d + j, Vec{});
-        if (PAIRS<T>) {
-            std::memcpy(reinterpret_cast<T*>(s.q.get()) + i * d, from, d * sizeof(T));
+        E* to = reinterpret_cast<E*>(s.q.get()) + i * d;
+        if constexpr (std::is_same_v<E, T>) {
+            std::memcpy(to, from, d * sizeof *to);
         } else {
-            for (int64_t j = 0; j < d; j += W) store(s.q.get() + i * d + j, load(from + j));
+            for (int64_t j = 0; j < d; j += W) store(to + j, load(from + j));
         }
+        for (int64_t j = 0; j < d; j += W) store(s.o.get() + i * d + j, Vec{});
         store(s.total.get() + i * W, Vec{});
         s.peak[i] = -1e30f;
         s.at[i] = position + r;
     }
     const int64_t end = position + num_rows;
     const int64_t oldest = g.window ? std::max<int64_t>(0, position - g.window + 1) : 0;
+    const T *here[KEYS], *next[KEYS];
+    const auto seek = [&](int64_t first) {  // the keys of the block that begins there
+        const int num_keys = static_cast<int>(std::clamp<int64_t>(end - first, 0, KEYS));
+        find(pool + head * g.head_stride, table, g, first, num_keys, next);
+        return num_keys;
+    };
+    int num_next = seek(oldest / KEYS * KEYS);
     for (int64_t first = oldest / KEYS * KEYS; first < end; first += KEYS) {
-        const int here = static_cast<int>(std::min<int64_t>(KEYS, end - first));
-        const T* pages = pool + head * g.head_stride;
+        const int num_keys = num_next;
+        std::copy_n(next, num_keys, here);
+        num_next = seek(first + KEYS);
+        gather(here, g, num_keys, reinterpret_cast<E*>(s.k.get()), reinterpret_cast<E*>(s.v.get()));
 #if defined(__AMX_BF16__)
-        if constexpr (PAIRS<T>) {
-            gather_pairs(pages, table, g, first, here, reinterpret_cast<uint32_t*>(s.k.get()),
-                         reinterpret_cast<uint32_t*>(s.v.get()));
+        if constexpr (IN_TILES<T>) {
             for (int i = 0; i < padded; i += HIGH) {
-                if (s.at[i + HIGH - 1] >= first) look_pairs(s, g, i, std::min(HIGH, num - i), first);
+                if (s.at[i + HIGH - 1] >= first) look_in_tiles(s, g, i, std::min(HIGH, num - i), first);
             }
             continue;
         }
 #endif
-        gather(pages, table, g, first, here, s.k.get(), s.v.get());
         const int blocks = (num + QUERIES - 1) / QUERIES;  // all about equally high
         for (int block = 0; block < blocks; ++block) {
             const int query = num * block / blocks, after = num * (block + 1) / blocks;
-            if (s.at[after - 1] < first) continue;
-            looking(after - query, std::make_integer_sequence<int, QUERIES>())(s, g, query, first, here);
+            const int64_t last = s.at[after - 1] - first;
+            if (last < 0) continue;
+            const int from = num_next * block / blocks, share = num_next * (block + 1) / blocks - from;
+            const Ahead<T> ahead[] = {{next + from, share, 0, d}, {next + from, share, g.value_offset, d}};
+            looking<T>(after - query, std::make_integer_sequence<int, QUERIES>())(
+                s, g, query, first, static_cast<int>(std::min<int64_t>(num_keys, last + 1)), ahead);
         }
     }
     for (int i = 0; i < num; ++i) {

@@ -1,7 +1,8 @@
 // A decoder's operators on a CPU, over raw pointers and with a plain C interface: nothing here knows torch.
 //
-// attention.hpp looks at pages; rows.hpp has what is done to each row by itself; linear operators go through matrix_tiles.hpp
-// where there are any, and through panels.hpp elsewhere; linear.hpp, tiles.hpp and vectors.hpp are what these stand on.
+// attention.hpp looks at keys and values that pages.hpp has gathered; rows.hpp has what is done to each row by itself; linear
+// operators go through matrix_tiles.hpp where there are any, and through panels.hpp elsewhere; linear.hpp, tiles.hpp and
+// vectors.hpp are what these stand on.
 //
 // One source for every machine. It is written in vectors of W floats that the compiler maps to what there is, and is
 // built once for each kind of processor; stages/native.py takes the best that this one can run.

@@ -71,7 +71,7 @@ void activate(const T* wide, T* y, int64_t num_rows, int64_t size, int num_threa
         const T *gate = wide + n * 2 * size, *up = gate + size;
         for (int64_t j = 0; j < size; j += W) {
             const Vec x = load(gate + j);
-            store(y + n * size + j, x / (all(1.0f) + exponential(-x)) * load(up + j));
+            store(y + n * size + j, x / (all(1.0f) + exponential_for<T>(-x)) * load(up + j));
         }
     }
 }

@@ -141,25 +141,27 @@ class NativeOperators(Operators):
         assert x.stride(-1) == 1
         y = x.new_empty(x.shape)
         self._lib.headway_norm(
-            self._dtype, x.data_ptr(), x.stride(0), weight.data_ptr(), y.data_ptr(), len(x), x.shape[1],
+            self._dtype, x.data_ptr(), x.stride(0), weight.data_ptr(), y.data_ptr(), x.size(0), x.size(1),
             self.config.norm_eps, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
     def activate(self, wide: Tensor) -> Tensor:
-        y = wide.new_empty(len(wide), wide.shape[1] // 2)
-        self._lib.headway_activate(
-            self._dtype, wide.data_ptr(), y.data_ptr(), len(wide), y.shape[1], torch.get_num_threads()
-        )
+        num_rows, size = wide.size(0), wide.size(1) // 2
+        y = wide.new_empty(num_rows, size)
+        self._lib.headway_activate(self._dtype, wide.data_ptr(), y.data_ptr(), num_rows, size, torch.get_num_threads())
         return y
 
     def place(self, batch: Batch, number: int, layer: Layer, rope: Tensor, qkv_N: Tensor, rows: slice) -> None:
-        part = qkv_N[rows]
-        self.norm_heads(layer, part)
-        positions, pages, slots = (each[rows] for each in (batch.positions_N, batch.pages_N, batch.slots_N))
+        if layer.q_norm is not None:
+            self.norm_heads(layer, qkv_N[rows])
+        # the rows' own addresses: slices of four tensors in every layer would take as long as the rows do
+        row_bytes, number_bytes = qkv_N.stride(0) * qkv_N.itemsize * rows.start, 8 * rows.start
         self._lib.headway_place(
-            self._dtype, part.data_ptr(), len(part), positions.data_ptr(), rope.data_ptr(), pages.data_ptr(),
-            slots.data_ptr(), self._layer(number), self._heads.ctypes.data, self.scale, torch.get_num_threads(),
+            self._dtype, qkv_N.data_ptr() + row_bytes, rows.stop - rows.start,
+            batch.positions_N.data_ptr() + number_bytes, rope.data_ptr(), batch.pages_N.data_ptr() + number_bytes,
+            batch.slots_N.data_ptr() + number_bytes, self._layer(number), self._heads.ctypes.data, self.scale,
+            torch.get_num_threads(),
         )  # fmt: skip
 
     def prepare(self, batch: Batch, glances: list[Glance]) -> object:
