@@ -5,6 +5,8 @@ from headway.core.policy import RESCUE_SHARE, Candidate, late_at, starves_at
 from headway.core.ticket import Step, Ticket
 
 SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
+IN_TURN = 2.0  # times as long as a token's step is its target at least: the other half of the time is for prompts …
+ALONG = 1.25  # … a fifth, if prompts get on in the same step
 NEXT_TOKEN = 0  # the key of the step that does not exist yet: one more token for everybody who decodes
 
 ALWAYS = float("-inf")
@@ -59,11 +61,11 @@ def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
     return left_s if slo.ttft_s is None else min(slo.ttft_s, left_s)
 
 
-def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Candidate:
-    """One step for everybody who decodes. It may wait until the first token would come late, less one tile."""
+def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, least: float = IN_TURN) -> Candidate:
+    """One step for everybody who decodes. It may wait until the first token would come late, less one tile. A target
+    that the device cannot meet still leaves some of its time to prompts: it is `least` times the step at least."""
     predicted_s = cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
-    # a target that the device cannot meet still leaves the other half of its time to prompts
-    shortest_s = 2 * predicted_s + tile_s
+    shortest_s = least * predicted_s + tile_s
     deadline = rescue_s = arrival = priority = NEVER
     for ticket in tickets:
         request, last = ticket.request, ticket.record.last_token
