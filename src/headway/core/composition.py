@@ -15,6 +15,7 @@ from headway.core.lifecycle import State
 from headway.core.packing import MAX_MEMBERS, pack
 from headway.core.policy import RESCUE_SHARE, Candidate, Order, standing
 from headway.core.queue import Queue
+from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
 
@@ -43,10 +44,12 @@ class Composer:
         members = self._with_pages(self._packed(self._from(first, num_places, now), spare_s, now), now)
         return self.steps.begin(members, now, decoding=False) if members else None
 
-    def along(self, token: Candidate, first: Candidate, num_places: int, spare_s: float, now: float) -> Step | None:
+    def along(
+        self, token: Candidate, first: Candidate, num_places: int, spare_s: float, sharing: Sharing, now: float
+    ) -> Step | None:
         """The next token of all between two steps and of the prompts, from this one on, as much as leaves it in time;
-        None if that gains nothing, or there are no pages."""
-        prompts = self._along(token, self._from(first, num_places, now), spare_s, now)
+        None if that gains nothing, or there are no pages. Where tokens have a lane, prompts are not cut for them."""
+        prompts = self._along(token, self._from(first, num_places, now), spare_s, sharing, now)
         members = self._with_pages(prompts, now)
         return self.steps.begin([*self._with_room(now), *members], now, decoding=False) if members else None
 
@@ -80,7 +83,7 @@ class Composer:
         return [(ticket, None) for ticket in tickets[:num_members]]
 
     def _along(
-        self, token: Candidate, candidates: list[Candidate], spare_s: float, now: float
+        self, token: Candidate, candidates: list[Candidate], spare_s: float, sharing: Sharing, now: float
     ) -> list[tuple[Ticket, int | None]]:
         """How much of which prompts goes into one step with the next token of all, so that it comes in time: all that
         fits, the last one cut. Nobody waits for others behind it who cannot. If they end sooner, the token gains if it
@@ -96,6 +99,9 @@ class Composer:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
             share = _share(ticket)
             before_s, seconds = seconds, self.cost.predict([*riders, *shares, share])
+            if seconds > left_s and sharing.is_divided:
+                seconds = before_s
+                break
             if seconds > left_s:
                 # a price grows ever faster with its tokens: part of them costs less than in proportion
                 most = int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
@@ -108,8 +114,8 @@ class Composer:
             if spare_s < left_s or 0 <= slack_s < left_s:
                 break
         saved = (now + seconds - token.arrival) / max(token.deadline - token.arrival, 1e-9)
-        gains = seconds - self.cost.predict(shares) < saved * token.total_s
-        return members if gains else []
+        gains = seconds - self.cost.predict(shares) < saved * sharing.toll * token.total_s
+        return members if members and gains else []
 
     def _in_time_until(self, token: Candidate) -> float:
         """When the next token of all is due, or later if each answer is ahead of its pace: so far as it is."""

@@ -33,7 +33,7 @@ class Forecaster:
     def forecast(self, ticket: Ticket, now: float) -> Forecast:
         """For a ticket that is not in the queue yet."""
         alone_s = prefill_s(ticket, self.cost)
-        spare = 1.0 / self.sharing.prompt_pace if self.sharing.is_divided else 1.0 - self._decode_share()
+        spare = self.sharing.left_to_prompts(self._decode_share())
         candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
         own = standing(candidate, now, self.order)
         rides = self.rides and bool(self.decoding) and not self.sharing.is_divided

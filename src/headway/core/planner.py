@@ -57,15 +57,21 @@ class Planner:
         return self._chunk(now) if self.settings.preempt == "chunk" else self._choose(now)
 
     def _tokens_beside(self, now: float) -> Work | None:
-        """The step of the lane for tokens: as long as the device is divided it makes one after another."""
+        """The step of the lane for tokens. It makes one after another, or only what is due while a prompt is read."""
         running = self.steps.on.get(TOKENS)
         if running is not None:
             return running.work
         if not self.sharing.is_divided:
             return None
-        begun = next((step for step in self.steps.parked() if step.decoding), None)
-        step = begun or self._next_token(now)
+        step = next((step for step in self.steps.parked() if step.decoding), None)
+        if step is None and (self.sharing.is_apart or self._is_due_beside(now)):
+            step = self._next_token(now)
         return None if step is None else self.steps.put(step, TOKENS, now)
+
+    def _is_due_beside(self, now: float) -> bool:
+        """Whether the next token cannot wait for the prompt on the device."""
+        token, beside = self._token_candidate(), self.steps.on_device
+        return token is not None and beside is not None and not beside.decoding and token.ripe_at <= now
 
     def forget_token(self) -> None:
         """Who waits for another token may be others now."""
@@ -78,6 +84,7 @@ class Planner:
         token = self._token_candidate()
         if (
             token is not None
+            and not self.sharing.is_divided
             and token.ripe_at <= now
             and should_switch(own, token, now, settings.tile_s, settings.order)
         ):
@@ -99,7 +106,7 @@ class Planner:
     def _choose(self, now: float) -> Work | None:
         """The best candidate that can start; what is not ripe comes last, but before an idle device."""
         step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
-        if step is None and not self.sharing.is_divided:
+        if step is None and not self.sharing.is_apart:
             step = self._next_token(now)
         return None if step is None else self.steps.put(step, MAIN, now)
 
@@ -134,7 +141,7 @@ class Planner:
         token = self._token_candidate() if self.settings.takes_along else None
         first = next(self._queued(now, num_places), None) if chosen.key == NEXT_TOKEN else chosen
         if token is not None and first is not None:
-            step = self.composer.along(token, first, num_places, self._spare_s(now), now)
+            step = self.composer.along(token, first, num_places, self._spare_s(now), self.sharing, now)
             self._token_is_known = False
             if step is not None:
                 return step
@@ -164,7 +171,7 @@ class Planner:
         order = self.settings.order
         others = [self._step_candidate(step, now) for step in self._parked()]
         token = self._token_candidate()
-        if token is not None and token.ripe_at <= now:
+        if token is not None and token.ripe_at <= now and not self.sharing.is_divided:
             others.append(token)
         others.sort(key=lambda candidate: standing(candidate, now, order).order)
         if not prompts:
@@ -193,13 +200,16 @@ class Planner:
 
     def _token_candidate(self) -> Candidate | None:
         """The next token of all between two steps; looked up once until a step is made, or ends, or somebody leaves.
-        None while tokens have a lane of their own."""
-        if self.sharing.is_divided:
+        None while they are made in a lane of their own, one after another."""
+        if self.sharing.is_apart:
             return None
         if not self._token_is_known:
             between = self.composer.between_steps()
-            self._token = token_candidate(between, self.cost, self.settings.tile_s, ALONG if self.settings.takes_along else IN_TURN) if between else None
-            self._token_is_known = True
+            least = ALONG if self.settings.takes_along else IN_TURN
+            token = token_candidate(between, self.cost, self.settings.tile_s, least) if between else None
+            if token is not None:  # it must begin sooner where it takes longer
+                token = token._replace(ripe_at=token.ripe_at - (self.sharing.token_pace - 1) * token.total_s)
+            self._token, self._token_is_known = token, True
         return self._token
 
     def _parked(self) -> list[Step]:

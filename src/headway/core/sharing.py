@@ -33,17 +33,25 @@ class Sharing:
         self._pages = pages
         self._counters = counters
         self._side_by_side = False
-        self._prompt_pace: float | None = None  # of late
+        self._paces_of_late = (1.0, 1.0)  # of prompts and tokens side by side
+        if self.divider.split is not None and roofline is not None:
+            self._paces_of_late = (roofline.units / self.divider.split.prompts, 1.0)
         self._last_split = self.divider.split  # a lane's step may outlive the division that it began under
 
     @property
-    def prompt_pace(self) -> float:
-        """How many times as long as alone prompts take while the device is divided; by their share of its units as long
-        as no step has run beside tokens."""
-        split = self.divider.split
-        if split is None or self.roofline is None:
-            return 1.0
-        return self._prompt_pace or self.roofline.units / split.prompts
+    def token_pace(self) -> float:
+        """How many times as long as alone tokens take beside a prompt."""
+        return self._paces_of_late[1] if self.is_divided else 1.0
+
+    @property
+    def toll(self) -> float:
+        """What prompts lose by a step for tokens, in parts of what it takes alone: all of it if they are suspended."""
+        prompts, tokens = self._paces_of_late
+        return tokens * (1.0 - 1.0 / prompts) if self.is_divided else 1.0
+
+    def left_to_prompts(self, token_share: float) -> float:
+        """Of the device, if a step for tokens, alone on it, takes that share of their target."""
+        return 1.0 / self._paces_of_late[0] if self.is_apart else 1.0 - self.toll * token_share
 
     @property
     def shares(self) -> Split | None:
@@ -52,8 +60,13 @@ class Sharing:
 
     @property
     def is_divided(self) -> bool:
-        """Whether tokens have a lane of their own."""
+        """Whether tokens that come while prompts are read have a lane of their own."""
         return self.divider.split is not None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether tokens are made in that lane only, one after another."""
+        return self.is_divided and not self.divider.tokens_wait
 
     def units(self, lane: str) -> int:
         """How many units of the device the lane has: all of them while the other has nothing to do."""
@@ -71,6 +84,7 @@ class Sharing:
         if not ahead:
             return
         prompt_s, due_s, prompt = min(ahead, key=lambda each: each[1] / max(each[0], 1e-9))
+        fixed_s = min(prompt_s, self._cost.predict(()))
         context = sum(ticket.num_computed for ticket in decoding.values())
         token_s = self._cost.next_tokens(len(decoding), context)
         target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in decoding.values())
@@ -78,14 +92,15 @@ class Sharing:
         tokens = (Share(1, context // len(decoding)),) * len(decoding)
         before = self.divider.num_changes
         split = self.divider.decide(
-            Situation(prompt_s, due_s, token_s, target_s, used),
+            Situation(prompt_s, due_s, token_s, target_s, used, fixed_s),
             lambda split: self._paces((prompt,), tokens, split),
             now,
         )
         self._last_split = split or self._last_split
         if self.divider.num_changes > before:
             self._counters["repartitions"] += 1
-            self._prompt_pace = None
+            if split is not None:
+                self._paces_of_late = self._paces((prompt,), tokens, split)
 
     def set_paces(self, steps: Steps) -> None:
         """After a plan: who is in which lane may be another now."""
@@ -96,8 +111,7 @@ class Sharing:
                 step.keep_pace(1.0)
             return
         both = shares_of(prompts.work.segments), shares_of(tokens.work.segments)
-        first, second = self._paces(*both, self.shares)
-        self._prompt_pace = first
+        self._paces_of_late = first, second = self._paces(*both, self.shares)
         prompts.keep_pace(first)
         tokens.keep_pace(second)
 
