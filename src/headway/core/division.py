@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from headway.core.candidates import ALONG
 from headway.core.roofline import Split
 
 Lanes = Literal["turns", "mixed", "split", "auto"]
@@ -51,6 +52,9 @@ class Prediction(NamedTuple):
 
     stretch: float
     gap_s: float
+
+
+Predict = Callable[[Split], Prediction]
 
 
 @dataclass(slots=True)
@@ -119,8 +123,7 @@ class Divider:
             self.num_evaluations += 1
             return side_by_side(at, *paces(split), waits=self.tokens_wait)
 
-        find = self._for_tokens if self.favours_tokens else self._for_prompts
-        found = find(at, predict)
+        found = self._for_tokens(predict) if self.favours_tokens else self._for_prompts(predict, turns.gap_s)
         if found is None:
             return None, True
         split, beside = found
@@ -132,11 +135,11 @@ class Divider:
             better = beside.stretch < turns.stretch * margin
         return (split if better else None), True
 
-    def _for_prompts(self, at: Situation, predict: Callable[[Split], Prediction]) -> tuple[Split, Prediction] | None:
-        """The most units for prompts with which tokens still come in time."""
-        return _last(self.splits, predict, lambda found: found.gap_s <= at.target_s)
+    def _for_prompts(self, predict: Predict, gap_s: float) -> tuple[Split, Prediction] | None:
+        """The most units for prompts with which tokens come no later than they would otherwise."""
+        return _last(self.splits, predict, lambda found: found.gap_s <= gap_s)
 
-    def _for_tokens(self, at: Situation, predict: Callable[[Split], Prediction]) -> tuple[Split, Prediction] | None:
+    def _for_tokens(self, predict: Predict) -> tuple[Split, Prediction]:
         """The most units for tokens with which prompts take little longer than they must."""
         most = predict(self.splits[-1])
         limit = STRETCH * most.stretch
@@ -146,8 +149,8 @@ class Divider:
 
 def by_turns(at: Situation) -> Prediction:
     """Tokens just in time, riding along where that saves something. A target that the device cannot meet still leaves
-    the other half of its time to prompts."""
-    gap_s = max(at.target_s, 2 * at.token_s)
+    some of its time to prompts."""
+    gap_s = max(at.target_s, ALONG * at.token_s)
     alone = 1 - at.fixed_s / at.prompt_s if at.prompt_s else 1.0
     return Prediction(alone / (1 - at.token_s / gap_s) if gap_s else alone, gap_s)
 
@@ -155,13 +158,13 @@ def by_turns(at: Situation) -> Prediction:
 def side_by_side(at: Situation, stretch: float, pace: float, *, waits: bool) -> Prediction:
     """On shares on which prompts take `stretch` times as long while tokens take `pace` times as long beside them."""
     step_s = at.token_s * pace
-    gap_s = max(at.target_s, step_s) if waits else step_s
-    busy = step_s / gap_s if gap_s else 0.0
-    return Prediction(1 / (1 - busy * (1 - 1 / stretch)), gap_s)
+    if not waits or step_s >= at.target_s:
+        return Prediction(stretch, step_s)
+    return Prediction(1 / (1 - step_s / at.target_s * (1 - 1 / stretch)), at.target_s)
 
 
 def _last(
-    splits: tuple[Split, ...], predict: Callable[[Split], Prediction], holds: Callable[[Prediction], bool]
+    splits: tuple[Split, ...], predict: Predict, holds: Callable[[Prediction], bool]
 ) -> tuple[Split, Prediction] | None:
     """The last for which it holds, where it holds up to some point and not beyond: found by halving."""
     found = None

@@ -4,6 +4,7 @@ pace, and learns from steps that ran side by side."""
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
+from typing import NamedTuple
 
 from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
 from headway.core.cost import CostModel, Share, shares_of
@@ -80,11 +81,10 @@ class Sharing:
         """Look anew how the device is to be divided, if there are both prompts and tokens."""
         if not self.divider.may_divide or not decoding:
             return
-        ahead = _prompts_ahead(queue, steps, now)
+        ahead = _prompts_ahead(queue, steps, self._cost.predict(()), now)
         if not ahead:
             return
-        prompt_s, due_s, prompt = min(ahead, key=lambda each: each[1] / max(each[0], 1e-9))
-        fixed_s = min(prompt_s, self._cost.predict(()))
+        first = min(ahead, key=lambda each: each.due_s / max(each.seconds, 1e-9))
         context = sum(ticket.num_computed for ticket in decoding.values())
         token_s = self._cost.next_tokens(len(decoding), context)
         target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in decoding.values())
@@ -92,15 +92,15 @@ class Sharing:
         tokens = (Share(1, context // len(decoding)),) * len(decoding)
         before = self.divider.num_changes
         split = self.divider.decide(
-            Situation(prompt_s, due_s, token_s, target_s, used, fixed_s),
-            lambda split: self._paces((prompt,), tokens, split),
+            Situation(first.seconds, first.due_s, token_s, target_s, used, first.fixed_s),
+            lambda split: self._paces((first.prompt,), tokens, split),
             now,
         )
         self._last_split = split or self._last_split
         if self.divider.num_changes > before:
             self._counters["repartitions"] += 1
             if split is not None:
-                self._paces_of_late = self._paces((prompt,), tokens, split)
+                self._paces_of_late = self._paces((first.prompt,), tokens, split)
 
     def set_paces(self, steps: Steps) -> None:
         """After a plan: who is in which lane may be another now."""
@@ -130,24 +130,32 @@ class Sharing:
         return first * self.correction[MAIN], second * self.correction[TOKENS]
 
 
-def _prompts_ahead(queue: Queue, steps: Steps, now: float) -> list[tuple[float, float, Share]]:
-    """(seconds of work up to its first token, seconds until that is due or infinity, the prompt) of who waits for a
-    first token and is not late yet: those who have begun, then the first of the queue."""
-    found: list[tuple[float, float, Share]] = []
-    ahead_s = 0.0
+class _Ahead(NamedTuple):
+    """Seconds of work up to somebody's first token, those of them that are steps' own whatever is in them, seconds until
+    it is due or infinity, and the prompt."""
+
+    seconds: float
+    fixed_s: float
+    due_s: float
+    prompt: Share
+
+
+def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
+    """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue."""
+    found: list[_Ahead] = []
+    seconds = fixed_s = 0.0
     for step in steps.all():
         if not step.decoding:
-            ahead_s += step.remaining_s / step.pace
+            seconds += step.remaining_s / step.pace
             due_s = min((_due_s(ticket, now) for ticket in step.tickets), default=float("inf"))
-            if due_s > 0:
-                found.append((ahead_s, due_s, shares_of(step.work.segments)[-1]))
+            found.append(_Ahead(seconds, 0.0, due_s, shares_of(step.work.segments)[-1]))
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
         ticket = queue.ticket(number_of_ticket(candidate.key))
-        ahead_s += candidate.remaining_s
-        due_s = _due_s(ticket, now)
-        if due_s > 0:
-            found.append((ahead_s, due_s, Share(ticket.num_to_compute, ticket.num_computed)))
-    return found
+        seconds += candidate.remaining_s
+        fixed_s += min(step_s, candidate.remaining_s)
+        share = Share(ticket.num_to_compute, ticket.num_computed)
+        found.append(_Ahead(seconds, fixed_s, _due_s(ticket, now), share))
+    return [each for each in found if each.due_s > 0]
 
 
 def _due_s(ticket: Ticket, now: float) -> float:
