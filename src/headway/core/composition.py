@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from headway.core.candidates import ALONG, NEVER, SOFT_TPOT_S, number_of_ticket
+from headway.core.candidates import ALONG, number_of_ticket
 from headway.core.cost import CostModel, Share
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
@@ -18,8 +18,6 @@ from headway.core.queue import Queue
 from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
-
-LONGEST_GAP = 2.0  # times its target: where an answer that is ahead of its pace may wait for prompts in its step
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class Composer:
         adds less to them than the part of a step of its own that it saves: one that comes when half of its time is over
         saves half a step. None of them if it does not, or if the first would be late for it."""
         assert token.deadline is not None
-        left_s = max(self._in_time_until(token) - now, ALONG * token.total_s) / self.cost.upper(1.0)
+        left_s = max(token.deadline - now, ALONG * token.total_s) / self.cost.upper(1.0)
         riders = [Share(1, ticket.num_computed) for ticket in self.between_steps()]
         shares: list[Share] = []
         members: list[tuple[Ticket, int | None]] = []
@@ -99,40 +97,25 @@ class Composer:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
             share = _share(ticket)
             before_s, seconds = seconds, self.cost.predict([*riders, *shares, share])
-            if seconds > left_s and sharing.is_divided:
+            fits = seconds <= left_s
+            # a price grows ever faster with its tokens: part of them costs less than in proportion
+            most = share.num_tokens if fits else int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
+            read_s = seconds if fits else left_s * share.num_tokens / max(most, 1)
+            slack_s = self._spare_s(candidate, now)
+            if not members and 0 <= slack_s < read_s - candidate.remaining_s:
+                return []
+            if (members and min(seconds, left_s) > spare_s) or (not fits and sharing.is_divided):
                 seconds = before_s
                 break
-            if seconds > left_s:
-                # a price grows ever faster with its tokens: part of them costs less than in proportion
-                most = int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
-                if not members and self._cannot_wait(candidate, left_s * share.num_tokens / max(most, 1), now):
-                    return []
+            if not fits:
                 return [*members, (ticket, most)] if most > 0 else members
             shares.append(share)
             members.append((ticket, None))
-            slack_s = self._spare_s(candidate, now)
-            if spare_s < left_s or 0 <= slack_s < left_s:
-                break
-        saved = (now + seconds - token.arrival) / max(token.deadline - token.arrival, 1e-9)
+            if slack_s >= 0:
+                spare_s = min(spare_s, slack_s + candidate.remaining_s)
+        saved = min(1.0, (now + seconds - token.arrival) / token.rescue_s)
         gains = seconds - self.cost.predict(shares) < saved * sharing.toll * token.total_s
         return members if members and gains else []
-
-    def _in_time_until(self, token: Candidate) -> float:
-        """When the next token of all is due, or later if each answer is ahead of its pace: so far as it is."""
-        ahead = NEVER
-        for ticket in self.between_steps():
-            record, target_s = ticket.record, ticket.request.slo.tpot_s or SOFT_TPOT_S
-            assert record.first_token is not None
-            assert record.last_token is not None
-            on_pace = record.first_token + ticket.num_generated * target_s
-            ahead = min(ahead, on_pace, record.last_token + LONGEST_GAP * target_s)
-        assert token.deadline is not None
-        return max(token.deadline, ahead)
-
-    def _cannot_wait(self, candidate: Candidate, cut_s: float, now: float) -> bool:
-        """Whether it would be in time if it were read at once, and is not if that takes so long."""
-        slack_s = self._spare_s(candidate, now)
-        return 0 <= slack_s < cut_s - candidate.remaining_s
 
     def _take_pages(self, ticket: Ticket, now: float) -> bool:
         return self.holdings.take_prompt(ticket, len(self.decoding), now)
