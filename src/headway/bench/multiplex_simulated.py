@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from headway.bench import report
 from headway.bench.contest import JOINT, Contender, Run, contest
-from headway.bench.load import p90_prompt, prompts, targets
+from headway.bench.load import Load, p90_prompt, prompts, targets
 from headway.bench.multiplex import AUTO, BALANCED, K_TPOT, K_TTFT, LOADS, TURNS, compared, load_of, verdict
 from headway.bench.policies import simulate
+from headway.bench.score import Score
 from headway.core.cost import CostFit, Share
+from headway.core.request import SLO
 from headway.core.roofline import Anatomy, Power, Roofline, Split
 from headway.core.settings import SchedulerSettings
 from headway.placement.fitting import saturation
@@ -65,18 +67,49 @@ def settings_of(device: Device) -> SchedulerSettings:
     )
 
 
-def drawn(name: str, device: Device, ways: Sequence[str], num_requests: int, seed: int) -> dict[str, Contender]:
-    """Goodput of every way in one draw of a load."""
+class Draw(NamedTuple):
+    """One draw of a load on a device."""
+
+    load: Load
+    texts: list[tuple[int, ...]]
+    slos: dict[str, SLO]
+    lone_s: float
+
+
+class Attained(NamedTuple):
+    """What a run at one rate attained; how often the device was divided anew."""
+
+    score: Score
+    num_repartitions: int
+
+
+def draw_of(name: str, device: Device, num_requests: int, seed: int) -> Draw:
     load = load_of(name, num_requests, seed).within(MAX_MODEL_LEN)
     lone_s = device.fit.seconds([Share(p90_prompt(load, "text"), 0)])
     slos = targets(load, lone_s, K_TTFT, device.fit.next_tokens(1, BALANCED.num_prompt).fitted_s, K_TPOT)
-    texts, settings = prompts(load, VOCAB_SIZE, seed), compared(settings_of(device))
+    return Draw(load, prompts(load, VOCAB_SIZE, seed), slos, lone_s)
+
+
+def attained(name: str, device: Device, way: str, rate: float, num_requests: int, seed: int) -> Attained:
+    """One run of one way."""
+    return run_of(draw_of(name, device, num_requests, seed), device, way, rate, seed)
+
+
+def run_of(draw: Draw, device: Device, way: str, rate: float, seed: int) -> Attained:
+    settings = compared(settings_of(device))[way]
+    found = simulate(draw.load.at_rate(rate), draw.texts, draw.slos, settings, device, seed=seed)
+    return Attained(found.score, found.counters.get("repartitions", 0))
+
+
+def drawn(name: str, device: Device, ways: Sequence[str], num_requests: int, seed: int) -> dict[str, Contender]:
+    """Goodput of every way in one draw of a load."""
+    draw = draw_of(name, device, num_requests, seed)
 
     def attain(way: str, rate: float) -> Run:
-        found = simulate(load.at_rate(rate), texts, slos, settings[way], device, seed=seed)
-        return Run(rate, found.score, found.counters.get("repartitions", 0))
+        return Run(rate, run_of(draw, device, way, rate, seed).score)
 
-    return contest(dict.fromkeys(ways, 0.3 / lone_s), attain, JOINT, tolerance=0.015, growth=1.5, most_rates=24)
+    starts = dict.fromkeys(ways, 0.3 / draw.lone_s)
+    return contest(starts, attain, JOINT, tolerance=0.015, growth=1.5, most_rates=24)
 
 
 def goodputs(name: str, device: Device, ways: Sequence[str], num_requests: int, draws: int) -> dict[str, float]:
@@ -114,7 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=3, help="other requests each; the page shows medians")
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
-    print("\n\n".join(sections(options)))
+    said = f"{options.num_requests} requests a draw, median of {options.draws}; steps differ from their prices by {SPREAD:.0%}."
+    done: list[str] = []
+    for part in sections(options):
+        done.append(part)
+        body = "\n\n".join([said, *done])
+        command = report.command(COMMAND, arguments)
+        report.write("multiplex-simulated", "Prompts and tokens on one device, on prices", command, body, options.folder)
 
 
 if __name__ == "__main__":

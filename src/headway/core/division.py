@@ -94,8 +94,8 @@ class Divider:
         return self.split
 
     def _settle(self, best: Split | None, is_urgent: bool, now: float) -> None:
-        """Take what is best: at once if something would be late, else when it has been better for a while. A division
-        that makes something late is not tried again so soon that it could be more than one change in `HOLD_S`."""
+        """Take what is best: at once if it is urgent, else when it has been better for a while. A division that was left
+        at once is not tried again so soon that there would be more than one change in `HOLD_S`."""
         if best == self.split:
             self._other_since = None
             return
@@ -109,20 +109,21 @@ class Divider:
             self.num_changes += 1
 
     def _best(self, at: Situation, paces: Paces) -> tuple[Split | None, bool]:
-        """The best way, and whether something would be late if turns were taken."""
+        """The best way, and whether to take it at once: something would be late, or a division does harm."""
         self.num_evaluations = 1
         if at.pages_used >= FEW_PAGES:
             self.favours_tokens = True
         elif at.pages_used <= ENOUGH_PAGES:
             self.favours_tokens = False
         turns = by_turns(at)
-        if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
-            return None, False
 
         def predict(split: Split) -> Prediction:
             self.num_evaluations += 1
             return side_by_side(at, *paces(split), waits=self.tokens_wait)
 
+        if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
+            is_worse = self.split is not None and predict(self.split).stretch > turns.stretch * (1 + GAIN)
+            return None, is_worse
         found = self._for_tokens(predict) if self.favours_tokens else self._for_prompts(predict, turns.gap_s)
         if found is None:
             return None, True
