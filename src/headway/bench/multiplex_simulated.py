@@ -131,9 +131,7 @@ def sections(options: argparse.Namespace) -> Iterator[str]:
         means, device = MACHINES[each]
         found = {}
         for name in options.loads:
-            ways = [
-                way for way in compared(settings_of(device)) if "shortest" not in way or name in options.ablation
-            ]
+            ways = [way for way in compared(settings_of(device)) if "shortest" not in way or name in options.ablation]
             found[name] = goodputs(name, device, ways, options.num_requests, options.draws)
         yield section(means, found)
 
@@ -153,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done.append(part)
         body = "\n\n".join([said, *done])
         command = report.command(COMMAND, arguments)
-        report.write("multiplex-simulated", "Prompts and tokens on one device, on prices", command, body, options.folder)
+        report.write(
+            "multiplex-simulated", "Prompts and tokens on one device, on prices", command, body, options.folder
+        )
 
 
 if __name__ == "__main__":

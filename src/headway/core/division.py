@@ -130,11 +130,10 @@ class Divider:
         split, beside = found
         # hysteresis: the way that is taken may be a little worse
         margin = 1 + GAIN if split == self.split else 1 - GAIN
-        if self.favours_tokens:
-            better = beside.gap_s < turns.gap_s * margin
-        else:
-            better = beside.stretch < turns.stretch * margin
-        return (split if better else None), True
+        gains = beside.gap_s < turns.gap_s * margin
+        if not self.favours_tokens:
+            gains = beside.stretch < turns.stretch * margin
+        return (split if gains else None), True
 
     def _for_prompts(self, predict: Predict, gap_s: float) -> tuple[Split, Prediction] | None:
         """The most units for prompts with which tokens come no later than they would otherwise."""

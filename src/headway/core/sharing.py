@@ -131,8 +131,8 @@ class Sharing:
 
 
 class _Ahead(NamedTuple):
-    """Seconds of work up to somebody's first token, those of them that are steps' own whatever is in them, seconds until
-    it is due or infinity, and the prompt."""
+    """Seconds of work up to somebody's first token, those of them that steps take whatever is in them, seconds until it
+    is due or infinity, and the prompt."""
 
     seconds: float
     fixed_s: float
