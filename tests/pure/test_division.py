@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.core.division import HOLD_S, MAX_SPLITS, STRETCH, Divider, Situation, by_turns, side_by_side
+from headway.core.division import HARM_S, HOLD_S, MAX_SPLITS, STRETCH, Divider, Situation, by_turns, side_by_side
 from headway.core.roofline import Split
 
 HALVES = (Split(1, 1),)
@@ -79,15 +79,17 @@ def test_a_way_that_was_taken_is_left_only_when_another_was_better_for_a_while()
     assert divider.decide(calm, free, 60.0 + HOLD_S) is None
 
 
-def test_a_division_that_does_harm_is_left_at_once_and_not_tried_again_soon() -> None:
+def test_a_division_that_does_harm_is_left_soon_and_not_tried_again_soon() -> None:
     divider = Divider("auto", HALVES)
     divider.decide(LATE, free, 0.0)
-    assert divider.decide(LATE, lambda split: (3.0, 2.5), 1.0) is None
+    assert divider.decide(LATE, lambda split: (3.0, 2.5), 0.5) == Split(1, 1), "once may be noise"
+    assert divider.decide(LATE, lambda split: (3.0, 2.5), 0.5 + HARM_S) is None
     assert divider.decide(LATE, free, 2.0) is None
     assert divider.decide(LATE, lambda split: (3.0, 2.5), 3.0) is None
     assert divider.decide(LATE, free, 2.0 + 2 * HOLD_S) == Split(1, 1)
     calm = LATE._replace(due_s=10.0)
-    assert divider.decide(calm, lambda split: (3.0, 2.5), 3.0 + 2 * HOLD_S) is None, "where nothing is late either"
+    divider.decide(calm, lambda split: (3.0, 2.5), 3.0 + 2 * HOLD_S)
+    assert divider.decide(calm, lambda split: (3.0, 2.5), 4.0 + 2 * HOLD_S) is None, "where nothing is late either"
 
 
 def test_a_noisy_constant_load_changes_it_once_a_minute_at_most() -> None:

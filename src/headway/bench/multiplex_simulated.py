@@ -1,4 +1,4 @@
-"""The contest of `bench.multiplex` on the virtual clock: `python -m headway.bench.multiplex_simulated`. No model needed.
+"""The contest of `bench.multiplex` on the virtual clock: `python -m headway.bench.multiplex_simulated`. Needs no model.
 
 The same core and driver as in the engine, on devices that are prices: the machine of the page as it was measured there,
 and one on which a share is worth more, since half of its cores draw nearly all of what memory gives. It says what the
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=3, help="other requests each; the page shows medians")
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
-    said = f"{options.num_requests} requests a draw, median of {options.draws}; steps differ from their prices by {SPREAD:.0%}."
+    said = f"{options.num_requests} requests a draw, median of {options.draws}; steps are off by {SPREAD:.0%}."
     done: list[str] = []
     for part in sections(options):
         done.append(part)

@@ -24,6 +24,7 @@ from headway.core.roofline import Split
 Lanes = Literal["turns", "mixed", "split", "auto"]
 
 GAIN = 0.05  # less is not worth a change
+HARM_S = 1.0  # so long a division must have done harm before it is left
 HOLD_S = 60.0  # so long a division must have been of no use, or another better, before it is left
 FEW_PAGES = 0.70  # of all pages in use: from here on tokens are favoured …
 ENOUGH_PAGES = 0.60  # … until no more than this
@@ -94,15 +95,16 @@ class Divider:
         return self.split
 
     def _settle(self, best: Split | None, is_urgent: bool, now: float) -> None:
-        """Take what is best: at once if it is urgent, else when it has been better for a while. A division that was left
-        at once is not tried again so soon that there would be more than one change in `HOLD_S`."""
+        """Take what is best: soon if it is urgent, else if it has been better for a while. A division that was left
+        at once is tried again no sooner than leaves one change in `HOLD_S`."""
         if best == self.split:
             self._other_since = None
             return
         if self._other_since is None or best != self._other:
             self._other, self._other_since = best, now
-        at_once = is_urgent and (self.split is None or best is None) and now >= self._undivided_until
-        if at_once or now - self._other_since >= HOLD_S:
+        held_s = now - self._other_since
+        at_once = is_urgent and now >= self._undivided_until and (self.split is None or (not best and held_s >= HARM_S))
+        if at_once or held_s >= HOLD_S:
             if best is None and at_once:
                 self._undivided_until = now + 2 * HOLD_S
             self.split, self._other_since = best, None
