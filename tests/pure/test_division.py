@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.core.division import HOLD_S, MAX_SPLITS, STRETCH, Divider, Situation, by_turns
+from headway.core.division import HARM_S, HOLD_S, MAX_SPLITS, STRETCH, Divider, Situation, by_turns, side_by_side
 from headway.core.roofline import Split
 
 HALVES = (Split(1, 1),)
@@ -23,7 +23,22 @@ def free(split: Split) -> tuple[float, float]:
 
 def test_taking_turns_leaves_the_rest_of_each_interval_to_prompts() -> None:
     assert by_turns(LATE) == pytest.approx((1.5, 0.3))
-    assert by_turns(LATE._replace(token_s=0.2)) == pytest.approx((2.0, 0.4)), "half of the time at least"
+    assert by_turns(LATE._replace(token_s=0.4)) == pytest.approx((5.0, 0.5)), "a fifth of the time at least"
+
+
+def test_riding_along_saves_what_a_step_costs_whatever_is_in_it() -> None:
+    """A fifth of the prompt's second; then it is in time, and the device is not divided."""
+    rides = LATE._replace(fixed_s=0.2, due_s=1.25)
+    assert by_turns(rides) == pytest.approx((1.2, 0.3))
+    assert Divider("auto", HALVES).decide(rides, free, 0.0) is None
+    assert Divider("auto", HALVES).decide(rides._replace(due_s=1.1), lambda split: (1.9, 1.2), 0.0) is None
+
+
+def test_side_by_side_a_share_slows_prompts_while_tokens_are_made() -> None:
+    """A third of each interval by turns; beside, at 1.2 times as long, 0.4 of it at half speed."""
+    assert side_by_side(LATE, 2.0, 1.2, waits=True) == pytest.approx((1.25, 0.3))
+    assert side_by_side(LATE, 2.0, 1.2, waits=False) == pytest.approx((2.0, 0.12))
+    assert side_by_side(LATE, 2.0, 3.5, waits=True) == pytest.approx((2.0, 0.35)), "always, where they cannot wait"
 
 
 @pytest.mark.parametrize("lanes", ["turns", "mixed"])
@@ -47,8 +62,9 @@ def test_it_divides_when_a_first_token_would_be_late_and_not_before() -> None:
 
 
 def test_it_does_not_divide_where_that_gains_nothing() -> None:
-    """On half of the arithmetic prompts take twice as long, by turns one and a half times; or tokens come too late."""
-    assert Divider("auto", HALVES).decide(LATE, lambda split: (2.0, 1.0), 0.0) is None
+    """Both at once get no more done than one after the other; or tokens come too late."""
+    assert Divider("auto", HALVES).decide(LATE, lambda split: (2.0, 2.0), 0.0) is None
+    assert Divider("auto", HALVES).decide(LATE, lambda split: (2.0, 1.0), 0.0) == Split(1, 1)
     assert Divider("auto", HALVES).decide(LATE, lambda split: (1.0, 3.1), 0.0) is None
     assert Divider("auto", ()).decide(LATE, free, 0.0) is None
 
@@ -61,6 +77,19 @@ def test_a_way_that_was_taken_is_left_only_when_another_was_better_for_a_while()
     assert divider.decide(LATE, free, 50.0) == Split(1, 1), "it was needed again: the wait begins anew"
     assert divider.decide(calm, free, 60.0) == Split(1, 1)
     assert divider.decide(calm, free, 60.0 + HOLD_S) is None
+
+
+def test_a_division_that_does_harm_is_left_soon_and_not_tried_again_soon() -> None:
+    divider = Divider("auto", HALVES)
+    divider.decide(LATE, free, 0.0)
+    assert divider.decide(LATE, lambda split: (3.0, 2.5), 0.5) == Split(1, 1), "once may be noise"
+    assert divider.decide(LATE, lambda split: (3.0, 2.5), 0.5 + HARM_S) is None
+    assert divider.decide(LATE, free, 2.0) is None
+    assert divider.decide(LATE, lambda split: (3.0, 2.5), 3.0) is None
+    assert divider.decide(LATE, free, 2.0 + 2 * HOLD_S) == Split(1, 1)
+    calm = LATE._replace(due_s=10.0)
+    divider.decide(calm, lambda split: (3.0, 2.5), 3.0 + 2 * HOLD_S)
+    assert divider.decide(calm, lambda split: (3.0, 2.5), 4.0 + 2 * HOLD_S) is None, "where nothing is late either"
 
 
 def test_a_noisy_constant_load_changes_it_once_a_minute_at_most() -> None:
@@ -129,13 +158,15 @@ def test_six_evaluations_find_what_an_exhaustive_search_finds(
     if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
         assert chosen is None
         return
-    if at.pages_used >= 0.7:
-        least = min(predict(split)[0] for split in divider.splits)
-        allowed = [split for split in divider.splits if predict(split)[0] <= STRETCH * least]
-        best = min(allowed, key=lambda split: (predict(split)[1], split.prompts))
-        gains = at.token_s * predict(best)[1] < turns.gap_s * 0.95
+    waits = at.pages_used < 0.7
+    found = {split: side_by_side(at, *predict(split), waits=waits) for split in divider.splits}
+    if not waits:
+        least = min(each.stretch for each in found.values())
+        allowed = [split for split in found if found[split].stretch <= STRETCH * least]
+        best = min(allowed, key=lambda split: (found[split].gap_s, split.prompts))
+        gains = found[best].gap_s < turns.gap_s * 0.95
     else:
-        allowed = [split for split in divider.splits if at.token_s * predict(split)[1] <= at.target_s]
-        best = min(allowed, key=lambda split: (predict(split)[0], -split.prompts), default=None)  # type: ignore[assignment]
-        gains = best is not None and predict(best)[0] < turns.stretch * 0.95
+        allowed = [split for split in found if found[split].gap_s <= turns.gap_s]
+        best = max(allowed, key=lambda split: split.prompts, default=None)  # type: ignore[assignment]
+        gains = best is not None and found[best].stretch < turns.stretch * 0.95
     assert chosen == (best if gains else None)

@@ -5,6 +5,9 @@ from headway.core.policy import RESCUE_SHARE, Candidate, late_at, starves_at
 from headway.core.ticket import Step, Ticket
 
 SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
+IN_TURN = 2.0  # times as long as a token's step is its target at least: the other half of the time is for prompts …
+ALONG = 1.25  # … a fifth, if prompts get on in the same step
+LONGEST_GAP = 2.0  # times its target: an answer that is ahead of its pace may be kept waiting for prompts so long
 NEXT_TOKEN = 0  # the key of the step that does not exist yet: one more token for everybody who decodes
 
 ALWAYS = float("-inf")
@@ -33,8 +36,8 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
         start, target = ticket.request.arrival, _first_token_within(ticket, cost)
         latest = slo.ttft_s if slo.ttft_s is not None else slo.total_s
     else:
-        start, target = last, slo.tpot_s or SOFT_TPOT_S
-        latest = target
+        start, latest = last, slo.tpot_s or SOFT_TPOT_S
+        target = on_pace(ticket, latest) - last
     seconds = prefill_s(ticket, cost)
     return Candidate(
         key=key_of_ticket(ticket.number),
@@ -59,11 +62,20 @@ def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
     return left_s if slo.ttft_s is None else min(slo.ttft_s, left_s)
 
 
-def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Candidate:
-    """One step for everybody who decodes. It may wait until the first token would come late, less one tile."""
+def on_pace(ticket: Ticket, target_s: float) -> float:
+    """When its next token is due, if it may be later by what the answer is ahead of its pace; within bounds."""
+    first, last = ticket.record.first_token, ticket.record.last_token
+    assert first is not None
+    assert last is not None
+    ahead = first + ticket.num_generated * target_s
+    return max(last + target_s, min(ahead, last + LONGEST_GAP * target_s))
+
+
+def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, least: float = IN_TURN) -> Candidate:
+    """One step for everybody who decodes. It may wait until the first token would come late, less one tile. A target
+    that the device cannot meet still leaves some of its time to prompts: it is `least` times the step at least."""
     predicted_s = cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
-    # a target that the device cannot meet still leaves the other half of its time to prompts
-    shortest_s = 2 * predicted_s + tile_s
+    shortest_s = least * predicted_s + tile_s
     deadline = rescue_s = arrival = priority = NEVER
     for ticket in tickets:
         request, last = ticket.request, ticket.record.last_token
@@ -73,8 +85,9 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float) -> Ca
             target = shortest_s
         if last < arrival:
             arrival = last
-        if last + target < deadline:
-            deadline = last + target
+        due = last + target if least == IN_TURN else on_pace(ticket, target)
+        if due < deadline:
+            deadline = due
         if target < rescue_s:
             rescue_s = target
         if request.priority < priority:

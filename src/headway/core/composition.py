@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from headway.core.candidates import number_of_ticket
+from headway.core.candidates import ALONG, number_of_ticket
 from headway.core.cost import CostModel, Share
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
 from headway.core.packing import MAX_MEMBERS, pack
 from headway.core.policy import RESCUE_SHARE, Candidate, Order, standing
 from headway.core.queue import Queue
+from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
 
@@ -35,47 +36,89 @@ class Composer:
         """Who waits for another token."""
         return [ticket for ticket in self.decoding.values() if ticket.step is None]
 
-    def prompts(
-        self, chosen: Candidate, num_places: int, spare_s: float, now: float, token: Candidate | None = None
-    ) -> Step | None:
-        """The chosen prompt and those behind it that fit into one prefill without harm to each other, or to suspended
-        steps, which can wait for `spare_s`; None if there are no pages. `token`: the next one of all between two steps,
-        if it may ride along."""
-        candidates, tickets = [chosen], [self.queue.ticket(number_of_ticket(chosen.key))]
-        num_tokens = tickets[0].num_to_compute - tickets[0].num_cached_hint
-        if num_tokens < self.pack_tokens:
-            others = (other for other in self.queue.in_order(now) if other.key != chosen.key)
-            for other in islice(others, min(num_places, MAX_MEMBERS) - 1):
-                candidates.append(other)
-                tickets.append(self.queue.ticket(number_of_ticket(other.key)))
-                num_tokens += tickets[-1].num_to_compute - tickets[-1].num_cached_hint
-                if num_tokens > self.pack_tokens:
-                    break
-        shares = [Share(t.num_to_compute - t.num_cached_hint, t.num_cached_hint) for t in tickets]
-        slacks_s = [self._spare_s(candidate, now) for candidate in candidates]
-        num_members = pack(shares, slacks_s, self.cost.predict, self.pack_tokens, spare_s)
-        members: list[tuple[Ticket, int | None]] = []
-        for ticket in tickets[:num_members]:
-            if not self.holdings.take_prompt(ticket, len(self.decoding), now):
-                break
-            members.append((ticket, None))
-        for ticket, _ in members:
-            self.queue.discard(ticket)
-        if members and token is not None and self._rides_along(token, [ticket for ticket, _ in members], now):
-            members = self._with_room(now) + members
+    def prompts(self, first: Candidate, num_places: int, spare_s: float, now: float) -> Step | None:
+        """This prompt and those behind it that fit into one prefill without harm to each other, or to suspended steps,
+        which can wait for `spare_s`; None if there are no pages."""
+        members = self._with_pages(self._packed(self._from(first, num_places, now), spare_s, now), now)
         return self.steps.begin(members, now, decoding=False) if members else None
 
-    def _rides_along(self, token: Candidate, prompts: list[Ticket], now: float) -> bool:
-        """Whether the next token of all gains by coming with these prompts. It does if it comes in time, and adds less
-        to them than the part of a step of its own that it saves: one that comes when half of its time is over saves
-        half a step."""
-        between = self.between_steps()
-        shares = [Share(t.num_to_compute, t.num_computed) for t in prompts]
-        without_s = self.cost.predict(shares)
-        with_s = self.cost.predict([*shares, *(Share(1, t.num_computed) for t in between)])
+    def along(
+        self, token: Candidate, first: Candidate, num_places: int, spare_s: float, sharing: Sharing, now: float
+    ) -> Step | None:
+        """The next token of all between two steps and of the prompts, from this one on, as much as leaves it in time;
+        None if that gains nothing, or there are no pages. Where tokens have a lane, prompts are not cut for them."""
+        prompts = self._along(token, self._from(first, num_places, now), spare_s, sharing, now)
+        members = self._with_pages(prompts, now)
+        return self.steps.begin([*self._with_room(now), *members], now, decoding=False) if members else None
+
+    def _from(self, first: Candidate, num_places: int, now: float) -> list[Candidate]:
+        """It and those behind it that there may be places for."""
+        others = (other for other in self.queue.in_order(now) if other.key != first.key)
+        return [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
+
+    def _with_pages(self, wanted: list[tuple[Ticket, int | None]], now: float) -> list[tuple[Ticket, int | None]]:
+        """Those of them that have pages, or find some, up to the first that does not: they leave the queue."""
+        members = []
+        for ticket, most in wanted:
+            if not (ticket.number in self.queue.begun or self._take_pages(ticket, now)):
+                break
+            members.append((ticket, most))
+        for ticket, _ in members:
+            self.queue.discard(ticket)
+        return members
+
+    def _packed(self, candidates: list[Candidate], spare_s: float, now: float) -> list[tuple[Ticket, int | None]]:
+        """As many of them, the first one included, as can be read together."""
+        tickets: list[Ticket] = []
+        num_tokens = 0
+        for candidate in candidates:
+            tickets.append(self.queue.ticket(number_of_ticket(candidate.key)))
+            num_tokens += tickets[-1].num_to_compute - tickets[-1].num_cached_hint
+            if num_tokens > self.pack_tokens:
+                break
+        slacks_s = [self._spare_s(candidate, now) for candidate in candidates[: len(tickets)]]
+        num_members = pack([_share(t) for t in tickets], slacks_s, self.cost.predict, self.pack_tokens, spare_s)
+        return [(ticket, None) for ticket in tickets[:num_members]]
+
+    def _along(
+        self, token: Candidate, candidates: list[Candidate], spare_s: float, sharing: Sharing, now: float
+    ) -> list[tuple[Ticket, int | None]]:
+        """How much of which prompts goes into one step with the next token of all, so that it comes in time: all that
+        fits, the last one cut. Nobody waits for others behind it who cannot. If they end sooner, the token gains if it
+        adds less to them than the part of a step of its own that it saves: one that comes when half of its time is over
+        saves half a step. None of them if it does not, or if the first would be late for it."""
         assert token.deadline is not None
-        share = (now - token.arrival) / max(token.deadline - token.arrival, 1e-9)
-        return now + with_s <= token.ripe_at + token.remaining_s and with_s - without_s < share * token.remaining_s
+        left_s = max(token.deadline - now, ALONG * token.total_s) / self.cost.upper(1.0)
+        riders = [Share(1, ticket.num_computed) for ticket in self.between_steps()]
+        shares: list[Share] = []
+        members: list[tuple[Ticket, int | None]] = []
+        seconds = self.cost.predict(riders)
+        for candidate in candidates:
+            ticket = self.queue.ticket(number_of_ticket(candidate.key))
+            share = _share(ticket)
+            before_s, seconds = seconds, self.cost.predict([*riders, *shares, share])
+            fits = seconds <= left_s
+            # a price grows ever faster with its tokens: part of them costs less than in proportion
+            most = share.num_tokens if fits else int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
+            read_s = seconds if fits else left_s * share.num_tokens / max(most, 1)
+            slack_s = self._spare_s(candidate, now)
+            if not members and 0 <= slack_s < read_s - candidate.remaining_s:
+                return []
+            if (members and min(seconds, left_s) > spare_s) or (not fits and sharing.is_divided):
+                seconds = before_s
+                break
+            if not fits:
+                return [*members, (ticket, most)] if most > 0 else members
+            shares.append(share)
+            members.append((ticket, None))
+            if slack_s >= 0:
+                spare_s = min(spare_s, slack_s + candidate.remaining_s)
+        saved = min(1.0, (now + seconds - token.arrival) / token.rescue_s)
+        gains = seconds - self.cost.predict(shares) < saved * sharing.toll * token.total_s
+        return members if members and gains else []
+
+    def _take_pages(self, ticket: Ticket, now: float) -> bool:
+        return self.holdings.take_prompt(ticket, len(self.decoding), now)
 
     def _spare_s(self, candidate: Candidate, now: float) -> float:
         """What it can give to others in its step: its slack but for a margin, since prices are not exact."""
@@ -113,7 +156,7 @@ class Composer:
                 yield ticket
             elif num_places > 0 and num_tries > 0:
                 num_tries -= 1
-                if self.holdings.take_prompt(ticket, len(self.decoding), now):
+                if self._take_pages(ticket, now):
                     num_places -= 1
                     yield ticket
             elif num_begun == 0:
@@ -138,6 +181,12 @@ class Composer:
         self.holdings.release(ticket)
         self.holdings.expect_hits(ticket)
         self.queue.add(ticket, now)
+
+
+def _share(ticket: Ticket) -> Share:
+    """What there is to compute of it, as far as is known."""
+    hint = ticket.num_cached_hint
+    return Share(ticket.num_to_compute - hint, ticket.num_computed + hint)
 
 
 def _urgency(ticket: Ticket) -> tuple[int, int]:

@@ -2,24 +2,30 @@
 
 Proactive: it predicts what both ways would do to first tokens and to the time between tokens before anything is late.
 After Nexus (arXiv 2507.06608) and DuetServe (arXiv 2511.04791): the device is divided only when a first token would
-come late by taking turns. While pages are plenty, prompts are favoured: as many units for them as the tokens' target
-allows. When pages become few, tokens are, since only they give pages back. Both ways have hysteresis.
+come late without, tokens riding along included, and only if that is better. While pages are plenty, prompts are
+favoured: as many units for them as the tokens' target allows. When pages become few, tokens are, since only they give
+pages back. Both ways have hysteresis.
 
-Taking turns, tokens come just in time, once in a target, and leave 1 - step / target of the device to prompts. Side by
-side, prompts leave nothing to wait for and take `pace` times as long. Neither knows what a token or a prompt is: they
-are two kinds of work of known cost and target.
+Taking turns, tokens come just in time, once in a target, and leave 1 - step / target of the device to prompts. Riding
+along, they save the prompts what a step costs whatever is in it. Side by side they come just in time too: for the time
+of their own step, which takes `pace` times as long, prompts are slowed down instead of suspended. That is never worse
+than turns where both get more done at once than one after the other. Tokens that are favoured wait for nothing, and
+slow down prompts all the time. It is not known here what a token or a prompt is: they are two kinds of work of known
+cost and target.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from headway.core.candidates import ALONG
 from headway.core.roofline import Split
 
 Lanes = Literal["turns", "mixed", "split", "auto"]
 
 GAIN = 0.05  # less is not worth a change
-HOLD_S = 60.0  # so long another way must have been better before one that was taken is left
+HARM_S = 1.0  # so long a division must have done harm before it is left
+HOLD_S = 60.0  # so long a division must have been of no use, or another better, before it is left
 FEW_PAGES = 0.70  # of all pages in use: from here on tokens are favoured …
 ENOUGH_PAGES = 0.60  # … until no more than this
 STRETCH = 1.3  # how much longer than at best prompts may take while tokens are favoured
@@ -32,13 +38,14 @@ class Situation(NamedTuple):
     """What a decision goes by, in seconds. `prompt_s` is the work ahead of the first token that is due `due_s` from
     now, itself included, alone on the device; `due_s` is infinite if nobody waits for one in particular. `token_s` is
     one more token for all who decode, alone on the device, and `target_s` the time in which it is wanted; `pages_used`
-    a share of all."""
+    a share of all. `fixed_s` of the prompt's work is saved if tokens ride along."""
 
     prompt_s: float
     due_s: float
     token_s: float
     target_s: float
     pages_used: float
+    fixed_s: float = 0.0
 
 
 class Prediction(NamedTuple):
@@ -46,6 +53,9 @@ class Prediction(NamedTuple):
 
     stretch: float
     gap_s: float
+
+
+Predict = Callable[[Split], Prediction]
 
 
 @dataclass(slots=True)
@@ -60,6 +70,7 @@ class Divider:
     favours_tokens: bool = False
     _other: Split | None = field(default=None, init=False)
     _other_since: float | None = field(default=None, init=False)
+    _undivided_until: float = field(default=float("-inf"), init=False)
 
     def __post_init__(self) -> None:
         if len(self.splits) > MAX_SPLITS:
@@ -67,6 +78,11 @@ class Divider:
             self.splits = tuple(self.splits[round(i * last / (MAX_SPLITS - 1))] for i in range(MAX_SPLITS))
         if self.lanes == "split" and self.splits:
             self.split = self.splits[len(self.splits) // 2]
+
+    @property
+    def tokens_wait(self) -> bool:
+        """Whether tokens beside prompts come when they are due, and not one after another."""
+        return self.lanes == "auto" and not self.favours_tokens
 
     @property
     def may_divide(self) -> bool:
@@ -79,51 +95,53 @@ class Divider:
         return self.split
 
     def _settle(self, best: Split | None, is_urgent: bool, now: float) -> None:
-        """Take what is best: at once if something would be late, else when it has been better for a while."""
+        """Take what is best: soon if it is urgent, else if it has been better for a while. A division that was left
+        at once is tried again no sooner than leaves one change in `HOLD_S`."""
         if best == self.split:
             self._other_since = None
             return
         if self._other_since is None or best != self._other:
             self._other, self._other_since = best, now
-        first = self.split is None and is_urgent
-        if first or now - self._other_since >= HOLD_S:
+        held_s = now - self._other_since
+        at_once = is_urgent and now >= self._undivided_until and (self.split is None or (not best and held_s >= HARM_S))
+        if at_once or held_s >= HOLD_S:
+            if best is None and at_once:
+                self._undivided_until = now + 2 * HOLD_S
             self.split, self._other_since = best, None
             self.num_changes += 1
 
     def _best(self, at: Situation, paces: Paces) -> tuple[Split | None, bool]:
-        """The best way, and whether something would be late if turns were taken."""
+        """The best way, and whether to take it at once: something would be late, or a division does harm."""
         self.num_evaluations = 1
         if at.pages_used >= FEW_PAGES:
             self.favours_tokens = True
         elif at.pages_used <= ENOUGH_PAGES:
             self.favours_tokens = False
         turns = by_turns(at)
-        if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
-            return None, False
 
         def predict(split: Split) -> Prediction:
             self.num_evaluations += 1
-            stretch, pace = paces(split)
-            return Prediction(stretch, at.token_s * pace)
+            return side_by_side(at, *paces(split), waits=self.tokens_wait)
 
-        find = self._for_tokens if self.favours_tokens else self._for_prompts
-        found = find(at, predict)
+        if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
+            is_worse = self.split is not None and predict(self.split).stretch > turns.stretch * (1 + GAIN)
+            return None, is_worse
+        found = self._for_tokens(predict) if self.favours_tokens else self._for_prompts(predict, turns.gap_s)
         if found is None:
-            return None, False
-        split, side_by_side = found
+            return None, True
+        split, beside = found
         # hysteresis: the way that is taken may be a little worse
         margin = 1 + GAIN if split == self.split else 1 - GAIN
-        if self.favours_tokens:
-            better = side_by_side.gap_s < turns.gap_s * margin
-        else:
-            better = side_by_side.stretch < turns.stretch * margin
-        return (split, True) if better else (None, False)
+        gains = beside.gap_s < turns.gap_s * margin
+        if not self.favours_tokens:
+            gains = beside.stretch < turns.stretch * margin
+        return (split if gains else None), True
 
-    def _for_prompts(self, at: Situation, predict: Callable[[Split], Prediction]) -> tuple[Split, Prediction] | None:
-        """The most units for prompts with which tokens still come in time."""
-        return _last(self.splits, predict, lambda found: found.gap_s <= at.target_s)
+    def _for_prompts(self, predict: Predict, gap_s: float) -> tuple[Split, Prediction] | None:
+        """The most units for prompts with which tokens come no later than they would otherwise."""
+        return _last(self.splits, predict, lambda found: found.gap_s <= gap_s)
 
-    def _for_tokens(self, at: Situation, predict: Callable[[Split], Prediction]) -> tuple[Split, Prediction] | None:
+    def _for_tokens(self, predict: Predict) -> tuple[Split, Prediction]:
         """The most units for tokens with which prompts take little longer than they must."""
         most = predict(self.splits[-1])
         limit = STRETCH * most.stretch
@@ -132,13 +150,23 @@ class Divider:
 
 
 def by_turns(at: Situation) -> Prediction:
-    """Tokens just in time. A target that the device cannot meet still leaves the other half of its time to prompts."""
-    gap_s = max(at.target_s, 2 * at.token_s)
-    return Prediction(1 / (1 - at.token_s / gap_s) if gap_s else 1.0, gap_s)
+    """Tokens just in time, riding along where that saves something. A target that the device cannot meet still leaves
+    some of its time to prompts."""
+    gap_s = max(at.target_s, ALONG * at.token_s)
+    alone = 1 - at.fixed_s / at.prompt_s if at.prompt_s else 1.0
+    return Prediction(alone / (1 - at.token_s / gap_s) if gap_s else alone, gap_s)
+
+
+def side_by_side(at: Situation, stretch: float, pace: float, *, waits: bool) -> Prediction:
+    """On shares on which prompts take `stretch` times as long while tokens take `pace` times as long beside them."""
+    step_s = at.token_s * pace
+    if not waits or step_s >= at.target_s:
+        return Prediction(stretch, step_s)
+    return Prediction(1 / (1 - step_s / at.target_s * (1 - 1 / stretch)), at.target_s)
 
 
 def _last(
-    splits: tuple[Split, ...], predict: Callable[[Split], Prediction], holds: Callable[[Prediction], bool]
+    splits: tuple[Split, ...], predict: Predict, holds: Callable[[Prediction], bool]
 ) -> tuple[Split, Prediction] | None:
     """The last for which it holds, where it holds up to some point and not beyond: found by halving."""
     found = None

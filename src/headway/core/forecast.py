@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from headway.core.admission import Forecast
-from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
+from headway.core.candidates import ALONG, IN_TURN, prefill_s, step_candidate, ticket_candidate, token_candidate
 from headway.core.cost import CostModel
 from headway.core.policy import Order, Standing, Tier, standing, whom_to_switch_to
 from headway.core.queue import Queue
@@ -28,16 +28,26 @@ class Forecaster:
     tile_s: float
     suspends: bool
     sharing: Sharing
+    rides: bool
 
     def forecast(self, ticket: Ticket, now: float) -> Forecast:
         """For a ticket that is not in the queue yet."""
         alone_s = prefill_s(ticket, self.cost)
-        spare = 1.0 / self.sharing.prompt_pace if self.sharing.is_divided else 1.0 - self._decode_share()
+        spare = self.sharing.left_to_prompts(self._decode_share())
         candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
         own = standing(candidate, now, self.order)
-        open_s = sum(self._before_s(step, own.order, now) for step in self.steps.all() if not step.decoding)
-        ahead_s = (self.queue.seconds_before(ticket, now) + open_s) / spare
-        own_s = now - ticket.request.arrival + alone_s / spare
+        rides = self.rides and bool(self.decoding) and not self.sharing.is_divided
+        open_s = along_s = 0.0
+        for step in self.steps.all():
+            if not step.decoding:
+                before_s = self._before_s(step, own.order, now)
+                if any(t.num_generated for t in step.tickets):
+                    along_s += before_s
+                else:
+                    open_s += before_s
+        ahead_s = (self.queue.seconds_before(ticket, now) + open_s) / spare + along_s
+        fixed_s = self.cost.predict(()) if rides else 0.0
+        own_s = now - ticket.request.arrival + max(0.0, alone_s - fixed_s) / spare
         mean_s = own_s + ahead_s + self._let_end_s(own, ahead_s, now) / spare
         undisturbed_s = alone_s / max(1.0, self.cost.correction)
         return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s)
@@ -68,10 +78,10 @@ class Forecaster:
         return 0.0 if gives_way else left_s
 
     def _decode_share(self) -> float:
-        """The share of the device that tokens take if each comes just when it is due: half of it at most."""
+        """The share of the device that tokens take if each comes just when it is due."""
         if not self.decoding:
             return 0.0
         if self.cost.chunk_tokens is not None:  # they have their places in each chunk
             return min(0.5, len(self.decoding) / self.cost.chunk_tokens)
-        token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s)
-        return min(0.5, token.remaining_s / token.rescue_s)
+        token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s, ALONG if self.rides else IN_TURN)
+        return token.remaining_s / token.rescue_s

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
 
-from headway.core.candidates import NEXT_TOKEN, step_candidate, token_candidate
+from headway.core.candidates import ALONG, IN_TURN, NEXT_TOKEN, number_of_ticket, step_candidate, token_candidate
 from headway.core.composition import Composer
 from headway.core.cost import CostModel
 from headway.core.policy import Candidate, Tier, should_switch, standing, whom_to_switch_to
@@ -57,15 +57,21 @@ class Planner:
         return self._chunk(now) if self.settings.preempt == "chunk" else self._choose(now)
 
     def _tokens_beside(self, now: float) -> Work | None:
-        """The step of the lane for tokens: as long as the device is divided it makes one after another."""
+        """The step of the lane for tokens. It makes one after another, or only what is due while a prompt is read."""
         running = self.steps.on.get(TOKENS)
         if running is not None:
             return running.work
         if not self.sharing.is_divided:
             return None
-        begun = next((step for step in self.steps.parked() if step.decoding), None)
-        step = begun or self._next_token(now)
+        step = next((step for step in self.steps.parked() if step.decoding), None)
+        if step is None and (self.sharing.is_apart or self._is_due_beside(now)):
+            step = self._next_token(now)
         return None if step is None else self.steps.put(step, TOKENS, now)
+
+    def _is_due_beside(self, now: float) -> bool:
+        """Whether the next token cannot wait for the prompt on the device."""
+        token, beside = self._token_candidate(), self.steps.on_device
+        return token is not None and beside is not None and not beside.decoding and token.ripe_at <= now
 
     def forget_token(self) -> None:
         """Who waits for another token may be others now."""
@@ -78,10 +84,11 @@ class Planner:
         token = self._token_candidate()
         if (
             token is not None
+            and not self.sharing.is_divided
             and token.ripe_at <= now
             and should_switch(own, token, now, settings.tile_s, settings.order)
         ):
-            step = self._prepare(token, now)
+            step = self._next_token(now)
             if step is not None:
                 return self._change(running, step, now)
         # a token, or a parked step, adds nothing to what is parked
@@ -99,7 +106,7 @@ class Planner:
     def _choose(self, now: float) -> Work | None:
         """The best candidate that can start; what is not ripe comes last, but before an idle device."""
         step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
-        if step is None and not self.sharing.is_divided:
+        if step is None and not self.sharing.is_apart:
             step = self._next_token(now)
         return None if step is None else self.steps.put(step, MAIN, now)
 
@@ -108,16 +115,18 @@ class Planner:
     ) -> Step | None:
         """The step of whom `pick` takes from the candidates in order; of the next one if that one finds no pages."""
         in_vain: set[int] = set()
-        while len(in_vain) < MAX_TRIES:
-            chosen = pick(c for c in self._in_order(now, prompts=prompts) if c.key not in in_vain)
+        num_places = self.num_places()
+        while True:
+            order = self._in_order(now, num_places, prompts=prompts)
+            chosen = pick(candidate for candidate in order if candidate.key not in in_vain)
             if chosen is None:
                 return None
-            step = self._prepare(chosen, now)
+            step = self._prepare(chosen, num_places, now)
             if step is not None:
                 return step
             in_vain.add(chosen.key)
-            prompts = prompts and not self._keeps_others_out(chosen, now)
-        return None
+            if len(in_vain) >= MAX_TRIES or self._keeps_others_out(chosen, now):
+                num_places = 0  # from here on only those who have their pages
 
     def _chunk(self, now: float) -> Work | None:
         """Tokens and pieces of prompts in one step that runs to its end."""
@@ -125,17 +134,28 @@ class Planner:
         step = self.composer.mixture(self.settings.chunk_tokens, self.num_places(), now)
         return None if step is None else self.steps.put(step, MAIN, now)
 
-    def _prepare(self, chosen: Candidate, now: float) -> Step | None:
+    def _prepare(self, chosen: Candidate, num_places: int, now: float) -> Step | None:
         """The step behind a candidate, made if need be; None (and nothing changed) if it lacks pages."""
-        if chosen.key == NEXT_TOKEN:
-            return self._next_token(now)
         if chosen.key > 0:
             return self.steps[chosen.key]
         token = self._token_candidate() if self.settings.takes_along else None
-        step = self.composer.prompts(chosen, self.num_places(), self._spare_s(now), now, token)
-        if token is not None:
+        first = next(self._queued(now, num_places), None) if chosen.key == NEXT_TOKEN else chosen
+        if token is not None and first is not None:
+            step = self.composer.along(token, first, num_places, self._spare_s(now), self.sharing, now)
             self._token_is_known = False
-        return step
+            if step is not None:
+                return step
+        if chosen.key == NEXT_TOKEN:
+            return self._next_token(now)
+        return self.composer.prompts(chosen, num_places, self._spare_s(now), now)
+
+    def _queued(self, now: float, num_places: int) -> Iterator[Candidate]:
+        """The queue in its order; without a place only those in it who have theirs."""
+        queued = self.queue.in_order(now)
+        if num_places > 0:
+            return queued
+        begun = self.queue.begun
+        return (c for c in queued if number_of_ticket(c.key) in begun) if begun else iter(())
 
     def _next_token(self, now: float) -> Step | None:
         """One more token for everybody between two steps; None if there is nobody, or no room."""
@@ -146,17 +166,17 @@ class Planner:
         """Pages that come free belong to a starved prompt first, or small ones would keep it out for ever."""
         return candidate.key < 0 and standing(candidate, now, self.settings.order).tier is Tier.STARVED
 
-    def _in_order(self, now: float, *, prompts: bool) -> Iterator[Candidate]:
+    def _in_order(self, now: float, num_places: int, *, prompts: bool) -> Iterator[Candidate]:
         """Everything that is ripe and could have the device, but the step that has it; the first to start first."""
         order = self.settings.order
         others = [self._step_candidate(step, now) for step in self._parked()]
         token = self._token_candidate()
-        if token is not None and token.ripe_at <= now:
+        if token is not None and token.ripe_at <= now and not self.sharing.is_divided:
             others.append(token)
         others.sort(key=lambda candidate: standing(candidate, now, order).order)
-        if not prompts or self.num_places() < 1:
+        if not prompts:
             return iter(others)
-        queued = self.queue.in_order(now)
+        queued = self._queued(now, num_places)
         return merge(others, queued, key=lambda c: standing(c, now, order).order) if others else queued
 
     def _next_instant(self, now: float) -> float | None:
@@ -180,13 +200,16 @@ class Planner:
 
     def _token_candidate(self) -> Candidate | None:
         """The next token of all between two steps; looked up once until a step is made, or ends, or somebody leaves.
-        None while tokens have a lane of their own."""
-        if self.sharing.is_divided:
+        None while they are made in a lane of their own, one after another."""
+        if self.sharing.is_apart:
             return None
         if not self._token_is_known:
             between = self.composer.between_steps()
-            self._token = token_candidate(between, self.cost, self.settings.tile_s) if between else None
-            self._token_is_known = True
+            least = ALONG if self.settings.takes_along else IN_TURN
+            token = token_candidate(between, self.cost, self.settings.tile_s, least) if between else None
+            if token is not None:  # it must begin sooner where it takes longer
+                token = token._replace(ripe_at=token.ripe_at - (self.sharing.token_pace - 1) * token.total_s)
+            self._token, self._token_is_known = token, True
         return self._token
 
     def _parked(self) -> list[Step]:

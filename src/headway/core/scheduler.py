@@ -65,6 +65,7 @@ class Scheduler:
             settings.tile_s,
             settings.suspends,
             self.sharing,
+            settings.takes_along,
         )
         self._limits = Limits(settings.max_model_len, settings.max_num_queued, pages.num_pages, pages.page_tokens)
 

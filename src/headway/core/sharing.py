@@ -4,6 +4,7 @@ pace, and learns from steps that ran side by side."""
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
+from typing import NamedTuple
 
 from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
 from headway.core.cost import CostModel, Share, shares_of
@@ -33,17 +34,25 @@ class Sharing:
         self._pages = pages
         self._counters = counters
         self._side_by_side = False
-        self._prompt_pace: float | None = None  # of late
+        self._paces_of_late = (1.0, 1.0)  # of prompts and tokens side by side
+        if self.divider.split is not None and roofline is not None:
+            self._paces_of_late = (roofline.units / self.divider.split.prompts, 1.0)
         self._last_split = self.divider.split  # a lane's step may outlive the division that it began under
 
     @property
-    def prompt_pace(self) -> float:
-        """How many times as long as alone prompts take while the device is divided; by their share of its units as long
-        as no step has run beside tokens."""
-        split = self.divider.split
-        if split is None or self.roofline is None:
-            return 1.0
-        return self._prompt_pace or self.roofline.units / split.prompts
+    def token_pace(self) -> float:
+        """How many times as long as alone tokens take beside a prompt."""
+        return self._paces_of_late[1] if self.is_divided else 1.0
+
+    @property
+    def toll(self) -> float:
+        """What prompts lose by a step for tokens, in parts of what it takes alone: all of it if they are suspended."""
+        prompts, tokens = self._paces_of_late
+        return tokens * (1.0 - 1.0 / prompts) if self.is_divided else 1.0
+
+    def left_to_prompts(self, token_share: float) -> float:
+        """Of the device, if a step for tokens, alone on it, takes that share of their target."""
+        return 1.0 / self._paces_of_late[0] if self.is_apart else 1.0 - self.toll * token_share
 
     @property
     def shares(self) -> Split | None:
@@ -52,8 +61,13 @@ class Sharing:
 
     @property
     def is_divided(self) -> bool:
-        """Whether tokens have a lane of their own."""
+        """Whether tokens that come while prompts are read have a lane of their own."""
         return self.divider.split is not None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether tokens are made in that lane only, one after another."""
+        return self.is_divided and not self.divider.tokens_wait
 
     def units(self, lane: str) -> int:
         """How many units of the device the lane has: all of them while the other has nothing to do."""
@@ -67,10 +81,10 @@ class Sharing:
         """Look anew how the device is to be divided, if there are both prompts and tokens."""
         if not self.divider.may_divide or not decoding:
             return
-        ahead = _prompts_ahead(queue, steps, now)
+        ahead = _prompts_ahead(queue, steps, self._cost.predict(()), now)
         if not ahead:
             return
-        prompt_s, due_s, prompt = min(ahead, key=lambda each: each[1] / max(each[0], 1e-9))
+        first = min(ahead, key=lambda each: each.due_s / max(each.seconds, 1e-9))
         context = sum(ticket.num_computed for ticket in decoding.values())
         token_s = self._cost.next_tokens(len(decoding), context)
         target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in decoding.values())
@@ -78,14 +92,15 @@ class Sharing:
         tokens = (Share(1, context // len(decoding)),) * len(decoding)
         before = self.divider.num_changes
         split = self.divider.decide(
-            Situation(prompt_s, due_s, token_s, target_s, used),
-            lambda split: self._paces((prompt,), tokens, split),
+            Situation(first.seconds, first.due_s, token_s, target_s, used, first.fixed_s),
+            lambda split: self._paces((first.prompt,), tokens, split),
             now,
         )
         self._last_split = split or self._last_split
         if self.divider.num_changes > before:
             self._counters["repartitions"] += 1
-            self._prompt_pace = None
+            if split is not None:
+                self._paces_of_late = self._paces((first.prompt,), tokens, split)
 
     def set_paces(self, steps: Steps) -> None:
         """After a plan: who is in which lane may be another now."""
@@ -96,8 +111,7 @@ class Sharing:
                 step.keep_pace(1.0)
             return
         both = shares_of(prompts.work.segments), shares_of(tokens.work.segments)
-        first, second = self._paces(*both, self.shares)
-        self._prompt_pace = first
+        self._paces_of_late = first, second = self._paces(*both, self.shares)
         prompts.keep_pace(first)
         tokens.keep_pace(second)
 
@@ -116,24 +130,32 @@ class Sharing:
         return first * self.correction[MAIN], second * self.correction[TOKENS]
 
 
-def _prompts_ahead(queue: Queue, steps: Steps, now: float) -> list[tuple[float, float, Share]]:
-    """(seconds of work up to its first token, seconds until that is due or infinity, the prompt) of who waits for a
-    first token and is not late yet: those who have begun, then the first of the queue."""
-    found: list[tuple[float, float, Share]] = []
-    ahead_s = 0.0
+class _Ahead(NamedTuple):
+    """Seconds of work up to somebody's first token, those of them that steps take whatever is in them, seconds until it
+    is due or infinity, and the prompt."""
+
+    seconds: float
+    fixed_s: float
+    due_s: float
+    prompt: Share
+
+
+def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
+    """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue."""
+    found: list[_Ahead] = []
+    seconds = fixed_s = 0.0
     for step in steps.all():
         if not step.decoding:
-            ahead_s += step.remaining_s / step.pace
+            seconds += step.remaining_s / step.pace
             due_s = min((_due_s(ticket, now) for ticket in step.tickets), default=float("inf"))
-            if due_s > 0:
-                found.append((ahead_s, due_s, shares_of(step.work.segments)[-1]))
+            found.append(_Ahead(seconds, 0.0, due_s, shares_of(step.work.segments)[-1]))
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
         ticket = queue.ticket(number_of_ticket(candidate.key))
-        ahead_s += candidate.remaining_s
-        due_s = _due_s(ticket, now)
-        if due_s > 0:
-            found.append((ahead_s, due_s, Share(ticket.num_to_compute, ticket.num_computed)))
-    return found
+        seconds += candidate.remaining_s
+        fixed_s += min(step_s, candidate.remaining_s)
+        share = Share(ticket.num_to_compute, ticket.num_computed)
+        found.append(_Ahead(seconds, fixed_s, _due_s(ticket, now), share))
+    return [each for each in found if each.due_s > 0]
 
 
 def _due_s(ticket: Ticket, now: float) -> float:
