@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"a price is within {NOTICED:.0%} of what such a step then takes.\n\n"
         f"{report.table(header, rows)}\n\n{verdict}"
     )
-    report.write("contention", "Beside a busy neighbour", COMMAND, body, options.folder)
+    report.write("contention", "Beside a busy neighbour", report.command(COMMAND, arguments), body, options.folder)
 
 
 if __name__ == "__main__":

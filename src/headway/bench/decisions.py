@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"long.\n\n{report.table(header, [row.cells() for row in rows.values()])}\n\n"
         f"{reading(list(rows.values()), speed)}"
     )
-    report.write("decisions", "What a decision costs", COMMAND, body, options.folder)
+    report.write("decisions", "What a decision costs", report.command(COMMAND, arguments), body, options.folder)
 
 
 if __name__ == "__main__":
