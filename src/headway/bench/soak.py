@@ -39,6 +39,7 @@ MOST_GROWTH = 2.0  # MiB a minute, of the door and of any engine that lived long
 LONG_S = 120.0  # as long as that: a younger one is still meeting its first callers
 KILLING = 0.5  # of the time, in which engines are killed; then one of them is let live
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "home", "before", "rain")
+REFUSALS = ('"slo_unattainable"', '"deadline_expired"')
 NONSENSE: tuple[tuple[str, bytes], ...] = (
     ("/v1/completions", b"{"),
     ("/v1/completions", b'{"prompt": 7}'),
@@ -179,7 +180,10 @@ class Caller:
         return "answered" if ended else "cut off"
 
     def _lost(self, text: str) -> str:
-        """A failure that may be: the engine was killed under it."""
+        """A failure that may be: the engine was killed under it, or the next one refuses what had waited for it so long
+        that a keep-alive had settled the status."""
+        if any(code in text for code in REFUSALS):
+            return "refused in a stream that had begun"
         if "engine" not in text:
             self._account.faults.append(f"failed: {text[:200]}")
         return "failed with the engine"
