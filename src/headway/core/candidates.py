@@ -36,8 +36,8 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
         start, target = ticket.request.arrival, _first_token_within(ticket, cost)
         latest = slo.ttft_s if slo.ttft_s is not None else slo.total_s
     else:
-        start, latest = last, slo.tpot_s or SOFT_TPOT_S
-        target = on_pace(ticket, latest) - last
+        start, target = last, slo.tpot_s or SOFT_TPOT_S
+        latest = target
     seconds = prefill_s(ticket, cost)
     return Candidate(
         key=key_of_ticket(ticket.number),
@@ -71,11 +71,12 @@ def on_pace(ticket: Ticket, target_s: float) -> float:
     return max(last + target_s, min(ahead, last + LONGEST_GAP * target_s))
 
 
-def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, least: float = IN_TURN) -> Candidate:
-    """One step for everybody who decodes. It may wait until the first token would come late, less one tile. A target
-    that the device cannot meet still leaves some of its time to prompts: it is `least` times the step at least."""
+def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, rides: bool = False) -> Candidate:
+    """One step for everybody who decodes. It may wait until the first token would come late, less one tile; where it
+    `rides` along with prompts, as long as its answer's pace allows. A target that the device cannot meet still leaves
+    some of its time to prompts."""
     predicted_s = cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
-    shortest_s = least * predicted_s + tile_s
+    shortest_s = (ALONG if rides else IN_TURN) * predicted_s + tile_s
     deadline = rescue_s = arrival = priority = NEVER
     for ticket in tickets:
         request, last = ticket.request, ticket.record.last_token
@@ -85,7 +86,7 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, least
             target = shortest_s
         if last < arrival:
             arrival = last
-        due = last + target if least == IN_TURN else on_pace(ticket, target)
+        due = on_pace(ticket, target) if rides else last + target
         if due < deadline:
             deadline = due
         if target < rescue_s:

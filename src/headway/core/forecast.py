@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from headway.core.admission import Forecast
-from headway.core.candidates import ALONG, IN_TURN, prefill_s, step_candidate, ticket_candidate, token_candidate
+from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
 from headway.core.cost import CostModel
 from headway.core.policy import Order, Standing, Tier, standing, whom_to_switch_to
 from headway.core.queue import Queue
@@ -83,5 +83,5 @@ class Forecaster:
             return 0.0
         if self.cost.chunk_tokens is not None:  # they have their places in each chunk
             return min(0.5, len(self.decoding) / self.cost.chunk_tokens)
-        token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s, ALONG if self.rides else IN_TURN)
+        token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s, rides=self.rides)
         return token.remaining_s / token.rescue_s

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
 
-from headway.core.candidates import ALONG, IN_TURN, NEXT_TOKEN, number_of_ticket, step_candidate, token_candidate
+from headway.core.candidates import NEXT_TOKEN, number_of_ticket, step_candidate, token_candidate
 from headway.core.composition import Composer
 from headway.core.cost import CostModel
 from headway.core.policy import Candidate, Tier, should_switch, standing, whom_to_switch_to
@@ -205,8 +205,8 @@ class Planner:
             return None
         if not self._token_is_known:
             between = self.composer.between_steps()
-            least = ALONG if self.settings.takes_along else IN_TURN
-            token = token_candidate(between, self.cost, self.settings.tile_s, least) if between else None
+            rides, tile_s = self.settings.takes_along, self.settings.tile_s
+            token = token_candidate(between, self.cost, tile_s, rides=rides) if between else None
             if token is not None:  # it must begin sooner where it takes longer
                 token = token._replace(ripe_at=token.ripe_at - (self.sharing.token_pace - 1) * token.total_s)
             self._token, self._token_is_known = token, True
