@@ -35,6 +35,7 @@ PATIENCE_S = 60.0  # a call that has not ended by then hangs
 READY_S = 60.0
 SAMPLE_S = 2.0
 SETTLED = 0.25  # of the time, from which on memory should not grow
+LATE = 0.75  # from here on it is seen whether it still does
 MOST_GROWTH = 2.0  # MiB a minute, of the door and of any engine that lived long enough
 LONG_S = 120.0  # as long as that: a younger one is still meeting its first callers
 KILLING = 0.5  # of the time, in which engines are killed; then one of them is let live
@@ -93,11 +94,11 @@ class Memory:
         """Whether it lived long enough for its growth to say something."""
         return self.series[name][-1][0] - self.series[name][0][0] >= LONG_S
 
-    def growth(self, name: str) -> float | None:
-        """MiB a minute by least squares, without the first part of the series' own time."""
+    def growth(self, name: str, settled: float = SETTLED) -> float | None:
+        """MiB a minute by least squares, without that first part of the series' own time."""
         series = self.series[name]
         begun, ended = series[0][0], series[-1][0]
-        late = [(at, size) for at, size in series if at >= begun + SETTLED * (ended - begun)]
+        late = [(at, size) for at, size in series if at >= begun + settled * (ended - begun)]
         if len(late) < 5:
             return None
         return 60 * statistics.linear_regression(*zip(*late, strict=True)).slope
@@ -308,7 +309,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults["a traceback in the server's log"] += 1
     if any(said.get(name) for name in ("running", "waiting", "pages held", "pages parked")):
         faults[f"at the end something is held: {said}"] += 1
-    report.write("soak", "A soak", COMMAND, told(options, account, memory, num_kills, said, faults), options.folder)
+    report.write(
+        "soak",
+        "A soak",
+        report.command(COMMAND, arguments),
+        told(options, account, memory, num_kills, said, faults),
+        options.folder,
+    )
     return 1 if faults else 0
 
 
@@ -322,13 +329,14 @@ def told(
 ) -> str:
     """The page."""
     growths = {name: memory.growth(name) for name in memory.series}
+    late = {name: memory.growth(name, LATE) for name in memory.series}
     sizes = [
         [
             name,
             f"{memory.series[name][-1][0] - memory.series[name][0][0]:.0f}",
             f"{memory.resident[name]:.0f}",
             f"{memory.series[name][-1][1]:.0f}",
-            "" if slope is None else f"{slope:+.2f}",
+            *("" if slope is None else f"{slope:+.2f}" for slope in (slope, late[name])),
         ]
         for name, slope in growths.items()
     ]
@@ -345,13 +353,16 @@ def told(
         f"({endings}), {int(said.get('restarts', 0))} engines started after one died; at the end "
         f"{int(said.get('running', 0))} running, {int(said.get('waiting', 0))} waiting, "
         f"{int(said.get('pages held', 0) + said.get('pages parked', 0))} pages held.",
-        report.table(["process", "lived, s", "MiB at the end", "of its own", "its own, MiB a minute"], sizes),
+        report.table(
+            ["process", "lived, s", "MiB at the end", "of its own", "its own, MiB a minute", f"after {LATE:.0%} of it"],
+            sizes,
+        ),
         f"Growth at most {MOST_GROWTH:g} MiB a minute after the first {SETTLED:.0%} of a process's time, of the door "
         f"and of engines that lived for {LONG_S:g} s (the pool's pages, which have a limit, are not counted): "
         f"{'reached' if worst <= MOST_GROWTH else 'not reached'}, {worst:+.2f} at most.",
         "No fault was found."
         if not faults
-        else "Faults: " + "; ".join(f"{what} ({n})" for what, n in faults.items()) + ".",
+        else f"{faults.total()} faults: " + "; ".join(f"{what} ({n})" for what, n in faults.most_common(20)) + ".",
     ]
     return "\n\n".join(parts)
 
