@@ -19,8 +19,10 @@ constexpr int64_t ROWS_AT_ONCE = 120;  // so many rows of it as well
 constexpr int64_t PANELS_AT_ONCE = 4;  // under the same rows
 constexpr int64_t FETCHING_ROWS = 5;  // fewer are multiplied so fast that the processor had better fetch by itself
 
+constexpr int64_t SAME_LINES = 4096;  // bytes: rows so far apart lie on the same few lines of the first cache
+
 // What stands in a word of four bytes of a row as it is laid out: float32, or as many k as are multiplied at once.
-typedef uint32_t Word;
+typedef uint32_t __attribute__((may_alias)) Word;
 
 template <class E>
 struct InVectors {  // float32, each k's columns one after another
@@ -123,10 +125,21 @@ struct InVectors<int8_t> : Together<2> {
 };
 #endif
 
+// Whether a row's numbers are multiplied as they are.
+template <class E, class T>
+constexpr bool IN_WORDS = std::is_same_v<E, T> && InVectors<E>::DEEP * sizeof(T) == sizeof(Word);
+
+// Whether such rows had better be multiplied where they are, too, and not be laid out anew.
+template <class E, class T>
+inline bool in_place(int64_t d_in, int64_t x_stride, bool is_few) {
+    if (!IN_WORDS<E, T> || d_in % InVectors<E>::DEEP != 0 || x_stride % InVectors<E>::DEEP != 0) return false;
+    return is_few || x_stride * sizeof(T) % SAME_LINES != 0;
+}
+
 // A row in words, zeros past the last k: as it is where that is how it is multiplied, else in float32.
 template <class E, class T>
 inline void lay(const T* x, int64_t d_in, int64_t words, Word* to) {
-    if constexpr (std::is_same_v<E, T> && InVectors<E>::DEEP > 1) {
+    if constexpr (IN_WORDS<E, T>) {
         std::memcpy(to, x, d_in * sizeof *x);
         std::memset(reinterpret_cast<T*>(to) + d_in, 0, words * sizeof *to - d_in * sizeof *x);
     } else {
@@ -160,10 +173,16 @@ inline void lay_rounded(const T* x, int64_t d_in, int64_t words, Word* to, float
     *start = static_cast<int32_t>(below);
 }
 
+// What comes next, to be fetched to the second cache meanwhile: as many bytes as so many steps take, from there on.
+struct Following {
+    const char* from;
+    int64_t steps;
+};
+
 // Some k of `WIDE` panels under `HIGH` rows. `sums`, (WIDE, rows, PANEL), go on, or, where `starts` are given for these rows,
-// begin there. With FETCHES, as much is fetched meanwhile to the second cache from `ahead` bytes further.
-template <class E, int HIGH, int WIDE, bool FETCHES>
-void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, int64_t ahead, float* sums,
+// begin there.
+template <class E, int HIGH, int WIDE>
+void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t depth, Following following, float* sums,
               int64_t sums_next, const int32_t* starts) {
     typedef InVectors<E> In;
     typedef typename In::Sum Sum;
@@ -182,15 +201,11 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
             }
         }
     }
-    for (int64_t k = 0; k < depth; ++k, b += STEP) {
-        if constexpr (FETCHES) {
-            const char* line = reinterpret_cast<const char*>(b) + ahead;
-            for (size_t at = 0; at < STEP * sizeof(E); at += 64) __builtin_prefetch(line + at, 0, 2);
-        }
+    const auto step = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 2
         for (int p = 0; p < WIDE; ++p) {
             typename In::Factor two[2];
-            In::columns(b + p * b_next, two);
+            In::columns(b + p * b_next + k * STEP, two);
 #pragma GCC unroll 12
             for (int i = 0; i < HIGH; ++i) {
                 const typename In::Factor x = In::spread(a[i * a_next + k]);
@@ -198,7 +213,15 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
                 s[p][i][1] = In::add(s[p][i][1], x, two[1]);
             }
         }
+    };
+    int64_t k = 0;
+    for (; k < following.steps; ++k) {
+        for (size_t at = 0; at < STEP * sizeof(E); at += 64) {
+            __builtin_prefetch(following.from + k * STEP * sizeof(E) + at, 0, 2);
+        }
+        step(k);
     }
+    for (; k < depth; ++k) step(k);
 #pragma GCC unroll 2
     for (int p = 0; p < WIDE; ++p) {
 #pragma GCC unroll 12
@@ -211,17 +234,16 @@ void multiply(const Word* a, int64_t a_next, const E* b, int64_t b_next, int64_t
 }
 
 template <class E>
-using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, int64_t, float*, int64_t, const int32_t*);
+using Multiply = void (*)(const Word*, int64_t, const E*, int64_t, int64_t, Following, float*, int64_t, const int32_t*);
 
 // So few rows leave registers, and must wait for each other's sums: they take several panels at a time.
 constexpr int panels_under(int64_t high) { return high <= 2 ? 2 : 1; }
 
 template <class E, int... I>
-Multiply<E> chosen(int64_t high, bool together, bool fetches, std::integer_sequence<int, I...>) {
-    static constexpr Multiply<E> plain[] = {multiply<E, I + 1, 1, false>...};
-    static constexpr Multiply<E> wide[] = {multiply<E, I + 1, panels_under(I + 1), false>...};
-    static constexpr Multiply<E> fetching[] = {multiply<E, I + 1, 1, true>...};
-    return (fetches ? fetching : together ? wide : plain)[high - 1];
+Multiply<E> chosen(int64_t high, bool together, std::integer_sequence<int, I...>) {
+    static constexpr Multiply<E> plain[] = {multiply<E, I + 1, 1>...};
+    static constexpr Multiply<E> wide[] = {multiply<E, I + 1, panels_under(I + 1)>...};
+    return (together ? wide : plain)[high - 1];
 }
 
 // As many panels under the same rows as leave each thread four turns, and nearly all of them the same work.
@@ -244,25 +266,31 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
     const bool is_few = blocks <= FEW_BLOCKS;
     const int64_t deep = tiles(d_in, InVectors<E>::DEEP), stages = tiles(deep, is_few ? DEEP_FEW : DEEP_MANY);
     const int64_t num_panels = tiles(d_out, PANEL), panel_size = deep * STEP;
-    const int64_t words = tiles(deep, W) * W, next = words + W;  // rows a power of two apart would share few cache lines
     const int64_t wide = panels_together(num_panels, num_threads), groups = tiles(num_panels, wide);
     const int64_t parts = tiles(blocks, ROWS_AT_ONCE / TALL), high = tiles(blocks, parts);
     const int64_t strip = is_few ? std::min<int64_t>(wide, panels_under(num_rows)) : wide;
     const int64_t sums_next = high * TALL * PANEL;
     static thread_local Kept laid_by, summed_by, scaled_by, started_by;
-    Word* const laid = laid_by.at_least<Word>(num_rows * next);
+    const Word* rows = reinterpret_cast<const Word*>(x);
+    int64_t next = x_stride / InVectors<E>::DEEP;
     float* const summed = summed_by.at_least<float>(num_threads * wide * sums_next);
     float* const row_scales = scaled_by.at_least<float>(num_rows);
     int32_t* const starts = started_by.at_least<int32_t>(num_rows);
     const E* const from_panel = panels + first / PANEL * panel_size;
     const auto row_of = [&](int64_t block) { return num_rows * block / blocks; };
+    std::fill_n(starts, num_rows, 0);
+    if (!in_place<E, T>(d_in, x_stride, is_few)) {
+        const int64_t words = tiles(deep, W) * W;
+        next = words + W;  // rows a power of two apart would share few cache lines
+        Word* const laid = laid_by.at_least<Word>(num_rows * next);
+        rows = laid;
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * d_in > ALONE)
-    for (int64_t row = 0; row < num_rows; ++row) {
-        if constexpr (std::is_same_v<E, int8_t>) {
-            lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row, starts + row);
-        } else {
-            lay<E>(x + row * x_stride, d_in, words, laid + row * next);
-            starts[row] = 0;
+        for (int64_t row = 0; row < num_rows; ++row) {
+            if constexpr (std::is_same_v<E, int8_t>) {
+                lay_rounded(x + row * x_stride, d_in, words, laid + row * next, row_scales + row, starts + row);
+            } else {
+                lay<E>(x + row * x_stride, d_in, words, laid + row * next);
+            }
         }
     }
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (groups > 1)
@@ -279,14 +307,16 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                 const int64_t ahead = stage + 1 < stages ? depth * STEP : (then - left) * panel_size - k * STEP;
                 for (int64_t block = top; block < bottom; ++block) {
                     const int64_t row = row_of(block), num = row_of(block + 1) - row;
-                    const bool is_next = stage + 1 < stages || then < num_panels;
-                    const bool fetches = is_next && block == top && num >= FETCHING_ROWS;
-                    const auto run = chosen<E>(num, together, fetches, HEIGHTS);
+                    const bool fetches = (stage + 1 < stages || then < num_panels) && num >= FETCHING_ROWS;
+                    const int64_t begun = depth * (block - top) / (bottom - top);  // each block fetches a part
+                    const int64_t steps = fetches ? depth * (block + 1 - top) / (bottom - top) - begun : 0;
+                    const auto run = chosen<E>(num, together, HEIGHTS);
                     float* const c = sums + (row - row_of(top)) * PANEL;
                     for (int64_t panel = left; panel < right; panel += together ? strip : 1) {
-                        run(laid + row * next + k, next, from_panel + panel * panel_size + k * STEP, panel_size, depth,
-                            ahead * sizeof(E), c + (panel - left) * sums_next, sums_next,
-                            stage == 0 ? starts + row : nullptr);
+                        const E* const piece = from_panel + panel * panel_size + k * STEP;
+                        const Following coming = {reinterpret_cast<const char*>(piece + ahead + begun * STEP), steps};
+                        run(rows + row * next + k, next, piece, panel_size, depth, coming,
+                            c + (panel - left) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
                     }
                     for (int64_t panel = left; panel < right && stage + 1 == stages; ++panel) {
                         const int64_t column = panel * PANEL;
