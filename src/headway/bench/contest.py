@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from headway.bench.score import GOOD_SHARE, Marks, Outcome, Score
 
@@ -121,6 +122,41 @@ def contest(
         for contender in open_ones:
             contender.take(runs[contender.name], judge)
     return contenders
+
+
+def sweep(
+    names: Sequence[str], attain: Callable[[str, float], Run], judge: Judge, rates: Sequence[float]
+) -> dict[str, Contender]:
+    """Goodput of each, from runs of all at each of these rates, one of each in turn: between them, where what is
+    attained crosses the line. 0: below it at the lowest already."""
+    contenders = {name: Contender(name, rates[0]) for name in names}
+    for rate in rates:
+        for contender in contenders.values():
+            contender.runs.append(attain(contender.name, rate))
+    for contender in contenders.values():
+        contender.good = crossing([(run.rate, judge(run)) for run in contender.runs])
+    return contenders
+
+
+def crossing(points: Sequence[tuple[float, float]], line: float = GOOD_SHARE) -> float:
+    """Up to which rate the line is kept, given (rate, share) at some of them: along straight lines between shares that
+    never rise with the rate, neighbours that do being replaced by their mean. 0 if the first is below; the last rate
+    if all are above."""
+    pools: list[tuple[list[float], float]] = []  # rates and the mean of what they have attained
+    for rate, share in sorted(points):
+        rates, mean = [rate], share
+        while pools and pools[-1][1] < mean:
+            before, other = pools.pop()
+            mean = (other * len(before) + mean * len(rates)) / (len(before) + len(rates))
+            rates = before + rates
+        pools.append((rates, mean))
+    level = [(rate, mean) for rates, mean in pools for rate in rates]
+    if level[0][1] < line:
+        return 0.0
+    for (low, above), (high, below) in pairwise(level):
+        if below < line:
+            return low + (high - low) * (above - line) / (above - below)
+    return level[-1][0]
 
 
 def outlast(

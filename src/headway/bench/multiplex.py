@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from headway.bench import report
-from headway.bench.contest import JOINT, Contender, contest
-from headway.bench.goodput import EXPECTED, Field, Tries, device_of, most_rate, say, steady_ttft_s
+from headway.bench.contest import JOINT, Contender, contest, sweep
+from headway.bench.goodput import Field, Tries, device_of, most_rate, say, steady_ttft_s
 from headway.bench.goodput_more import isolated_tpot_s
 from headway.bench.load import Load, prompts, targets
 from headway.bench.policies import policies
@@ -36,7 +36,7 @@ COMMAND = "python -m headway.bench.multiplex"
 CHUNKS = (32, 128)
 TURNS, MIXED, SPLIT, AUTO = "turns", "turns, riding along", "fixed split", "auto"
 K_TTFT, K_TPOT = 3.0, 3.0
-MOST_RATES = 6  # that are tried for each way
+RATES = (0.6, 0.72, 0.85, 1.0, 1.17)  # times what the best way keeps on prices: all are run at each
 WITHIN = 0.03  # of the best of the others: how far the one setting may be behind on any load
 PROMPTS = ((Share(64, 0),), (Share(256, 0),), (Share(128, 512),))  # held out: the friction is measured with others
 TOKENS = ((Share(1, 128),) * 2, (Share(1, 512),) * 4, (Share(1, 256),) * 16)
@@ -203,26 +203,31 @@ def field_of(engine: Engine, name: str, num_requests: int, tries: Tries) -> Fiel
     return Field(engine, load, texts, isolated_s, slos, compared(engine.scheduler.settings), tries)
 
 
-def contested(field: Field, names: Sequence[str], tolerance: float) -> Mapping[str, Contender]:
+def swept(field: Field, names: Sequence[str]) -> Mapping[str, Contender]:
+    """All ways at the same rates, around what the best of them is expected to keep by prices."""
     roofline = field.engine.scheduler.sharing.roofline
     device = replace(device_of(field.engine, field.engine.scheduler.cost.fit), roofline=roofline)
     expected = contest(dict.fromkeys(names, 1.0), field.predicted(device), JOINT, growth=1.6, most_rates=12)
+    best = max(contender.good for contender in expected.values())
     most = most_rate(field.load, field.engine.scheduler.cost.fit)  # a burst ends, so any rate may pass on prices
-    starts = {name: min(max(EXPECTED * expected[name].good, 0.05), most) for name in names}
-    return contest(starts, field.attain, JOINT, tolerance=tolerance, growth=1.3, most_rates=MOST_RATES)
+    say(f"  by prices {best:.2f} requests/s at most", highlight=False)
+    return sweep(names, field.attain, JOINT, [min(best, most) * factor for factor in RATES])
 
 
 def load_section(field: Field, found: Mapping[str, Contender]) -> tuple[str, dict[str, float]]:
     """A table of one load, and goodputs by name."""
     rows = []
+    best = max(contender.good for contender in found.values())
+    rates = [run.rate for run in next(iter(found.values())).runs]
+    shown = max((rate for rate in rates if rate <= best), default=min(rates))
     for name, contender in found.items():
-        run = min(contender.runs, key=lambda run: abs(run.rate - contender.good))
+        run = next(run for run in contender.runs if run.rate == shown)
         ttft = [outcome.ttft_s for outcome in run.outcomes if outcome.ttft_s is not None]
         gaps = [gap for outcome in run.outcomes for gap in outcome.gaps_s]
         rows.append(
             [
                 name,
-                f"{contender.good:.2f}",
+                _goodput(contender),
                 f"{run.score.overall.joint:.0%}",
                 f"{run.score.throughput_tokens:.0f}",
                 _spread_ms(ttft),
@@ -233,15 +238,30 @@ def load_section(field: Field, found: Mapping[str, Contender]) -> tuple[str, dic
     assert slo.ttft_s is not None
     assert slo.tpot_s is not None
     table = report.table(
-        ["how", "joint goodput, req/s", "met at it", "tokens/s", "TTFT ms: mean, p50, p95, p99", "TBT ms: likewise"],
+        [
+            "how",
+            "joint goodput, req/s",
+            f"at {shown:.2f} req/s: met",
+            "tokens/s",
+            "TTFT ms: mean, p50, p95, p99",
+            "TBT ms: likewise",
+        ],
         rows,
     )
     asked = field.load.source.partition(";")[0]  # the rate is each run's own
     said = (
         f"#### {field.load.name}\n\n{asked}, Poisson arrivals. Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a "
-        f"lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer).\n\n{table}"
+        f"lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
+        f"{', '.join(f'{rate:.2f}' for rate in rates)} requests/s.\n\n{table}"
     )
     return said, {name: contender.good for name, contender in found.items()}
+
+
+def _goodput(contender: Contender) -> str:
+    rates = [run.rate for run in contender.runs]
+    if contender.good == 0.0:
+        return f"< {min(rates):.2f}"
+    return f"≥ {max(rates):.2f}" if contender.good == max(rates) else f"{contender.good:.2f}"
 
 
 def _spread_ms(seconds: Sequence[float]) -> str:
@@ -280,7 +300,7 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
         field = field_of(engine, name, options.num_requests, tries)
         say(f"[bold]{name}[/]: {field.load.source}", highlight=False)
         ways = [way for way in field.settings if "shortest" not in way or name in options.ablation]
-        said, goodputs[name] = load_section(field, contested(field, ways, options.tolerance))
+        said, goodputs[name] = load_section(field, swept(field, ways))
         parts.append(f"{said}\n\n{tries.num_discarded} disturbed runs were thrown away and made again.")
         yield "\n\n".join([*parts, "#### The one setting", verdict(goodputs)])
     engine.pool.close()
@@ -295,7 +315,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--ablation", nargs="*", choices=LOADS, default=["balanced"], help="loads with other orders too"
     )
     parser.add_argument("--num-requests", type=int, default=60, help="of a run")
-    parser.add_argument("--tolerance", type=float, default=0.08, help="of a goodput")
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)

@@ -1,6 +1,7 @@
 """Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
 
 from headway.core.cost import CostModel
+from headway.core.lifecycle import State
 from headway.core.policy import RESCUE_SHARE, Candidate, late_at, starves_at
 from headway.core.ticket import Step, Ticket
 
@@ -8,6 +9,8 @@ SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this oft
 IN_TURN = 2.0  # times as long as a token's step is its target at least: the other half of the time is for prompts …
 ALONG = 1.25  # … a fifth, if prompts get on in the same step
 LONGEST_GAP = 2.0  # times its target: an answer that is ahead of its pace may be kept waiting for prompts so long
+SHORTEST_GAP = 0.75  # times its target: one that is behind its pace is due so soon
+PACE = 0.95  # of its target: the last token may be late by what nobody foresaw
 NEXT_TOKEN = 0  # the key of the step that does not exist yet: one more token for everybody who decodes
 
 ALWAYS = float("-inf")
@@ -63,12 +66,13 @@ def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
 
 
 def on_pace(ticket: Ticket, target_s: float) -> float:
-    """When its next token is due, if it may be later by what the answer is ahead of its pace; within bounds."""
+    """When its next token is due, if it may be later, or must be sooner, by what the answer is ahead of its pace, or
+    behind it; within bounds."""
     first, last = ticket.record.first_token, ticket.record.last_token
     assert first is not None
     assert last is not None
-    ahead = first + ticket.num_generated * target_s
-    return max(last + target_s, min(ahead, last + LONGEST_GAP * target_s))
+    on_time = first + PACE * ticket.num_generated * target_s
+    return max(last + SHORTEST_GAP * target_s, min(on_time, last + LONGEST_GAP * target_s))
 
 
 def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, rides: bool = False) -> Candidate:
@@ -111,7 +115,10 @@ def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: flo
     if step.decoding:
         members = [token_candidate(step.tickets, cost, tile_s)]
     else:
-        members = [ticket_candidate(ticket, cost) for ticket in step.tickets]
+        riders = [ticket for ticket in step.tickets if ticket.state is State.DECODING]
+        members = [ticket_candidate(ticket, cost) for ticket in step.tickets if ticket.state is not State.DECODING]
+        if riders:
+            members.append(token_candidate(riders, cost, tile_s, rides=True))
     parked_until = NEVER if step.parked_since is None else step.parked_since + max_parked_s
     due = [member for member in members if member.deadline is not None]
     in_time = [member for member in due if now < late_at(member._replace(remaining_s=step.remaining_s))]
@@ -126,6 +133,7 @@ def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: flo
         remaining_s=step.remaining_s,
         ripe_at=ALWAYS,
         starved_at=min(parked_until, *(starves_at(member) for member in members)),
+        keeps_up=urgent is not None and urgent.keeps_up,
     )
 
 

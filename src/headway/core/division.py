@@ -23,7 +23,8 @@ from headway.core.roofline import Split
 
 Lanes = Literal["turns", "mixed", "split", "auto"]
 
-GAIN = 0.05  # less is not worth a change
+GAIN = 0.05  # less is not worth going back for …
+WORTH = 0.15  # … nor dividing for: what is predicted of two lanes leaves out how they hand cores to each other
 HARM_S = 1.0  # so long a division must have done harm before it is left
 HOLD_S = 60.0  # so long a division must have been of no use, or another better, before it is left
 FEW_PAGES = 0.70  # of all pages in use: from here on tokens are favoured …
@@ -38,7 +39,8 @@ class Situation(NamedTuple):
     """What a decision goes by, in seconds. `prompt_s` is the work ahead of the first token that is due `due_s` from
     now, itself included, alone on the device; `due_s` is infinite if nobody waits for one in particular. `token_s` is
     one more token for all who decode, alone on the device, and `target_s` the time in which it is wanted; `pages_used`
-    a share of all. `fixed_s` of the prompt's work is saved if tokens ride along."""
+    a share of all. `fixed_s` of the prompt's work is saved if tokens ride along. After a step for tokens beside them it
+    takes `handover_s` until prompts have the whole device again."""
 
     prompt_s: float
     due_s: float
@@ -46,6 +48,7 @@ class Situation(NamedTuple):
     target_s: float
     pages_used: float
     fixed_s: float = 0.0
+    handover_s: float = 0.0
 
 
 class Prediction(NamedTuple):
@@ -131,7 +134,7 @@ class Divider:
             return None, True
         split, beside = found
         # hysteresis: the way that is taken may be a little worse
-        margin = 1 + GAIN if split == self.split else 1 - GAIN
+        margin = 1 + GAIN if split == self.split else 1 - (WORTH if self.split is None else GAIN)
         gains = beside.gap_s < turns.gap_s * margin
         if not self.favours_tokens:
             gains = beside.stretch < turns.stretch * margin
@@ -162,7 +165,8 @@ def side_by_side(at: Situation, stretch: float, pace: float, *, waits: bool) -> 
     step_s = at.token_s * pace
     if not waits or step_s >= at.target_s:
         return Prediction(stretch, step_s)
-    return Prediction(1 / (1 - step_s / at.target_s * (1 - 1 / stretch)), at.target_s)
+    beside_s = min(step_s + at.handover_s, at.target_s)
+    return Prediction(1 / (1 - beside_s / at.target_s * (1 - 1 / stretch)), at.target_s)
 
 
 def _last(

@@ -54,7 +54,7 @@ class Scheduler:
         self._holdings = Holdings(pages, settings.prefix_caching, self.counters)
         self._steps = Steps(settings.stage, cost, self._holdings, self.counters)
         composer = Composer(self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens)
-        self.sharing = Sharing(settings.lanes, cost, pages, roofline, self.counters)
+        self.sharing = Sharing(settings, cost, pages, roofline, self.counters)
         self._planner = Planner(settings, cost, self._queue, self._steps, composer, self.sharing, self._num_places)
         self._forecaster = Forecaster(
             self._queue,

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
 from headway.core.cost import CostModel, Share, shares_of
-from headway.core.division import Divider, Lanes, Situation
+from headway.core.division import Divider, Situation
 from headway.core.pages import PageTable
 from headway.core.queue import Queue
 from headway.core.roofline import Roofline, Split
-from headway.core.settings import MAIN, TOKENS
+from headway.core.settings import MAIN, TOKENS, SchedulerSettings
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
 
@@ -25,11 +25,17 @@ class Sharing:
     """The state of one engine's division. Without a `roofline` the device is never divided."""
 
     def __init__(
-        self, lanes: Lanes, cost: CostModel, pages: PageTable, roofline: Roofline | None, counters: Counter[str]
+        self,
+        settings: SchedulerSettings,
+        cost: CostModel,
+        pages: PageTable,
+        roofline: Roofline | None,
+        counters: Counter[str],
     ) -> None:
         self.roofline = roofline
-        self.divider = Divider(lanes, roofline.splits if roofline is not None else ())
+        self.divider = Divider(settings.lanes, roofline.splits if roofline is not None else ())
         self.correction = {MAIN: 1.0, TOKENS: 1.0}  # of paces side by side, by what steps have taken
+        self._handover_s = settings.tile_s / 2  # a tile that has begun on a share ends on it
         self._cost = cost
         self._pages = pages
         self._counters = counters
@@ -92,7 +98,7 @@ class Sharing:
         tokens = (Share(1, context // len(decoding)),) * len(decoding)
         before = self.divider.num_changes
         split = self.divider.decide(
-            Situation(first.seconds, first.due_s, token_s, target_s, used, first.fixed_s),
+            Situation(first.seconds, first.due_s, token_s, target_s, used, first.fixed_s, self._handover_s),
             lambda split: self._paces((first.prompt,), tokens, split),
             now,
         )

@@ -200,14 +200,23 @@ class Driver:
                 each.is_to_plan = True
         if not lane.is_to_plan:
             return
-        lane.is_to_plan = False
-        progress = self._open[lane.current.id].progress if lane.current else 0.0
-        lane.current = self.scheduler.plan(self.clock.now(), Lane(lane.name, progress))
+        self._plan(lane)
+        for other in self._lanes():  # what one that sleeps is to begin takes its share of the device from now on
+            if other.is_to_plan and other.current is None and self._plan(other):
+                other.call()
         taken_s = self.clock.now() - begun
         self.decisions_s += taken_s
         self.decided(taken_s)
         if self.beside is not None:
             self._call_the_other(lane)
+
+    def _plan(self, lane: DeviceLane) -> bool:
+        """Whether the lane has something to run."""
+        lane.is_to_plan = False
+        begun = None if lane.current is None else self._open.get(lane.current.id)
+        progress = 0.0 if begun is None else begun.progress
+        lane.current = self.scheduler.plan(self.clock.now(), Lane(lane.name, progress))
+        return lane.current is not None
 
     def _call_the_other(self, lane: DeviceLane) -> None:
         """If it has to plan, or its share of the device is another now."""
