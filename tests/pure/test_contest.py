@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headway.bench import goodput_page
-from headway.bench.contest import JOINT, TTFT, Run, contest, outlast
+from headway.bench.contest import JOINT, TTFT, Run, contest, crossing, outlast, sweep
 from headway.bench.goodput_page import CaseResult, Measured, Policy, Section
 from headway.bench.score import Outcome, score
 from headway.core.request import SLO
@@ -148,3 +148,38 @@ def test_what_was_found_is_kept(tmp_path: Path) -> None:
     kept = goodput_page.read(tmp_path)
     assert [(found.name, len(found.policies)) for found in kept.cases] == [("two", 3), ("one", 4)]
     assert kept.sections == [Section("more", "words")]
+
+
+# All at the same rates
+
+
+def test_all_are_run_at_the_same_rates_in_turn() -> None:
+    """One of each at a rate, then the next rate; the knee is found between two rates."""
+    asked: list[tuple[str, float]] = []
+    knees = {"one": 2.5, "other": 3.5}
+
+    def attain(name: str, rate: float) -> Run:
+        asked.append((name, rate))
+        return run_of(rate, falls_at(knees[name])(rate))
+
+    found = sweep(list(knees), attain, TTFT, (2.0, 3.0, 4.0))
+    assert asked == [(name, rate) for rate in (2.0, 3.0, 4.0) for name in knees]
+    for name, knee in knees.items():
+        assert found[name].good == pytest.approx(knee, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("points", "rate"),
+    [
+        ([(1.0, 1.0), (2.0, 0.95), (3.0, 0.85)], 2.5),
+        ([(3.0, 0.85), (1.0, 1.0), (2.0, 0.95)], 2.5),
+        ([(1.0, 0.92), (2.0, 0.96), (3.0, 0.86)], 2.5),  # the first two are as good as each other: 0.94
+        ([(1.0, 0.80), (2.0, 1.0), (3.0, 0.9), (4.0, 0.7)], 3.0),
+        ([(1.0, 0.89), (2.0, 0.5)], 0.0),
+        ([(1.0, 0.99), (2.0, 0.95)], 2.0),
+    ],
+)
+def test_the_line_is_crossed_where_shares_that_never_rise_cross_it(
+    points: list[tuple[float, float]], rate: float
+) -> None:
+    assert crossing(points) == pytest.approx(rate)

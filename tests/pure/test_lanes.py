@@ -63,6 +63,31 @@ def test_tokens_come_beside_a_long_prompt() -> None:
     assert reader.last_token < long.first_token
 
 
+def test_both_lanes_begin_on_their_shares_at_once() -> None:
+    """When a token is due the prompt beside it goes on with half of the device from that instant, not from its next
+    tile on: until then both would want the same cores."""
+    simulation = simulated(
+        replace(SETTINGS, lanes="auto"),
+        arrives(0.0, "reader", 10, max_tokens=40, tpot_s=0.1),
+        arrives(0.1, "long", 2000, ttft_s=3.0),
+    )
+    driver = simulation.driver
+    driver.scheduler.sharing.divider.split = Split(1, 1)
+    main, beside = list[tuple[float, int]](), list[float]()
+
+    def devote(lane: str, units: int) -> None:
+        if lane == MAIN:
+            main.append((driver.clock.now(), units))
+        else:
+            beside.append(driver.clock.now())
+
+    driver._devote = devote
+    simulation.run()
+    assert len(beside) > 5
+    for instant in beside:
+        assert [units for at, units in main if at <= instant][-1] == 1
+
+
 def test_a_lane_alone_has_the_whole_device() -> None:
     """Nobody decodes: the prompt is as fast as without lanes. Nobody waits: tokens are."""
     alone = simulated(replace(SETTINGS, lanes="turns"), arrives(0.0, "one", 500, max_tokens=50))

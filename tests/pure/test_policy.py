@@ -43,11 +43,27 @@ def candidate(
     )
 
 
+def token(deadline: float, total_s: float = 0.02) -> Candidate:
+    """One more token for all who are being read to."""
+    begun = candidate(0.1, arrival=deadline - 0.1, total_s=total_s)
+    return begun._replace(ripe_at=deadline - total_s - TILE_S, keeps_up=True)
+
+
 def goes_first(a: Candidate, b: Candidate, now: float = 0.0) -> bool:
     return standing(a, now).order < standing(b, now).order
 
 
 # Order
+
+
+def test_who_is_being_read_to_is_never_too_late_to_keep_its_place() -> None:
+    """A token is a second late. A prompt in the same state is a lost cause and waits; the token goes before the prompt
+    on the device, though that is on time, and though it is too long for the token to be small beside it."""
+    running = candidate(3.0, arrival=10.0, total_s=0.1)
+    late = token(deadline=9.0)
+    assert goes_first(late, running, now=10.0)
+    assert should_switch(running, late, 10.0, TILE_S)
+    assert goes_first(running, late._replace(keeps_up=False), now=10.0)
 
 
 def test_among_those_on_time_the_earlier_deadline_goes_first() -> None:

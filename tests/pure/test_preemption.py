@@ -42,6 +42,22 @@ def test_an_urgent_arrival_parks_a_long_prompt_which_later_goes_on_as_it_was() -
     assert (record.num_preemptions, record.parked_s) == (1, pytest.approx(0.1))
 
 
+def test_a_step_that_tokens_ride_along_in_is_not_suspended_for_being_late() -> None:
+    """A reader's token rides along with part of a long prompt, and the device is slower than was thought: the token is
+    late. Somebody comes who would be on time if the step were suspended: but then the reader would wait for whoever is
+    on time, one after another, since it is late anyway."""
+    story = Story(lanes="mixed")
+    story.begins("reader", 4, slo=SLO(tpot_s=0.3))
+    story.arrives("long", 100, slo=SLO(ttft_s=10.0))
+    work = story.plan()
+    assert work is not None
+    assert [segment.request_id for segment in work.segments] == ["reader", "long"]
+
+    story.passes(0.45)
+    story.arrives("urgent", 5, max_tokens=1, slo=SLO(ttft_s=0.06))
+    assert story.plan(progress=0.8) is work
+
+
 def test_who_can_wait_does_not_interrupt() -> None:
     """The newcomer has a target too, but the running prompt ends long before that is in danger."""
     story = Story()
