@@ -134,6 +134,19 @@ def test_a_wrong_roofline_is_corrected_by_what_steps_take() -> None:
     assert simulation.scheduler.sharing.correction[TOKENS] == pytest.approx(1.5, abs=0.15)
 
 
+def test_a_prompt_that_tokens_come_beside_now_and_then_corrects_it_too() -> None:
+    """As with `auto`: no prompt has one pace all the time, and its lane really is half as slow again."""
+    rough = replace(ROOFLINE, friction={Split(1, 1): (1.5, 1.0)})
+    device = Device(fit=FIT, tile_s=0.001, roofline=rough, believed_roofline=ROOFLINE)
+    simulation = priced(replace(SETTINGS, tile_s=0.001, prefix_caching=False), device, gather_s=0.0)
+    sharing = simulation.scheduler.sharing
+    sharing.divider.lanes, sharing.decide = "auto", lambda *situation: None  # type: ignore[method-assign]
+    for number in range(30):
+        simulation.mailbox.put(*arrives(0.5 * number, f"r{number}", 300, max_tokens=30, tpot_s=0.08))
+    simulation.run()
+    assert sharing.correction[MAIN] == pytest.approx(1.5, abs=0.2)
+
+
 @pytest.mark.parametrize("moment", [0.11, 0.15, 0.2, 0.25, 0.3])
 def test_who_leaves_one_lane_does_not_disturb_the_other(moment: float) -> None:
     """The long prompt's caller goes while tokens are made beside it, and the other way round."""

@@ -18,7 +18,7 @@ import torch
 
 from headway.bench import report
 from headway.bench.contest import JOINT, Contender, contest, sweep
-from headway.bench.goodput import Field, Tries, device_of, most_rate, say, steady_ttft_s
+from headway.bench.goodput import EXPECTED, Field, Tries, device_of, most_rate, say, steady_ttft_s
 from headway.bench.goodput_more import isolated_tpot_s
 from headway.bench.load import Load, prompts, targets
 from headway.bench.policies import policies
@@ -36,7 +36,8 @@ COMMAND = "python -m headway.bench.multiplex"
 CHUNKS = (32, 128)
 TURNS, MIXED, SPLIT, AUTO = "turns", "turns, riding along", "fixed split", "auto"
 K_TTFT, K_TPOT = 3.0, 3.0
-RATES = (0.6, 0.72, 0.85, 1.0, 1.17)  # times what the best way keeps on prices: all are run at each
+FIRST_TRIES = 5  # runs of one way, to find where to compare all
+RATES = (0.62, 0.75, 0.9, 1.05, 1.25)  # times what it keeps: all are run at each
 WITHIN = 0.03  # of the best of the others: how far the one setting may be behind on any load
 PROMPTS = ((Share(64, 0),), (Share(256, 0),), (Share(128, 512),))  # held out: the friction is measured with others
 TOKENS = ((Share(1, 128),) * 2, (Share(1, 512),) * 4, (Share(1, 256),) * 16)
@@ -204,14 +205,13 @@ def field_of(engine: Engine, name: str, num_requests: int, tries: Tries) -> Fiel
 
 
 def swept(field: Field, names: Sequence[str]) -> Mapping[str, Contender]:
-    """All ways at the same rates, around what the best of them is expected to keep by prices."""
-    roofline = field.engine.scheduler.sharing.roofline
-    device = replace(device_of(field.engine, field.engine.scheduler.cost.fit), roofline=roofline)
-    expected = contest(dict.fromkeys(names, 1.0), field.predicted(device), JOINT, growth=1.6, most_rates=12)
-    best = max(contender.good for contender in expected.values())
+    """All ways at the same rates, around what one of them, looked at by itself, is found to keep."""
+    device = device_of(field.engine, field.engine.scheduler.cost.fit)
     most = most_rate(field.load, field.engine.scheduler.cost.fit)  # a burst ends, so any rate may pass on prices
-    say(f"  by prices {best:.2f} requests/s at most", highlight=False)
-    return sweep(names, field.attain, JOINT, [min(best, most) * factor for factor in RATES])
+    expected = contest({MIXED: 1.0}, field.predicted(device), JOINT, growth=1.6, most_rates=12)[MIXED].good
+    first = contest({MIXED: min(EXPECTED * expected, most)}, field.attain, JOINT, growth=1.25, most_rates=FIRST_TRIES)
+    middle = first[MIXED].good or min(run.rate for run in first[MIXED].runs)
+    return sweep(names, field.attain, JOINT, [middle * factor for factor in RATES])
 
 
 def load_section(field: Field, found: Mapping[str, Contender]) -> tuple[str, dict[str, float]]:

@@ -46,7 +46,7 @@ class Planner:
         else:
             self.sharing.decide(self.queue, self.steps, self.composer.decoding, now)
             work = self._main(now)
-        self.sharing.set_paces(self.steps)
+        self.sharing.set_paces(self.steps, now)
         self.due = self._next_instant(now)
         return work
 

@@ -36,6 +36,7 @@ class Sharing:
         self.divider = Divider(settings.lanes, roofline.splits if roofline is not None else ())
         self.correction = {MAIN: 1.0, TOKENS: 1.0}  # of paces side by side, by what steps have taken
         self._handover_s = settings.tile_s / 2  # a tile that has begun on a share ends on it
+        self._done_beside = (0.5, 0.5)  # of a prompt's step, while others ran: by its uncorrected pace, and in fact
         self._cost = cost
         self._pages = pages
         self._counters = counters
@@ -108,27 +109,42 @@ class Sharing:
             if split is not None:
                 self._paces_of_late = self._paces((first.prompt,), tokens, split)
 
-    def set_paces(self, steps: Steps) -> None:
+    def set_paces(self, steps: Steps, now: float) -> None:
         """After a plan: who is in which lane may be another now."""
         prompts, tokens = steps.on.get(MAIN), steps.on.get(TOKENS)
         self._side_by_side = prompts is not None and tokens is not None
         if self.shares is None or prompts is None or tokens is None:
             for step in steps.on.values():
-                step.keep_pace(1.0)
+                step.keep_pace(1.0, now, beside=False)
             return
         both = shares_of(prompts.work.segments), shares_of(tokens.work.segments)
         self._paces_of_late = first, second = self._paces(*both, self.shares)
-        prompts.keep_pace(first)
-        tokens.keep_pace(second)
+        prompts.keep_pace(first, now, beside=True)
+        tokens.keep_pace(second, now, beside=True)
 
-    def observe(self, step: Step, taken_s: float) -> None:
-        """Learn from a step that ran beside another one all the time."""
-        if not step.is_steady or step.predicted_s <= 0:
+    def observe(self, step: Step, taken_s: float, now: float) -> None:
+        """Learn from a step that ran beside others. Tokens are mostly made beside one step; a prompt has others beside
+        it now and then: what it did not do alone it did then, in more or less time than its pace said, and one such
+        difference says little. It is alone again only with its next tile."""
+        step.keep_pace(step.pace, now, beside=False)
+        if step.predicted_s <= 0:
             return
         lane = TOKENS if step.decoding else MAIN
         before = self.correction[lane]
-        ratio = taken_s / (step.predicted_s * step.pace) * before
-        self.correction[lane] = min(max(before + WEIGHT * (ratio - before), BOUNDS[0]), BOUNDS[1])
+        if step.is_steady:
+            after = before + WEIGHT * (taken_s / (step.predicted_s * step.pace) - 1.0) * before
+        elif lane == MAIN and step.beside_s > 0:
+            after_s = step.num_partings * self._handover_s
+            alone_s = taken_s - step.beside_s - after_s
+            believed_s = step.done_beside_s + after_s * step.done_beside_s / step.beside_s
+            believed, done = self._done_beside
+            believed += WEIGHT * (believed_s * before / step.predicted_s - believed)
+            done += WEIGHT * ((step.predicted_s - alone_s) / step.predicted_s - done)
+            self._done_beside = believed, done
+            after = believed / done if done > 0 else BOUNDS[1]
+        else:
+            return
+        self.correction[lane] = min(max(after, BOUNDS[0]), BOUNDS[1])
 
     def _paces(self, prompts: tuple[Share, ...], tokens: tuple[Share, ...], split: Split) -> tuple[float, float]:
         assert self.roofline is not None

@@ -105,9 +105,19 @@ class Step:
     parked_since: float | None = None
     pace: float = 1.0  # times as long as alone on the whole device
     num_paces: int = 0  # that it has had
+    is_beside: bool = False  # another one, since …
+    paced_at: float = 0.0
+    beside_s: float = 0.0  # that it has had another beside it, until then; and what that is, by its pace, …
+    done_beside_s: float = 0.0  # … in seconds alone on the device
+    num_partings: int = 0  # how often it was left alone again
 
-    def keep_pace(self, pace: float) -> None:
-        """It goes on at this pace."""
+    def keep_pace(self, pace: float, now: float, *, beside: bool) -> None:
+        """It goes on at this pace, beside another or alone."""
+        if self.is_beside:
+            self.beside_s += now - self.paced_at
+            self.done_beside_s += (now - self.paced_at) / self.pace
+            self.num_partings += not beside
+        self.paced_at, self.is_beside = now, beside
         if self.num_paces == 0 or abs(pace / self.pace - 1) > SAME_PACE:
             self.pace = pace
             self.num_paces += 1
