@@ -81,6 +81,45 @@ def test_what_is_refused_is_said_in_the_words_of_the_server(visit: Visit) -> Non
     assert not page.locator("#error").is_visible()
 
 
+def ask_within(page: "Page", ttft: str, prompt: str) -> object:
+    """Move the slider for the first token by keyboard, take the other target off, and send; returns what was asked."""
+    page.focus("#ttft")
+    page.keyboard.press(ttft)
+    page.focus("#tpot")
+    page.keyboard.press("End")
+    assert page.locator("#tpot-out").inner_text() == "no target"
+    page.fill("#prompt", prompt)
+    with page.expect_request("**/v1/completions") as asked:
+        page.click("#run-code")
+    body = asked.value.post_data_json
+    assert body["prompt"] == prompt
+    return body["slo"]
+
+
+def test_the_slider_is_a_target_and_what_is_late_is_said_to_be_missed(lenient: Server, visit: Visit) -> None:
+    """A prompt that takes far longer to read than the smallest step of the slider; without a target nothing is late."""
+    page = visit(at=lenient)
+    prompt = "".join(f"value_{number} = {number * number}\n" for number in range(150))
+    assert ask_within(page, "Home", prompt) == {"ttft_ms": 20}
+    assert page.locator("#ttft-out").inner_text() == "20 ms"
+    row = page.locator("#past tr[data-request]").first
+    row.locator(".verdict.missed").wait_for()
+    assert row.locator(".verdict").inner_text() == "missed: less than the work takes"
+    assert "of 20 ms" in row.locator("td.late").inner_text()
+    assert ask_within(page, "End", "x = 1") == {}
+    until(page, "document.querySelector('#past .verdict').textContent === 'no target'")
+
+
+def test_what_cannot_be_in_time_is_refused_at_once(visit: Visit) -> None:
+    """As the text below the sliders says. The browser calls a 429 an error too."""
+    page = visit()
+    prompt = "".join(f"other_{number} = {number * number}\n" for number in range(150))
+    assert ask_within(page, "Home", prompt) == {"ttft_ms": 20}
+    until(page, "document.querySelector('#past .verdict')?.textContent === 'refused'")
+    assert "asked for within 20 ms" in page.locator("#error").inner_text()
+    page.wrong[:] = [text for text in page.wrong if "429" not in text]
+
+
 def test_a_suspension_can_be_seen(visit: Visit, server: Server) -> None:
     """One long prompt and four short ones in a hurry: its bar is drawn in pieces, it waits in the lane below between
     two of them, and what is said of it is what the server's ledger says."""

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,14 +54,21 @@ print(json.dumps(found))
 """
 
 
+def documented(server: Server) -> list[str]:
+    """What docs/api.md says to type, without the program's name, for this server, task and folder."""
+    (typed,) = re.findall(r"^lm_eval ((?:.*\\\n)*.*)$", (ROOT / "docs" / "api.md").read_text("utf8"), re.MULTILINE)
+    for said, meant in (("http://127.0.0.1:8000", server.url), ("TASK", "local_code"), ("FOLDER", str(FOLDER))):
+        assert said in typed
+        typed = typed.replace(said, meant)
+    return shlex.split(typed.replace("\\\n", ""))
+
+
 def test_the_same_likelihoods_as_transformers(server: Server, tmp_path: Path) -> None:
     lines = [json.dumps({"context": c, "choices": options, "label": right}) for c, options, right in QUESTIONS]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     (tmp_path / "local_code.yaml").write_text(TASK.format(file=tmp_path / "questions.jsonl"))
-    wanted = f"model=embedded,base_url={server.url}/v1/completions,tokenizer={FOLDER},num_concurrent=2,max_retries=1"
-    command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--model_args", wanted]
-    command += ["--tasks", "local_code", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
-    command += ["--log_samples", "--batch_size", "1"]
+    command = [sys.executable, "-m", "lm_eval", *documented(server)]
+    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--log_samples"]
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

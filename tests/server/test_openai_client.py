@@ -1,6 +1,9 @@
 """The official client, unchanged, against a real server: what users will run."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -10,6 +13,7 @@ from headway.config import SloClass
 from headway.placement.link import Fate
 
 Connect = Callable[..., tuple[Desk, openai.OpenAI]]
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -20,6 +24,29 @@ def connect(network: Callable[[Desk], Network]) -> Connect:
         return desk, openai.OpenAI(base_url=f"{server.url}/v1", api_key="key", max_retries=0, timeout=20)
 
     return connect_
+
+
+def test_the_five_lines_of_the_readme(network: Callable[[Desk], Network], capsys: pytest.CaptureFixture[str]) -> None:
+    """They stand under the picture, run as they are but for the address, and their deadlines arrive."""
+    before, _, after = README.read_text(encoding="utf8").partition(
+        "<!-- tests/server/test_openai_client.py runs this -->\n"
+    )
+    lines = re.match(r"```python\n(.*?)```\n", after, flags=re.DOTALL).group(1)
+    assert len([line for line in lines.splitlines() if line]) == 5
+    assert before.partition("</picture>")[2].count("\n") <= 4, "a line of introduction stands between, and no more"
+    desk = Desk("return n")
+    server = network(desk)
+    moved = lines.replace("http://127.0.0.1:8000/v1", f"{server.url}/v1")
+    assert moved != lines
+    names: dict[str, Any] = {}
+    exec(compile(moved, str(README), "exec"), names)
+    names["client"].close()
+    (request,) = desk.link.requests
+    assert (request.slo.ttft_s, request.slo.tpot_s) == (0.2, 0.05)
+    assert request.prompt == desk.text.tokenizer.encode("def fibonacci(n):")
+    text, _, told = capsys.readouterr().out.partition(" {")
+    assert text == "return n"
+    assert "'slo_met'" in told
 
 
 def test_completions(connect: Connect) -> None:

@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.progress import Progress
 
 from headway.bench import report
+from headway.grammar import notation
 
 COMMAND = "python -m headway.bench.soak"
 PATIENCE_S = 60.0  # a call that has not ended by then hangs
@@ -40,27 +41,33 @@ MOST_GROWTH = 2.0  # MiB a minute, of the door and of any engine that lived long
 LONG_S = 120.0  # as long as that: a younger one is still meeting its first callers
 KILLING = 0.5  # of the time, in which engines are killed; then one of them is let live
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "home", "before", "rain")
+COMPLETIONS, CHAT, EMBEDDINGS = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"
+ASKED = {"texts": 55, "chats": 35, "vectors": 5}  # of a hundred ordinary calls, or nearly
+if notation.is_available():
+    ASKED["objects of JSON"] = 5
 REFUSALS = ('"slo_unattainable"', '"deadline_expired"')
 NONSENSE: tuple[tuple[str, bytes], ...] = (
-    ("/v1/completions", b"{"),
-    ("/v1/completions", b'{"prompt": 7}'),
-    ("/v1/completions", b'{"prompt": "a", "max_tokens": -1}'),
-    ("/v1/completions", b'{"prompt": "a", "n": 100000}'),
-    ("/v1/completions", b'{"prompt": [99999999]}'),
-    ("/v1/completions", b'{"prompt": "a", "model": "nobody"}'),
-    ("/v1/completions", b'{"prompt": "' + b"word " * 20000 + b'"}'),
-    ("/v1/chat/completions", b'{"messages": [{"role": "user"}]}'),
-    ("/v1/chat/completions", b'{"messages": "hello"}'),
-    ("/v1/embeddings", b'{"input": {}}'),
+    (COMPLETIONS, b"{"),
+    (COMPLETIONS, b'{"prompt": 7}'),
+    (COMPLETIONS, b'{"prompt": "a", "max_tokens": -1}'),
+    (COMPLETIONS, b'{"prompt": "a", "n": 100000}'),
+    (COMPLETIONS, b'{"prompt": [99999999]}'),
+    (COMPLETIONS, b'{"prompt": "a", "model": "nobody"}'),
+    (COMPLETIONS, b'{"prompt": "' + b"word " * 20000 + b'"}'),
+    (CHAT, b'{"messages": [{"role": "user"}]}'),
+    (CHAT, b'{"messages": "hello"}'),
+    (EMBEDDINGS, b'{"input": {}}'),
     ("/nowhere", b"{}"),
 )
 
 
 @dataclass(slots=True)
 class Account:
-    """How calls ended, in words; what did not end as it may; and seconds that whole answers took."""
+    """How calls ended, in words, and what they asked for; what did not end as it may; and seconds that whole answers
+    took."""
 
     endings: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     num_begun: int = 0
     whole_s: list[float] = field(default_factory=list)
@@ -69,10 +76,10 @@ class Account:
 @dataclass(slots=True)
 class Memory:
     """MiB of a process's own by seconds since the start; one series for the door, one for each engine. What it shares
-    does not count: the pool of pages, which has a size, and files that are mapped."""
+    does not count: the pool of pages, which has a size, and files that are mapped. Beside it, all that is resident."""
 
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    resident: dict[str, float] = field(default_factory=dict)  # MiB at the end, all counted
+    resident: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def sample(self, at_s: float, door: psutil.Process) -> psutil.Process | None:
         """Note both; returns the engine, if there is one."""
@@ -88,20 +95,20 @@ class Memory:
     def _note(self, name: str, at_s: float, process: psutil.Process) -> None:
         sizes = process.memory_info()
         self.series.setdefault(name, []).append((at_s, (sizes.rss - sizes.shared) / 2**20))
-        self.resident[name] = sizes.rss / 2**20
+        self.resident.setdefault(name, []).append((at_s, sizes.rss / 2**20))
 
     def is_long(self, name: str) -> bool:
         """Whether it lived long enough for its growth to say something."""
         return self.series[name][-1][0] - self.series[name][0][0] >= LONG_S
 
-    def growth(self, name: str, settled: float = SETTLED) -> float | None:
-        """MiB a minute by least squares, without that first part of the series' own time."""
-        series = self.series[name]
-        begun, ended = series[0][0], series[-1][0]
-        late = [(at, size) for at, size in series if at >= begun + settled * (ended - begun)]
-        if len(late) < 5:
-            return None
-        return 60 * statistics.linear_regression(*zip(*late, strict=True)).slope
+
+def growth(series: Sequence[tuple[float, float]], settled: float = SETTLED) -> float | None:
+    """MiB a minute by least squares, without that first part of the series' own time."""
+    begun, ended = series[0][0], series[-1][0]
+    late = [(at, size) for at, size in series if at >= begun + settled * (ended - begun)]
+    if len(late) < 5:
+        return None
+    return 60 * statistics.linear_regression(*zip(*late, strict=True)).slope
 
 
 class Caller:
@@ -134,16 +141,13 @@ class Caller:
         kind = rng.choices(("stream", "whole", "leave", "nonsense"), (60, 10, 20, 10))[0]
         if kind == "nonsense":
             return await self._nonsense(*rng.choice(NONSENSE))
-        body: dict[str, Any] = {
-            "prompt": " ".join(rng.choices(WORDS, k=rng.choice((3, 10, 40, 150)))),
-            "max_tokens": rng.choice((1, 4, 16, 40)),
-            "stream": kind != "whole",
-            "seed": rng.randrange(1000),
-        }
+        path, body = self._ordinary()
+        if path != EMBEDDINGS:
+            body["stream"] = kind != "whole"
         headers = {}
         if rng.random() < 0.5:
             headers["x-slo-ttft-ms"] = str(rng.choice((200, 2000, 20000)))
-        async with self._session.post(f"{self._url}/v1/completions", json=body, headers=headers) as response:
+        async with self._session.post(f"{self._url}{path}", json=body, headers=headers) as response:
             if response.status in (429, 503):
                 if "retry-after" not in response.headers and response.headers.get("x-should-retry") != "false":
                     self._account.faults.append(f"{response.status} that does not say when to come back, if at all")
@@ -155,9 +159,40 @@ class Caller:
                     f"{response.status} to an ordinary request: {(await response.text())[:200]}"
                 )
                 return f"status {response.status}"
-            if kind == "whole":
-                return "answered" if (await response.json())["choices"] else "empty"
+            if not body.get("stream"):
+                return self._whole(path, body, await response.json())
             return await self._listen(response, rng.randrange(6) if kind == "leave" else None)
+
+    def _ordinary(self) -> tuple[str, dict[str, Any]]:
+        """Where to ask, and what."""
+        rng = self._rng
+        what = rng.choices(tuple(ASKED), tuple(ASKED.values()))[0]
+        self._account.asked[what] += 1
+        text = " ".join(rng.choices(WORDS, k=rng.choice((3, 10, 40, 150))))
+        if what == "vectors":
+            return EMBEDDINGS, {"input": [text, *rng.sample(WORDS, rng.choice((0, 2)))]}
+        drawn = {"max_tokens": rng.choice((1, 4, 16, 40)), "seed": rng.randrange(1000)}
+        if what == "texts":
+            return COMPLETIONS, drawn | {"prompt": text}
+        held = {"response_format": {"type": "json_object"}} if what == "objects of JSON" else {}
+        return CHAT, drawn | held | {"messages": [{"role": "user", "content": text}]}
+
+    def _whole(self, path: str, body: dict[str, Any], answer: Any) -> str:
+        """An answer that came at once has what was asked for: as many vectors, or an object if it came to its end."""
+        if path == EMBEDDINGS:
+            if len(answer["data"]) != len(body["input"]):
+                self._account.faults.append(f"{len(answer['data'])} vectors for {len(body['input'])} texts")
+            return "answered"
+        if not answer["choices"]:
+            return "empty"
+        choice = answer["choices"][0]
+        if "response_format" in body and choice["finish_reason"] == "stop":
+            content = choice["message"]["content"] or ""
+            with contextlib.suppress(msgspec.DecodeError):
+                if isinstance(msgspec.json.decode(content), dict):
+                    return "answered"
+            self._account.faults.append(f"no object of JSON: {content[:60]!r}")
+        return "answered"
 
     async def _listen(self, response: aiohttp.ClientResponse, leave_after: int | None) -> str:
         """To the end of a stream; there must be one end, and nothing behind it."""
@@ -328,25 +363,29 @@ def told(
     faults: Counter[str],
 ) -> str:
     """The page."""
-    growths = {name: memory.growth(name) for name in memory.series}
-    late = {name: memory.growth(name, LATE) for name in memory.series}
+    growths = {name: growth(series) for name, series in memory.series.items()}
     sizes = [
         [
             name,
-            f"{memory.series[name][-1][0] - memory.series[name][0][0]:.0f}",
-            f"{memory.resident[name]:.0f}",
-            f"{memory.series[name][-1][1]:.0f}",
-            *("" if slope is None else f"{slope:+.2f}" for slope in (slope, late[name])),
+            f"{series[-1][0] - series[0][0]:.0f}",
+            f"{memory.resident[name][-1][1]:.0f}",
+            f"{series[-1][1]:.0f}",
+            *(
+                "" if slope is None else f"{slope:+.2f}"
+                for slope in (growths[name], growth(series, LATE), growth(memory.resident[name]))
+            ),
         ]
-        for name, slope in growths.items()
+        for name, series in memory.series.items()
     ]
     telling = [slope for name, slope in growths.items() if name == "door" or memory.is_long(name)]
     worst = max((slope for slope in telling if slope is not None), default=0.0)
+    asked = ", ".join(f"{what} {n} times" for what, n in account.asked.most_common())
     endings = ", ".join(f"{name[6:]} {int(n)}" for name, n in sorted(said.items()) if name.startswith("ended "))
     parts = [
         f"{options.streams} callers at once for {options.minutes:g} minutes on the embedded model: six in ten stream "
-        f"to the end, one waits for the whole answer, two leave on the way, one asks nonsense; half have a target. The "
-        f"engine was killed {num_kills} times, all in the first {KILLING:.0%} of the time.",
+        f"to the end, one waits for the whole answer, two leave on the way, one asks nonsense; half have a target. "
+        f"Asked for were {asked}; vectors come whole, and nobody leaves before. The engine was killed {num_kills} "
+        f"times, all in the first {KILLING:.0%} of the time.",
         report.table(["a call ended", "times"], account.endings.most_common()),
         f"{account.num_begun} calls were begun and {account.endings.total()} ended; the longest whole answer took "
         f"{max(account.whole_s, default=0.0):.1f} s. The server's account: {int(said.get('ended', 0))} requests ended "
@@ -354,7 +393,15 @@ def told(
         f"{int(said.get('running', 0))} running, {int(said.get('waiting', 0))} waiting, "
         f"{int(said.get('pages held', 0) + said.get('pages parked', 0))} pages held.",
         report.table(
-            ["process", "lived, s", "MiB at the end", "of its own", "its own, MiB a minute", f"after {LATE:.0%} of it"],
+            [
+                "process",
+                "lived, s",
+                "MiB at the end",
+                "of its own",
+                "its own, MiB a minute",
+                f"after {LATE:.0%} of it",
+                "all of it, MiB a minute",
+            ],
             sizes,
         ),
         f"Growth at most {MOST_GROWTH:g} MiB a minute after the first {SETTLED:.0%} of a process's time, of the door "
