@@ -29,7 +29,8 @@ def test_the_depth_of_json_is_that_of_its_value(value: object) -> None:
 
 @pytest.mark.parametrize(
     ("text", "deep"),
-    [("((a))", 2), (r"\(\(a", 0), ("[(((]", 0), ("[]((]x", 0), ("[^])((]", 0), (r"[\](((]()", 1), ("(a{2})", 2)],
+    [("((a))", 2), (r"\(\(a", 0), ("[(((]", 0), ("[]((]x", 0), ("[^])((]", 0), (r"[\](((]()", 1), ("(a{2})", 2)]
+    + [("([((", 1), ("([((\\", 1), ("(((\\", 3), ("}})((", 2)],
 )
 def test_a_bracket_that_is_a_character_counts_for_nothing_in_an_expression(text: str, deep: int) -> None:
     assert depth(Constraint("regex", text)) == deep
@@ -51,12 +52,15 @@ def nested(levels: int) -> str:
         (Constraint("json", nested(100_000)), "characters, more than"),
         (Constraint("json", " " * MAX_CHARACTERS["json"] + "{}"), "characters, more than"),
         (Constraint("json", "{"), "is not JSON"),
+        (Constraint("json", '"' + r"\"" * 131_071), "is not JSON"),
+        (Constraint("json", '"' + "\\" * 200_001), "is not JSON"),
         (Constraint("json", "[]"), "must be a JSON object"),
         (Constraint("json", '{"const": ' + "1" * 5000 + "}"), "is not JSON"),
         (Constraint("json", '{"properties": {"a": {"$ref": "http://127.0.0.1/x.json"}}}'), "nothing is fetched"),
         (Constraint("json", '{"anyOf": [{"$ref": "other.json#/a"}]}'), "nothing is fetched"),
         (Constraint("regex", "(" * 30_000 + "a" + ")" * 30_000), "characters, more than"),
         (Constraint("regex", "(" * 65 + "a" + ")" * 65), "nested over 64 deep"),
+        (Constraint("regex", "}" * 100 + "(" * 160), "nested over 64 deep"),
         (Constraint("regex", "a\0b"), "NUL"),
         (Constraint("lark", "start: " + "(" * 65 + '"a"' + ")" * 65), "nested over 64 deep"),
     ],
@@ -66,6 +70,23 @@ def test_what_is_too_much_is_refused_at_once_with_a_sentence(constraint: Constra
     with pytest.raises(ConstraintError, match=words) as refused:
         check_source(constraint)
     assert str(refused.value).endswith(".")
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint("regex", "[" * MAX_CHARACTERS["regex"]),
+        Constraint("regex", "[" + "\\" * (MAX_CHARACTERS["regex"] - 2)),
+        Constraint("choice", '"' + r"\"" * 131_071),
+        Constraint("lark", '"' + r"\"" * 131_071),
+        Constraint("lark", ('"' + r"\"" * 300 + "\n") * 400),
+    ],
+)
+def test_what_is_never_closed_is_read_once(constraint: Constraint) -> None:
+    begun = time.monotonic()
+    assert depth(constraint) <= MAX_DEPTH
+    check_source(constraint)
     assert time.monotonic() - begun < 1
 
 

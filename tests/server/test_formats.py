@@ -162,6 +162,9 @@ BOMBS: dict[str, dict[str, Any]] = {
     "repeated more": {"structured_outputs": {"regex": "((((a{1,500}){1,500}){1,500}){1,500}){1,500}b"}},
     "pattern": by_schema({"type": "string", "pattern": "^(a{1,1000}){1,1000}$"}),
     "parentheses": {"structured_outputs": {"regex": "(" * 5000 + "a" + ")" * 5000}},
+    "a string without end": {"structured_outputs": {"json": '"' + r"\"" * 131_071}},
+    "brackets without end": {"structured_outputs": {"regex": "[" * 16384}},
+    "closed before opened": {"structured_outputs": {"regex": "}" * 100 + "(" * 160}},
     "doubling": {
         "structured_outputs": {
             "grammar": "start: a0\n" + "\n".join(f"a{i}: a{i + 1} a{i + 1}" for i in range(60)) + '\na60: "x"'

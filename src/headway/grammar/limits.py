@@ -18,11 +18,12 @@ NAMES: dict[ConstraintKind, str] = {
     "choice": "list of choices",
     "lark": "grammar",
 }
-_OPAQUE: dict[ConstraintKind, re.Pattern[str]] = {  # where a bracket is none
-    "json": re.compile(r'"(?:[^"\\]|\\.)*"'),
-    "regex": re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.)*\]", re.DOTALL),
-    "choice": re.compile(r'"(?:[^"\\]|\\.)*"'),
-    "lark": re.compile(r'\\.|"(?:[^"\\\n]|\\.)*"|//[^\n]*'),
+_STRING = re.compile(r'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
+_OPAQUE: dict[ConstraintKind, re.Pattern[str]] = {  # where a bracket is none; what is never closed goes on to the end,
+    "json": _STRING,  # and nothing is looked at twice: the time taken grows as the text does
+    "regex": re.compile(r"\\.|\[\^?\]?(?:[^\]\\]|\\.?)*+\]?", re.DOTALL),
+    "choice": _STRING,
+    "lark": re.compile(r'\\.|"(?:[^"\\\n]|\\.)*+"|//[^\n]*'),
 }
 _LITERALS = frozenset({"const", "enum", "default", "examples"})  # of a schema: what is below is no schema
 
@@ -49,7 +50,7 @@ def depth(constraint: Constraint) -> int:
     """How deep brackets are nested, without reading what is in them."""
     now = deepest = 0
     for bracket in re.findall(r"[\[({})\]]", _OPAQUE[constraint.kind].sub("", constraint.text)):
-        now += 1 if bracket in "[({" else -1
+        now = now + 1 if bracket in "[({" else max(0, now - 1)  # closing what was never opened earns nothing
         deepest = max(deepest, now)
     return deepest
 
