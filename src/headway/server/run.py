@@ -38,6 +38,19 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def allow_many_files() -> None:
+    """As many open connections as the system lets this process have: the usual first limit is 1024."""
+    try:
+        import resource
+    except ImportError:  # this system has no such limits
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # some systems name a hard limit that they do not grant
+        log.debug("At most %d files can be open: %s", soft, error)
+
+
 def address(listener: socket.socket, scheme: str = "http") -> str:
     """Where a browser on this machine finds it."""
     host, port = listener.getsockname()[:2]
@@ -57,6 +70,7 @@ async def serve(
 
     Raises ModelError, or what the link raises when its engine cannot start.
     """
+    allow_many_files()
     leave, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
