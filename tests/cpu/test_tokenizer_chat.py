@@ -1,6 +1,7 @@
 """Chat templates: rendered as transformers renders them, within bounds, in a sandbox."""
 
 import json
+import resource
 import shutil
 import time
 from contextlib import suppress
@@ -76,6 +77,74 @@ def test_a_template_refuses_in_its_own_words() -> None:
 def test_a_hostile_or_broken_template_is_an_error_and_nothing_more(template: str) -> None:
     with pytest.raises(ChatTemplateError):
         ChatTemplate(template, {}).render(TALK)
+
+
+MEGABYTE = "{% set x = 'x' * 1000000 %}"
+FILLING = [
+    "{{ 'x'.ljust(4 * 1000000000) }}",
+    "{{ 'x'.rjust(width=4000000000) or 'x'.rjust(4000000000) }}",
+    "{{ 'x'.center(4000000000) }}",
+    "{{ 'x'['zfill'](4000000000) }}",
+    "{{ ('x' | attr('ljust'))(4000000000) }}",
+    "{{ 'x'.encode().ljust(4000000000) | length }}",
+    "{{ ('x'.encode() * 4000000000) | length }}",
+    "{{ (1).to_bytes(4000000000) | length }}",
+    "{{ '\\t'.expandtabs(4000000000) }}",
+    "{{ '%09999999999d' % 1 }}",
+    "{{ '%.9999999999f' % 1 }}",
+    "{{ '%*d' % (4000000000, 1) }}",
+    "{{ '%(a)9999999999d' % {'a': 1} }}",
+    "{{ '%((a))9999999999d' % {'(a)': 1} }}",
+    "{{ '{:>9999999999}'.format(1) }}",
+    "{{ '{:>{}}'.format(1, 4000000000) }}",
+    "{{ '{a:>9999999999}'.format_map({'a': 1}) }}",
+    "{{ ('{:15000000}' * 300).format(*range(300)) }}",
+    "{{ 'x' | center(4000000000) }}",
+    "{{ 'x\\ny' | indent(4000000000) }}",
+    "{{ '%09999999999d' | format(1) }}",
+    "{{ [1] | batch(4000000000, 0) | list | length }}",
+    "{{ 1 | round(9999999999, 'ceil') }}",
+    "{{ [1] | tojson(indent=4000000000) }}",
+    MEGABYTE + "{{ x | replace('x', x) }}",
+    MEGABYTE + "{{ x.replace('', x) }}",
+    MEGABYTE + "{{ x.join('y' * 100000) }}",
+    MEGABYTE + "{{ ([x] * 100000) | join }}",
+    MEGABYTE + "{{ range(100000) | join(x) }}",
+    MEGABYTE + "{{ x.translate({120: x}) }}",
+    MEGABYTE + "{{ ('%(a)s' * 100000) % {'a': x} }}",
+    MEGABYTE + "{{ ('{0}' * 100000).format(x) }}",
+    MEGABYTE + "{% set s = namespace(x=x) %}{% for i in range(40) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
+    MEGABYTE + "{% set s = namespace(x=x) %}{% for i in range(40) %}{% set s.x = s.x + s.x %}{% endfor %}",
+    MEGABYTE + "{% set y %}{% for i in range(100000) %}{{ x }}{% endfor %}{% endset %}",
+    "{{ strftime_now('%c' * 8000000) }}",
+]
+
+
+@pytest.mark.parametrize("template", FILLING)
+def test_no_operation_fills_the_memory(template: str) -> None:
+    """It is refused before it is done: within it, nothing could be interrupted."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.monotonic()
+    with pytest.raises(ChatTemplateError):
+        ChatTemplate(template, {}).render(TALK)
+    assert time.monotonic() - begun < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 1_000_000  # KiB
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ 'x'.ljust(3) }}|{{ 'x' | center(3) }}|{{ '7'.zfill(3) }}", "x  | x |007"),
+        ("{{ '%03d %s' % (7, 'y') }}|{{ '%s%%' | format(5) }}|{{ '%(a)s' % {'a': 1} }}|{{ 7 % 4 }}", "007 y|5%|1|3"),
+        ("{{ '{:>3}{a}'.format(1, a='b') }}|{{ '{{}}'.format() }}", "  1b|{}"),
+        ("{{ ['a', 1] | join('-') }}|{{ '-'.join(['a', 'b']) }}|{{ [{'k': 1}] | join(attribute='k') }}", "a-1|a-b|1"),
+        ("{{ 'aba' | replace('a', 'c') }}|{{ 'aba'.replace('a', 'c', 1) }}|{{ 1.25 | round(1) }}", "cbc|cba|1.2"),
+        (r"{{ 'x\ny' | indent(2) }}|{{ 1 ~ missing ~ 'a' }}|{{ [1] + [2] }}|{{ 'a' + 'b' }}", "x\n  y|1a|[1, 2]|ab"),
+        ("{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(1) ~ m(2) }}{% set x %}y{% endset %}{{ x }}", "<1><2>y"),
+    ],
+)
+def test_what_is_measured_works(template: str, text: str) -> None:
+    assert ChatTemplate(template, {}).render(TALK) == text
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,14 @@ from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from headway.models.config import ModelError
 from headway.models.patience import OutOfTime, at_most
+from headway.models.sandbox import MAX_CHARACTERS, Sandbox
 
-MAX_CHARACTERS = 16 * 1024 * 1024
 MAX_RENDER_S = 5.0
+MAX_INDENT = 64
+MAX_DATE_FORMAT = 256
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"})
 
 
@@ -83,20 +83,6 @@ def _read(name: str) -> str:
         raise ModelError(f"There is no chat template {name[:200]}: give a file, or the template itself.") from error
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Also refuses arithmetic whose only use would be to fill the memory."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise SecurityError("powers are not available")
-        for one, other in ((left, right), (right, left)):
-            if isinstance(one, str | list | tuple) and isinstance(other, int) and len(one) * other > MAX_CHARACTERS:
-                raise SecurityError("a repetition is too long")
-        return super().call_binop(context, operator, left, right)
-
-
 class _GenerationBlock(Extension):
     """`{% generation %}` marks what the assistant wrote, which matters in training only."""
 
@@ -107,18 +93,26 @@ class _GenerationBlock(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> _Sandbox:
-    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+def _environment() -> Sandbox:
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = _now
     return environment
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **more: Any) -> str:
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | str | None = None, **more: Any) -> str:
     """Plain JSON: Jinja's own filter would escape for HTML."""
+    if (len(indent) if isinstance(indent, str) else indent or 0) > MAX_INDENT:
+        raise SecurityError(f"JSON is indented by at most {MAX_INDENT} characters")
     wanted = {name: more[name] for name in ("separators", "sort_keys") if name in more}
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **wanted)
+
+
+def _now(form: str) -> str:
+    if len(form) > MAX_DATE_FORMAT:
+        raise SecurityError(f"the form of a date has at most {MAX_DATE_FORMAT} characters")
+    return datetime.now().strftime(form)
 
 
 def _raise(message: str) -> None:
