@@ -98,6 +98,28 @@ def test_a_call_is_one_span_under_its_callers(collector: Collector) -> None:
     assert b"hidden" not in everything
 
 
+def test_what_was_asked_and_used_is_of_all_prompts(collector: Collector) -> None:
+    """Each prompt counts once, whatever is drawn of it; `n` is what was asked, not what came of it."""
+
+    async def story() -> None:
+        desk = await Desk("ok", otlp_traces_endpoint=collector.endpoint).start()
+        body = {"prompt": [[5, 6, 7], [8]], "max_tokens": 9, "temperature": 0.5, "top_p": 0.25}
+        assert (await desk.post("/v1/completions", body | {"n": 2})).status_code == 200
+        assert (await desk.post("/v1/completions", body | {"best_of": 3})).status_code == 200
+        assert (await desk.post("/v1/embeddings", {"input": [[5, 6], [7]]})).status_code == 200
+        await asyncio.to_thread(desk.door.close)
+
+    run(story)
+    twice, best, vectors = (attributes(span) for span in collector.spans())
+    for told, n, drawn in ((twice, 2, 4), (best, 1, 6)):
+        assert told["gen_ai.usage.prompt_tokens"] == told["gen_ai.usage.input_tokens"] == 4
+        assert (told["gen_ai.request.n"], told["gen_ai.usage.num_sequences"]) == (n, drawn)
+        asked = [told[f"gen_ai.request.{name}"] for name in ("max_tokens", "temperature", "top_p")]
+        assert asked == [9, 0.5, 0.25]
+    assert vectors["gen_ai.usage.prompt_tokens"] == 3
+    assert "gen_ai.request.temperature" not in vectors
+
+
 def test_a_failure_is_marked_and_a_missed_target_has_a_cause(collector: Collector) -> None:
     async def story() -> None:
         desk = await Desk(otlp_traces_endpoint=collector.endpoint).start()

@@ -37,7 +37,10 @@ class Call:
         self.tenant = first.tenant
         self.priority = first.priority
         self._records = {request.id: Record.open(request) for request in ask.requests}
-        self._num_answers = ask.num_answers
+        self.num_answers = ask.num_answers  # to each prompt, as asked
+        self.max_tokens = first.max_tokens
+        self.sampling = None if first.pooling else first.sampling  # None: nothing is drawn
+        self._num_drawn = ask.num_drawn
         self._metrics = metrics
         self._gap = metrics.gap
         self._told = told
@@ -46,6 +49,11 @@ class Call:
     def records(self) -> list[Record]:
         """One per answer, in the order of the choices; one without a `kind` is open."""
         return list(self._records.values())
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of all its prompts, each counted once, however many answers it has."""
+        return sum(record.num_prompt_tokens for record in self.records[:: self._num_drawn])
 
     def admitted(self, request: Request, predicted_ttft_s: float) -> None:
         record = self._records[request.id]
@@ -82,7 +90,7 @@ class Call:
     def _tell(self) -> None:
         if any(record.kind is None for record in self._records.values()):
             return
-        self._metrics.call_ended(self._num_answers, self.records)
+        self._metrics.call_ended(self.num_answers, self.records)
         if self._told is not None:
             self._told(self)
 

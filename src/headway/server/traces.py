@@ -75,10 +75,10 @@ def described(call: "Call") -> dict[str, Any]:
         "gen_ai.request.id": call.id,
         "gen_ai.request.model": call.model,
         "gen_ai.response.model": call.model,
-        "gen_ai.request.n": len(records),
+        "gen_ai.request.n": call.num_answers,
         "gen_ai.usage.num_sequences": len(records),
-        "gen_ai.usage.prompt_tokens": records[0].num_prompt_tokens,
-        "gen_ai.usage.input_tokens": records[0].num_prompt_tokens,
+        "gen_ai.usage.prompt_tokens": call.num_prompt_tokens,
+        "gen_ai.usage.input_tokens": call.num_prompt_tokens,
         "gen_ai.usage.completion_tokens": sum(record.num_output_tokens for record in records),
         "gen_ai.usage.output_tokens": sum(record.num_output_tokens for record in records),
         "gen_ai.response.finish_reasons": [record.reason for record in records],
@@ -87,6 +87,10 @@ def described(call: "Call") -> dict[str, Any]:
         "headway.ended": [str(record.kind) for record in records],
         "headway.num_preemptions": sum(record.num_preemptions for record in records),
     }
+    if call.sampling is not None:
+        told["gen_ai.request.max_tokens"] = call.max_tokens
+        told["gen_ai.request.temperature"] = call.sampling.temperature
+        told["gen_ai.request.top_p"] = call.sampling.top_p
     for name, seconds in _latencies(records).items():
         if seconds is not None:
             told[f"gen_ai.latency.{name}"] = seconds
