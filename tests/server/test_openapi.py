@@ -142,6 +142,28 @@ def test_errors_are_as_it_says(path: str) -> None:
     run(story)
 
 
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_a_name_that_it_does_not_have_is_as_it_says(with_keys: bool) -> None:
+    """By such a name no route answers, but that on which probes ask for its health."""
+    described = document("1", with_keys=with_keys)["paths"]
+
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        async with desk.client(headers={"host": "evil.example"}) as client:
+            for path, methods in described.items():
+                for method, operation in methods.items():
+                    response = await client.request(method, path)
+                    if path == "/health":
+                        assert response.status_code == 200
+                        assert "403" not in operation["responses"]
+                        continue
+                    assert response.status_code == 403
+                    check(method, path, 403, response.headers["content-type"], response.text)
+                    assert "403" in operation["responses"]
+
+    run(story)
+
+
 def test_what_is_not_there_is_as_it_says() -> None:
     async def story() -> None:
         desk = await Desk("ok").start()

@@ -216,7 +216,9 @@ def _described(operation: Operation, schema_of: dict[str, Any], *, with_keys: bo
         answers["200"] = {"description": "The answer", "content": _content(operation, schema_of)}
     if operation.otherwise is not None:
         answers[str(operation.otherwise)] = {"description": "Not now", "content": _content(operation, schema_of)}
-    refusals = [*operation.errors, 500] if operation.is_open or not with_keys else [*operation.errors, 401, 500]
+    refusals = [*operation.errors, 500]
+    if not operation.is_open:
+        refusals += [401, 403] if with_keys else [403]
     for status in sorted(refusals):
         answers[str(status)] = {"description": _REASONS[status], "content": error}
     described: dict[str, Any] = {
@@ -256,6 +258,7 @@ def _in_path(path: str) -> list[dict[str, Any]]:
 _REASONS = {
     400: "Something in the request is wrong",
     401: "The key is missing or wrong",
+    403: "The server is called by a name that it does not have",
     404: "There is no such thing here",
     408: "The body did not come in time",
     413: "The body is too large",
