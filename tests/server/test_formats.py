@@ -117,6 +117,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "structured_outputs.structural_tag",
         "not supported",
     ),
+    (COMPLETIONS, {"structured_outputs": {"regex": "a", "rejex": "b"}}, "structured_outputs", "unknown field `rejex`"),
     (COMPLETIONS, {"guided_regex": "a", "guided_json": {}}, "guided_regex", "both constrain"),
     (CHAT, by_schema({}) | {"structured_outputs": {"regex": "a"}}, "structured_outputs.regex", "both constrain"),
     (RESPONSES, {"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name", "missing"),

@@ -171,6 +171,9 @@ def test_messages_are_checked(messages: Any, param: str) -> None:
         (CHAT, "add_generation_prompt", False),
         (COMPLETIONS, "return_token_ids", True),
         (COMPLETIONS, "structural_tag", {"begin": "<"}),
+        (CHAT, "guided_whitespace_pattern", "[ ]?"),
+        (COMPLETIONS, "guided_whitespace_pattern", "[ ]?"),
+        (CHAT, "reasoning_effort", "high"),
     ],
 )
 def test_a_constraint_that_would_be_ignored_is_refused(path: str, field: str, value: Any) -> None:

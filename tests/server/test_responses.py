@@ -233,6 +233,17 @@ def test_what_would_need_a_memory_or_more_is_refused(field: str, value: Any) -> 
     run(story)
 
 
+@pytest.mark.parametrize("verbosity", ["low", "high"])
+def test_answers_cannot_be_asked_to_be_short_or_long(verbosity: str) -> None:
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        status, error = await refused(desk, PATH, {"input": "x", "text": {"verbosity": verbosity}})
+        assert (status, error["code"], error["param"]) == (400, "unsupported_parameter", "text.verbosity")
+        assert desk.link.requests == []
+
+    run(story)
+
+
 def test_what_asks_for_nothing_is_accepted() -> None:
     async def story() -> None:
         desk = await Desk("ok").start()
@@ -244,7 +255,7 @@ def test_what_asks_for_nothing_is_accepted() -> None:
             "truncation": "disabled",
             "tools": [],
             "tool_choice": "auto",
-            "text": {"format": {"type": "text"}},
+            "text": {"format": {"type": "text"}, "verbosity": "medium"},
             "parallel_tool_calls": True,
             "service_tier": "auto",
             "include": [],

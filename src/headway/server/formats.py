@@ -38,8 +38,8 @@ class JsonSchema(msgspec.Struct, tag_field="type", tag="json_schema"):
 ResponseFormat = Text | JsonObject | JsonSchema
 
 
-class StructuredOutputs(msgspec.Struct):
-    """One of these. A grammar is in Lark's notation."""
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """One of these, and nothing that nobody knows: all of it constrains. A grammar is in Lark's notation."""
 
     json: Schema | str | None = None
     regex: str | None = None

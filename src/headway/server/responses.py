@@ -170,6 +170,10 @@ class ResponsesBody(Body, kw_only=True):
             ),
             "prompt": (self.prompt, "No prompts are kept here: send its text as `instructions` and `input`."),
             "reasoning": (_said(self.reasoning), "This model has no reasoning to be set: leave `reasoning` out."),
+            "text.verbosity": (
+                self.text is not None and self.text.verbosity not in (None, "medium"),
+                "This model's answers are as long as they are: leave `text.verbosity` out.",
+            ),
             "truncation": (self.truncation == "auto", "Nothing is left out of a long `input` here: shorten it."),
             "include": (set(self.include or ()) - {LOGPROBS}, f"Only {LOGPROBS} can be included."),
             "n": ((self.n or 1) > 1, "A response has one answer: leave `n` out, or use /v1/chat/completions."),
