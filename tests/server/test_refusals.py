@@ -209,6 +209,18 @@ def test_top_logprobs_need_logprobs() -> None:
     run(story)
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+def test_several_answers_that_would_be_the_same_are_refused(path: str) -> None:
+    async def story() -> None:
+        desk = await Desk("ok").start()
+        body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], "temperature": 0}
+        status, error = await refused(desk, path, body | {"n": 2})
+        assert (status, error["param"]) == (400, "n")
+        assert (await desk.post(path, body | {"n": 1})).status_code == 200
+
+    run(story)
+
+
 def test_too_many_answers_at_once() -> None:
     async def story() -> None:
         desk = await Desk("ok").start()

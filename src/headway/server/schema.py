@@ -149,7 +149,7 @@ class ChatBody(Body, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Meta(min_length=1)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -276,12 +276,16 @@ def _check(body: Body) -> None:
         raise bad_request("`stream_options` needs `stream` to be true.", "stream_options")
     if body.prompt_logprobs is not None and body.stream:
         raise bad_request("`prompt_logprobs` are not sent in a stream: leave `stream` out.", "prompt_logprobs")
+    if body.temperature == 0 and (body.n or 1) > 1:
+        raise bad_request("At `temperature` 0 all answers are the same: `n` must be 1.", "n")
     if isinstance(body, CompletionBody):
         _check_completion(body)
     if isinstance(body, ChatBody):
         if body.top_logprobs and not body.logprobs:
             raise bad_request("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
         check_messages(body.messages)
+        if body.tools is None and body.tool_choice not in (None, "none"):
+            raise bad_request("`tool_choice` needs `tools`: give some, or leave it out.", "tool_choice")
         check_tools(body.tools or [], body.tool_choice)
 
 
