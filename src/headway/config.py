@@ -65,10 +65,10 @@ class EngineSettings:
     chunk_tokens: int = setting(512, "scheduling", "tokens of a step with --preempt chunk, decoding included")
     pack: bool = setting(True, "scheduling", "read several short prompts in one step")
     lanes: Literal["turns", "mixed", "split", "auto"] = setting(
-        "turns",
+        "mixed",
         "scheduling",
-        "how prompts and tokens share the device: in turns, tokens riding along with prompts (mixed), side by side on "
-        "half of the cores each (split), or as is predicted to be in time (auto)",
+        "how prompts and tokens share the device: in turns, tokens riding along with as much of the prompts as leaves "
+        "them in time (mixed), side by side on half of the cores each (split), or as is predicted to be in time (auto)",
     )
     refuse_unattainable: bool = setting(
         True, "scheduling", "refuse at once (429) what is predicted to miss its TTFT target; else serve it late"
@@ -89,7 +89,7 @@ class EngineSettings:
             raise ConfigError(f"--quantization {self.quantization} is not served: choose none or int8.")
         if self.quantization == "int8" and self.dtype == "float32":
             raise ConfigError("--quantization int8 is made from bfloat16: leave --dtype float32 out.")
-        if self.lanes != "turns" and self.preempt in ("chunk", "none"):
+        if self.lanes in ("split", "auto") and self.preempt in ("chunk", "none"):
             raise ConfigError(
                 f"--lanes {self.lanes} needs steps that can be suspended: leave --preempt {self.preempt} out."
             )

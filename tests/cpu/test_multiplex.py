@@ -185,4 +185,4 @@ def test_an_engine_in_the_callers_process_is_not_divided() -> None:
     with pytest.raises(ConfigError, match="choose 'turns' or 'mixed'"):
         LLM(lanes="auto")
     with pytest.raises(ConfigError, match="leave --preempt chunk out"):
-        EngineSettings(lanes="mixed", preempt="chunk")
+        EngineSettings(lanes="split", preempt="chunk")
