@@ -31,8 +31,8 @@ struct Glance {
 // and values in words of as many as are multiplied at once.
 struct Scratch {
     explicit Scratch(int64_t d)
-        : q(array<uint32_t>(MOST * d)), k(array<uint32_t>(KEYS * d)), v(array<uint32_t>(KEYS * d)), o(array<float>(MOST * d)),
-          total(array<float>(MOST * W)), peak(array<float>(MOST)), at(array<int64_t>(MOST)) {}
+        : q(array<uint32_t>(MOST * d)), k(array<uint32_t>(KEYS * d)), v(array<uint32_t>(KEYS * d)),
+          o(array<float>(MOST * d)), total(array<float>(MOST * W)), peak(array<float>(MOST)), at(array<int64_t>(MOST)) {}
     Array<uint32_t> q, k, v;  // words
     Array<float> o, total, peak;
     Array<int64_t> at;

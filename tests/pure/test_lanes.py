@@ -6,11 +6,13 @@ import pytest
 
 from headway.bench import storm
 from headway.core import event as ev
-from headway.core.cost import CostFit
+from headway.core.cost import CostFit, Price
 from headway.core.division import Lanes
 from headway.core.request import SLO, Request
 from headway.core.roofline import Anatomy, Power, Roofline, Split
 from headway.core.settings import MAIN, TOKENS, SchedulerSettings
+from headway.core.ticket import Step
+from headway.core.work import Work
 from headway.placement.simulate import Device, FakeSimulation, Simulation, priced
 
 # reading the weights takes 20 ms, a token 1 ms of all arithmetic; one unit has half of that, and all of the memory
@@ -145,6 +147,20 @@ def test_a_prompt_that_tokens_come_beside_now_and_then_corrects_it_too() -> None
         simulation.mailbox.put(*arrives(0.5 * number, f"r{number}", 300, max_tokens=30, tpot_s=0.08))
     simulation.run()
     assert sharing.correction[MAIN] == pytest.approx(1.5, abs=0.2)
+
+
+def test_neither_a_suspension_nor_the_end_counts_as_time_beside_another() -> None:
+    """Half a second beside tokens at half of its speed, a minute suspended, half a second alone."""
+    work = Work(1, "language", ())
+    step = Step(work, [], Price(1.0, is_arithmetic=True), 1.0, decoding=False)
+    step.keep_pace(2.0, 10.0, beside=True)
+    step.stop(10.5)
+    step.keep_pace(1.0, 70.5, beside=False)
+    step.stop(71.0)
+    assert (step.beside_s, step.done_beside_s, step.num_partings) == (0.5, 0.25, 0)
+    step.keep_pace(2.0, 71.0, beside=True)
+    step.keep_pace(1.0, 71.2, beside=False)
+    assert step.num_partings == 1, "it went on alone"
 
 
 @pytest.mark.parametrize("moment", [0.11, 0.15, 0.2, 0.25, 0.3])

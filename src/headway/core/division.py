@@ -134,11 +134,11 @@ class Divider:
             return None, True
         split, beside = found
         # hysteresis: the way that is taken may be a little worse
-        if self.favours_tokens:
-            gains = beside.gap_s < turns.gap_s * (1 + GAIN if split == self.split else 1 - GAIN)
-        else:
-            least = GAIN if self.split else WORTH
-            gains = beside.stretch < turns.stretch * (1 + GAIN if split == self.split else 1 - least)
+        least = GAIN if self.split is not None or self.favours_tokens else WORTH
+        margin = 1 + GAIN if split == self.split else 1 - least
+        gains = beside.gap_s < turns.gap_s * margin
+        if not self.favours_tokens:
+            gains = beside.stretch < turns.stretch * margin
         return (split if gains else None), True
 
     def _for_prompts(self, predict: Predict, gap_s: float) -> tuple[Split, Prediction] | None:

@@ -38,8 +38,8 @@ class Candidate(NamedTuple):
     `total_s` is the whole predicted work, `remaining_s` what is left of it. `ripe_at`: before that instant there is
     no use in running it unless the device is idle. `starved_at`: from then on it goes first. `keeps_up`: it continues
     what callers are already reading, and what it asks for is bounded by who has been let in; so it may be late, but
-    never too late to keep its place. `debt_s`: what those who
-    sent it have had of the device beyond their share; it is ordered as if it were due so much later.
+    never too late to keep its place. `debt_s`: what those who sent it have had of the device beyond their share; it is
+    ordered as if it were due so much later.
     """
 
     key: int  # the step's or ticket's number; says nothing to the policy

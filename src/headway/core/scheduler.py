@@ -128,10 +128,10 @@ class Scheduler:
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
         if len(step.tickets) == len(step.work.segments) and not step.scores:  # else it was not what its price was for
-            if step.pace == 1.0 and step.is_steady and not step.is_beside:
-                self.cost.observe(step.price, done.busy_s)
-            else:
+            if step.was_beside:
                 self.sharing.observe(step, done.busy_s, now)
+            else:
+                self.cost.observe(step.price, done.busy_s)
         over_s = done.busy_s - step.predicted_s
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}

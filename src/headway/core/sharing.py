@@ -123,28 +123,32 @@ class Sharing:
         tokens.keep_pace(second, now, beside=True)
 
     def observe(self, step: Step, taken_s: float, now: float) -> None:
-        """Learn from a step that ran beside others. Tokens are mostly made beside one step; a prompt has others beside
-        it now and then: what it did not do alone it did then, in more or less time than its pace said, and one such
-        difference says little. It is alone again only with its next tile."""
-        step.keep_pace(step.pace, now, beside=False)
-        if step.predicted_s <= 0:
+        """Learn from a step that ran beside others."""
+        step.stop(now)
+        if step.predicted_s <= 0 or step.beside_s <= 0:
             return
-        lane = TOKENS if step.decoding else MAIN
-        before = self.correction[lane]
-        if step.is_steady:
-            after = before + WEIGHT * (taken_s / (step.predicted_s * step.pace) - 1.0) * before
-        elif lane == MAIN and step.beside_s > 0:
-            after_s = step.num_partings * self._handover_s
-            alone_s = taken_s - step.beside_s - after_s
-            believed_s = step.done_beside_s + after_s * step.done_beside_s / step.beside_s
-            believed, done = self._done_beside
-            believed += WEIGHT * (believed_s * before / step.predicted_s - believed)
-            done += WEIGHT * ((step.predicted_s - alone_s) / step.predicted_s - done)
-            self._done_beside = believed, done
-            after = believed / done if done > 0 else BOUNDS[1]
+        if not step.decoding:
+            after = self._of_prompts(step, taken_s)
+        elif step.is_steady:  # as most of them are: what another took says little of its pace
+            before = self.correction[TOKENS]
+            after = before * (1.0 + WEIGHT * (taken_s / (step.predicted_s * step.pace) - 1.0))
         else:
             return
+        lane = TOKENS if step.decoding else MAIN
         self.correction[lane] = min(max(after, BOUNDS[0]), BOUNDS[1])
+
+    def _of_prompts(self, step: Step, taken_s: float) -> float:
+        """The correction, by this prompt and those before it. Others come beside it now and then: what it did not do
+        alone it did then, in more or less time than its pace said. One such difference says little, so sums are
+        compared. It is alone again only with its next tile."""
+        after_s = step.num_partings * self._handover_s
+        alone_s = taken_s - step.beside_s - after_s
+        believed_s = step.done_beside_s * (1.0 + after_s / step.beside_s)
+        believed, done = self._done_beside
+        believed += WEIGHT * (believed_s * self.correction[MAIN] / step.predicted_s - believed)
+        done += WEIGHT * (1.0 - alone_s / step.predicted_s - done)
+        self._done_beside = believed, done
+        return believed / done if done > 0 else BOUNDS[1]
 
     def _paces(self, prompts: tuple[Share, ...], tokens: tuple[Share, ...], split: Split) -> tuple[float, float]:
         assert self.roofline is not None

@@ -93,6 +93,7 @@ class Steps:
 
     def park(self, step: Step, now: float) -> None:
         self._counters["preemptions"] += 1
+        step.stop(now)
         step.parked_since = now
         self._holdings.park(step.tickets)
         for ticket in step.tickets:

@@ -109,18 +109,28 @@ class Step:
     paced_at: float = 0.0
     beside_s: float = 0.0  # that it has had another beside it, until then; and what that is, by its pace, …
     done_beside_s: float = 0.0  # … in seconds alone on the device
-    num_partings: int = 0  # how often it was left alone again
+    num_partings: int = 0  # how often it was left alone again, and went on
 
     def keep_pace(self, pace: float, now: float, *, beside: bool) -> None:
         """It goes on at this pace, beside another or alone."""
-        if self.is_beside:
-            self.beside_s += now - self.paced_at
-            self.done_beside_s += (now - self.paced_at) / self.pace
-            self.num_partings += not beside
-        self.paced_at, self.is_beside = now, beside
+        self.num_partings += self.is_beside and not beside
+        self.stop(now)
+        self.is_beside = beside
         if self.num_paces == 0 or abs(pace / self.pace - 1) > SAME_PACE:
             self.pace = pace
             self.num_paces += 1
+
+    def stop(self, now: float) -> None:
+        """It does not go on, or not as it did: until now it was beside another, if it was."""
+        if self.is_beside:
+            self.beside_s += now - self.paced_at
+            self.done_beside_s += (now - self.paced_at) / self.pace
+        self.paced_at, self.is_beside = now, False
+
+    @property
+    def was_beside(self) -> bool:
+        """Whether there was another beside it for any of its time."""
+        return self.is_beside or self.beside_s > 0
 
     @property
     def is_steady(self) -> bool:
