@@ -209,7 +209,8 @@ def swept(field: Field, names: Sequence[str]) -> Mapping[str, Contender]:
     device = device_of(field.engine, field.engine.scheduler.cost.fit)
     most = most_rate(field.load, field.engine.scheduler.cost.fit)  # a burst ends, so any rate may pass on prices
     expected = contest({MIXED: 1.0}, field.predicted(device), JOINT, growth=1.6, most_rates=12)[MIXED].good
-    first = contest({MIXED: min(EXPECTED * expected, most)}, field.attain, JOINT, growth=1.25, most_rates=FIRST_TRIES)
+    start = min(max(EXPECTED * expected, 0.05), most)
+    first = contest({MIXED: start}, field.attain, JOINT, growth=1.25, most_rates=FIRST_TRIES)
     middle = first[MIXED].good or min(run.rate for run in first[MIXED].runs)
     return sweep(names, field.attain, JOINT, [middle * factor for factor in RATES])
 
