@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int MOST = 128;   // queries of an item
+constexpr int MOST = 256;   // queries of an item
 constexpr int COLUMNS = KEYS / W;
 constexpr int HIGH = 16;    // queries at a time in matrix tiles
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -38,34 +38,49 @@ struct Scratch {
     Array<int64_t> at;
 };
 
-// From a query's scores of a block to the keys' weights, by the highest score so far; returns by how much what was seen
-// before has to shrink.
-template <class T>
-inline float weigh(const Scratch& s, const Geometry& g, int query, int64_t first, Vec* score, T* weight) {
+// Scores of keys that a query may not see are taken out.
+inline void hide(const Scratch& s, const Geometry& g, int query, int64_t first, Vec* score) {
     const int64_t last = s.at[query] - first;  // of the keys that it may see, counted from this block's first
     const int64_t oldest = g.window ? last - g.window + 1 : 0;
-    if (last < KEYS - 1 || oldest > 0) {
-        const int32_t high = static_cast<int32_t>(std::clamp<int64_t>(last, -1, KEYS));
-        const int32_t low = static_cast<int32_t>(std::clamp<int64_t>(oldest, 0, KEYS));
-        for (int c = 0; c < COLUMNS; ++c) {
-            const Int key = LANES + c * W;
-            score[c] = (key <= high) & (key >= low) ? score[c] : all(-INFINITY);
+    if (last >= KEYS - 1 && oldest <= 0) return;
+    const int32_t high = static_cast<int32_t>(std::clamp<int64_t>(last, -1, KEYS));
+    const int32_t low = static_cast<int32_t>(std::clamp<int64_t>(oldest, 0, KEYS));
+    for (int c = 0; c < COLUMNS; ++c) {
+        const Int key = LANES + c * W;
+        score[c] = (key <= high) & (key >= low) ? score[c] : all(-INFINITY);
+    }
+}
+
+// From some queries' scores of a block to the keys' weights, by the highest score so far of each, and by how much what
+// it had seen before has to shrink; returns whether any has to. Query by query the sums of one would wait for the peak
+// of the other: first all peaks, of which few grow, then all weights.
+template <class T, int NEXT>
+inline bool weigh(const Scratch& s, const Geometry& g, int query, int num, int64_t first, Vec (*score)[COLUMNS],
+                  T (*weight)[NEXT], float* shrink) {
+    bool any = false;
+    for (int i = 0; i < num; ++i) {
+        hide(s, g, query + i, first, score[i]);
+        Vec best = score[i][0];
+        for (int c = 1; c < COLUMNS; ++c) best = larger(best, score[i][c]);
+        const float before = s.peak[query + i];
+        shrink[i] = 1.0f;
+        if (exceeds(best, all(before))) {
+            s.peak[query + i] = highest(best);
+            shrink[i] = exponential(all(before - s.peak[query + i]))[0];
+            any = true;
         }
     }
-    Vec best = score[0];
-    for (int c = 1; c < COLUMNS; ++c) best = larger(best, score[c]);
-    const float before = s.peak[query];
-    const float peak = std::max(before, highest(best));
-    const float shrink = peak == before ? 1.0f : exponential(all(before - peak))[0];
-    Vec total = load(s.total.get() + query * W) * all(shrink);
-    for (int c = 0; c < COLUMNS; ++c) {
-        const Vec e = exponential_for<T>(score[c] - all(peak));
-        store(weight + c * W, e);
-        total += e;
+    for (int i = 0; i < num; ++i) {
+        const Vec peak = all(s.peak[query + i]);
+        Vec total = load(s.total.get() + (query + i) * W) * all(shrink[i]);
+        for (int c = 0; c < COLUMNS; ++c) {
+            const Vec e = exponential_for<T>(score[i][c] - peak);
+            store(weight[i] + c * W, e);
+            total += e;
+        }
+        store(s.total.get() + (query + i) * W, total);
     }
-    store(s.total.get() + query * W, total);
-    s.peak[query] = peak;
-    return shrink;
+    return any;
 }
 
 // Keys and values of the next block, to be fetched to the second cache a few at a time while others are multiplied: no
@@ -118,7 +133,12 @@ inline void add_values(const Scratch& s, int64_t d, int query, int64_t j, int64_
     float* const o = s.o.get() + query * d + j;
     Vec mixed[N][WIDE];
     for (int i = 0; i < N; ++i) {
-        for (int c = 0; c < WIDE; ++c) mixed[i][c] = load(o + i * d + c * W) * all(shrink[i]);
+        for (int c = 0; c < WIDE; ++c) mixed[i][c] = load(o + i * d + c * W);
+    }
+    if (shrink) {
+        for (int i = 0; i < N; ++i) {
+            for (int c = 0; c < WIDE; ++c) mixed[i][c] *= all(shrink[i]);
+        }
     }
     mix<T, N, WIDE>(weight[0], KEYS, s.v.get() + j, d, depth, ahead, mixed);
     for (int i = 0; i < N; ++i) {
@@ -142,10 +162,10 @@ void look(const Scratch& s, const Geometry& g, int query, int64_t first, int num
         for (int i = 0; i < N; ++i) std::memcpy(&score[i][from], sums[i], sizeof sums[i]);
     }
     alignas(64) Word weight[N][KEYS];
-    float shrink[N];
-    for (int i = 0; i < N; ++i) {
-        shrink[i] = weigh(s, g, query + i, first, score[i], reinterpret_cast<E*>(weight[i]));
-    }
+    float each[N];
+    typedef E Weights[KEYS * sizeof(Word) / sizeof(E)];
+    const bool shrinks = weigh(s, g, query, N, first, score, reinterpret_cast<Weights*>(weight), each);
+    const float* shrink = shrinks ? each : nullptr;
     const int64_t depth = tiles(num, DEEP);
     int64_t j = 0;
     for (; j + STRIP * W <= d; j += STRIP * W) {
@@ -169,7 +189,7 @@ void look_in_tiles(const Scratch& s, const Geometry& g, int query, int num_queri
     const int64_t d = g.head_size;
     const bf16* q = reinterpret_cast<const bf16*>(s.q.get()) + query * d;
     const Word *k = s.k.get(), *v = s.v.get();
-    alignas(64) float scores[HIGH][KEYS];
+    Vec scores[HIGH][COLUMNS];
     alignas(64) bf16 weight[HIGH][KEYS] = {};
     _tile_zero(0);
     _tile_zero(1);
@@ -186,17 +206,18 @@ void look_in_tiles(const Scratch& s, const Geometry& g, int query, int num_queri
         _tile_loadd(6, k + j * KEYS + 48, KEYS * 4);
         _tile_dpbf16ps(3, 4, 6);
     }
-    _tile_stored(0, &scores[0][0], KEYS * 4);
-    _tile_stored(1, &scores[0][16], KEYS * 4);
-    _tile_stored(2, &scores[0][32], KEYS * 4);
-    _tile_stored(3, &scores[0][48], KEYS * 4);
-    for (int i = 0; i < num_queries; ++i) {
-        Vec score[COLUMNS];
-        for (int c = 0; c < COLUMNS; ++c) score[c] = load(&scores[i][c * W]);
-        const float shrink = weigh(s, g, query + i, first, score, &weight[i][0]);
-        if (shrink == 1.0f) continue;
-        float* o = s.o.get() + (query + i) * d;
-        for (int64_t j = 0; j < d; j += W) store(o + j, load(o + j) * all(shrink));
+    float* const each = reinterpret_cast<float*>(scores);
+    _tile_stored(0, each, KEYS * 4);
+    _tile_stored(1, each + 16, KEYS * 4);
+    _tile_stored(2, each + 32, KEYS * 4);
+    _tile_stored(3, each + 48, KEYS * 4);
+    float shrink[HIGH];
+    if (weigh(s, g, query, num_queries, first, scores, weight, shrink)) {
+        for (int i = 0; i < num_queries; ++i) {
+            if (shrink[i] == 1.0f) continue;
+            float* o = s.o.get() + (query + i) * d;
+            for (int64_t j = 0; j < d; j += W) store(o + j, load(o + j) * all(shrink[i]));
+        }
     }
     float* o = s.o.get() + query * d;
     for (int64_t j = 0; j < d; j += 32) {

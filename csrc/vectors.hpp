@@ -91,6 +91,8 @@ inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 inline float sum(Vec v) { return _mm512_reduce_add_ps((__m512)v); }
 
 inline float highest(Vec v) { return _mm512_reduce_max_ps((__m512)v); }
+
+inline bool exceeds(Vec a, Vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ) != 0; }
 #else
 inline float sum(Vec v) {
     for (int width = W / 2; width > 0; width /= 2) {
@@ -103,6 +105,13 @@ inline float highest(Vec v) {
     float best = v[0];
     for (int i = 1; i < W; ++i) best = std::max(best, v[i]);
     return best;
+}
+
+inline bool exceeds(Vec a, Vec b) {
+    const Int larger = a > b;
+    int any = 0;
+    for (int i = 0; i < W; ++i) any |= larger[i];
+    return any != 0;
 }
 #endif
 

@@ -31,7 +31,6 @@ from headway.core.settings import SchedulerSettings
 from headway.core.work import Work
 from headway.placement.calibrate import wait_for
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 from headway.stages.stage import Running, Stage
 
 COMMAND = "python -m headway.bench.blocking"
@@ -310,7 +309,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.long_tokens, options.num_long, options.num_urgent, options.rounds, options.pairs = 256, 2, 4, 2, 2
-    keep_freed_memory()
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.long_tokens + 64, enable_prefix_caching=False)
     )

@@ -27,7 +27,6 @@ from headway.core.cost import CostModel, shares_of
 from headway.core.request import Request, Sampling
 from headway.core.work import Work
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 
 COMMAND = "python -m headway.bench.contention"
 CASES = (Case(64), Case(256), Case(1024), Case(1, 512, 16))
@@ -102,7 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=3, help="of each case")
     parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
     options = parser.parse_args(arguments)
-    keep_freed_memory()
     engine = build_engine(EngineSettings(model=options.model, max_num_seqs=3, max_tile_ms=options.max_tile_ms))
     engine.pool.fault_in(engine.pool.shape.pool_bytes)
     bound_s = options.max_tile_ms / 1e3

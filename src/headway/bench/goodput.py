@@ -36,7 +36,6 @@ from headway.core.cost import CostFit, Share
 from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 from headway.placement.simulate import Device
 from headway.stages.tiling import AIM
 
@@ -310,7 +309,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
-    keep_freed_memory()
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
     )

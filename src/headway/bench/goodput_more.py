@@ -22,7 +22,6 @@ from headway.config import EngineSettings
 from headway.core.request import Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 
 SCALES = (0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)
 SWEEP_LOAD = 0.7  # of our goodput
@@ -162,7 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     case = known.get((options.model, options.case.name))
     if case is None:
         parser.error(f"run headway.bench.goodput --model {options.model} with this case first: rates come from it.")
-    keep_freed_memory()
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
     )

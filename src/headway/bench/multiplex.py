@@ -30,7 +30,6 @@ from headway.core.roofline import Roofline, Split
 from headway.core.settings import SchedulerSettings
 from headway.placement.dividing import Pair, best_s, side_by_side
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 
 COMMAND = "python -m headway.bench.multiplex"
 CHUNKS = (32, 128)
@@ -288,7 +287,6 @@ def verdict(goodputs: Mapping[str, Mapping[str, float]]) -> str:
 
 def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[str]:
     """Everything of one kind of kernels, anew after each load: the next one may take long, and be broken off."""
-    keep_freed_memory()
     engine = build_engine(settings)
     roofline = engine.scheduler.sharing.roofline
     if roofline is None:

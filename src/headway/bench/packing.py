@@ -29,7 +29,6 @@ from headway.core.packing import MAX_MEMBERS, pack
 from headway.core.request import Request, Sampling
 from headway.core.work import Outcome, Segment, Work
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 from headway.stages.stage import Running
 
 COMMAND = "python -m headway.bench.packing"
@@ -341,7 +340,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
-    keep_freed_memory()
     engine = _engine(options, max(options.batches))
     calm = Calm()
     with torch.inference_mode():

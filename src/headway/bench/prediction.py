@@ -23,7 +23,6 @@ from headway.core.cost import CostModel, Share
 from headway.placement.calibrate import step_s
 from headway.placement.engine import Engine, build_engine
 from headway.placement.fitting import Shape, shapes
-from headway.placement.memory import keep_freed_memory
 
 COMMAND = "python -m headway.bench.prediction"
 
@@ -154,7 +153,6 @@ def main() -> None:
     longest, num_rounds = (256, 2) if arguments.quick else (arguments.longest, arguments.rounds)
     if num_rounds < 2:
         parser.error("--rounds must be at least 2: the last is judged, the others are learnt from.")
-    keep_freed_memory()
     engine = build_engine(
         EngineSettings(model=arguments.model, max_model_len=longest, max_num_seqs=16, cost_cache=False)
     )

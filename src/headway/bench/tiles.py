@@ -21,7 +21,6 @@ from headway.config import EngineSettings
 from headway.core.request import Request, Sampling
 from headway.core.work import Segment, Work
 from headway.placement.engine import Engine, build_engine
-from headway.placement.memory import keep_freed_memory
 from headway.stages.language import LanguageStage
 from headway.stages.stage import Running
 from headway.stages.tiling import Rates, Tiling
@@ -141,7 +140,6 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=8192, help="skip cases with longer prompts or contexts")
     parser.add_argument("--pairs", type=int, default=5, help="of cut and uncut runs, for prompts up to 1024 tokens")
     arguments = parser.parse_args()
-    keep_freed_memory()
     engine = build_engine(
         EngineSettings(
             model=arguments.model, max_num_seqs=3, max_tile_ms=arguments.max_tile_ms

@@ -28,7 +28,7 @@ from headway.placement.calibrate import Calibration
 from headway.placement.dividing import measure_roofline, slowest
 from headway.placement.driver import Driver, Mailbox
 from headway.placement.fitting import LONGEST_PROBE, saturation
-from headway.placement.memory import free_bytes, num_cores
+from headway.placement.memory import free_bytes, keep_freed_memory, num_cores
 from headway.placement.multiplex import Cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
@@ -71,6 +71,7 @@ def build_engine(settings: EngineSettings) -> Engine:
     device = _device(settings.device)
     num_threads = settings.num_threads or num_cores()
     torch.set_num_threads(num_threads)
+    keep_freed_memory()
     source = _find(settings, device)
     max_model_len = _context(settings, source.config)
     shape = _pool_shape(settings, source, max_model_len, free_bytes(device))  # refuse before reading gigabytes

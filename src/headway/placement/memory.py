@@ -37,7 +37,8 @@ def num_cores() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library to keep what is freed: a fresh mapping for every large tensor costs a page fault per 4 KiB."""
+    """Tell the C library to keep what is freed, for this whole process: a fresh mapping for every large tensor costs a
+    page fault per 4 KiB."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc's; others manage as they do
         libc.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(1 << 30))

@@ -26,7 +26,6 @@ from headway.placement import collector, wire
 from headway.placement.driver import Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
-from headway.placement.memory import keep_freed_memory
 from headway.placement.multiplex import lanes_of
 from headway.placement.spans import Span, Spans
 from headway.placement.vestibule import Vestibule
@@ -206,7 +205,6 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=arguments.socket)
     settings = msgspec.json.decode(arguments.settings, type=EngineSettings)
-    keep_freed_memory()
     try:
         engine = build_engine(settings)
     except (ConfigError, ModelError) as error:
