@@ -30,7 +30,10 @@ MODELS = ("qwen2.5-0.5b",)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="presets' shapes, such as llama-3.2-1b")
+    parser.add_argument(
+        "--models", nargs="+", default=MODELS,
+        help="presets' shapes; others than the default, such as llama-3.2-1b, have a page of their own",
+    )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="PEER", help=", ".join(GROUPS))
     parser.add_argument("--rounds", type=int, default=3, help="twelve minutes each, with all engines on two cores")
     parser.add_argument("--num-threads", type=int, default=num_cores())
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     minutes = (time.monotonic() - begun) / 60
     lengths = ", ".join(map(str, MIXED))
     report.write(
-        "cpu-peers",
+        "-".join(["cpu-peers", *(model for model in options.models if model not in MODELS)]),
         "Beside other engines, on a CPU",
         report.command(COMMAND, arguments),
         f"The same seeded random weights in every engine, {options.num_threads} threads, one engine at a time in a "
