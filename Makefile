@@ -26,7 +26,7 @@ help:
 	@echo "make soak     200 callers for ten minutes, disconnects and kills of the engine, into docs/results/soak.md"
 	@echo "make check    ruff, strict types, import rules"
 	@echo "make install  the set-up alone; PIP_ARGS=... is passed to pip"
-	@echo "make results  measure again what docs/results says; leave the machine alone meanwhile"
+	@echo "make results  measure again what docs/results says, but for soak, bench-gpu and bench-peers; leave the machine alone meanwhile"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headway needs Python 3.11 or newer: set PYTHON=/path/to/python3.11")'
@@ -88,7 +88,7 @@ bench-peers: $(VENV)/.installed-dev
 	@$(BIN)/python -m headway.bench.peers $(BENCH_ARGS)
 
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles kernels linear quantization start multiplex door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles kernels linear quantization start contention multiplex multiplex_simulated door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(BROWSER_VENV) $(CLIENTS_VENV)

@@ -48,7 +48,7 @@ class EngineSettings:
     kv_cache_memory_bytes: int | None = setting(None, "memory", "for keys and values; default: what is needed and free")
     enable_prefix_caching: bool = setting(True, "memory", "share the pages of equal beginnings of prompts")
     max_tile_ms: float = setting(
-        10.0, "scheduling", "no piece of work runs longer: the bound on how long an urgent request waits"
+        10.0, "scheduling", "no piece of work is planned to run longer: the bound on how long an urgent request waits"
     )
     num_threads: int | None = setting(
         None, "scheduling", "compute threads; default: the cores that this process may use"

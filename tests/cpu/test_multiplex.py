@@ -19,19 +19,22 @@ from headway.core.pages import PageTable
 from headway.core.request import Request, Sampling
 from headway.core.scheduler import Scheduler
 from headway.core.settings import MAIN, TOKENS
+from headway.core.work import TokenLogprobs
 from headway.llm import LLM
 from headway.placement.dividing import counts
-from headway.placement.driver import Driver
+from headway.placement.driver import DeviceLane, Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
-from headway.placement.multiplex import Cores, lanes_of
+from headway.placement.multiplex import Cores, _turn, lanes_of
 
 NUM_THREADS = torch.get_num_threads()
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_folder: object) -> Iterator[Engine]:
-    folder: Path = tiny_folder("llama2", num_hidden_layers=4)  # type: ignore[operator]
+    # of a shape that compiled operators take
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    folder: Path = tiny_folder("llama2", num_hidden_layers=4, head_dim=32, **shape)  # type: ignore[operator]
     built = build_engine(
         EngineSettings(
             model=str(folder),
@@ -56,7 +59,7 @@ def mixture(seed: int) -> list[Request]:
             tuple(rng.randrange(3, 120) for _ in range(rng.choice((5, 40, 200)))),
             rng.choice((1, 10, 30)),
             0.002 * number,
-            sampling=Sampling(temperature=0.0),
+            sampling=Sampling(temperature=0.0, num_logprobs=5),
         )
         for number in range(12)
     ]
@@ -86,12 +89,14 @@ class Ear:
 
     def __init__(self) -> None:
         self.answers: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self.ends: list[str] = []
         self.over = threading.Event()
 
     def __call__(self, effect: ev.Admit | ev.Deliver | ev.End) -> None:
         if isinstance(effect, ev.Deliver):
             self.answers.setdefault(effect.commit.request_id, []).extend(effect.commit.tokens)
+            self.logprobs.setdefault(effect.commit.request_id, []).extend(effect.commit.logprobs)
         elif isinstance(effect, ev.End):
             self.ends.append(effect.record.request_id)
 
@@ -132,12 +137,16 @@ def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.
     return ear, scheduler, seen
 
 
-def test_the_same_tokens_as_with_one_lane(engine: Engine) -> None:
-    """Whatever runs beside it, an answer is the same; and both lanes did run."""
+def test_the_same_bits_as_with_one_lane(engine: Engine) -> None:
+    """Whatever runs beside it, an answer is the same, the likeliest tokens' logprobs to the bit where we compile;
+    and both did run."""
     requests = mixture(0)
     alone, _, _ = run(engine, requests, "turns")
     divided, scheduler, seen = run(engine, requests, "split")
     assert divided.answers == alone.answers
+    if "compiled" in engine.facts.operators and engine.facts.linear == "compiled":
+        assert divided.logprobs == alone.logprobs
+    assert all(len(divided.logprobs[request.id]) == request.max_tokens for request in requests)
     assert sorted(divided.ends) == sorted(request.id for request in requests)
     assert TOKENS in seen
     assert scheduler.sharing.units(MAIN) == 2, "both lanes are idle"
@@ -164,6 +173,25 @@ def test_a_replay_leaves_no_thread_behind(engine: Engine) -> None:
     assert os.sched_getaffinity(0) == cores, "the caller may run where it could before"
     assert torch.get_num_threads() == 2
     torch.set_num_threads(2)
+
+
+def test_a_lane_that_is_told_to_close_while_it_begins_a_turn_closes() -> None:
+    """The turn takes back whatever called the lane before, the call to close included."""
+    closing, lane = threading.Event(), DeviceLane(TOKENS)
+
+    class Closed:
+        main = DeviceLane(MAIN)
+
+        def turn(self, lane: DeviceLane) -> bool:
+            closing.set()
+            lane.call()
+            lane.awake.clear()
+            return False
+
+    thread = threading.Thread(target=_turn, args=(Closed(), lane, closing), daemon=True)
+    thread.start()
+    thread.join(5.0)
+    assert not thread.is_alive()
 
 
 def test_a_lane_that_breaks_is_not_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

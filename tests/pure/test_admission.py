@@ -74,6 +74,52 @@ def test_coming_back_helps_where_the_device_is_only_slowed_for_now() -> None:
     assert refused(story, 50, slo=SLO(ttft_s=0.3)).retry_after_s is None
 
 
+def test_who_finds_no_place_waits_for_an_answer_to_end() -> None:
+    """One may hold pages, and writes 300 tokens, a hundredth of a second each, if it is like half of what is asked. If
+    answers are known to end sooner, the newcomer is let in; and so it is if there is another place."""
+    for num_places, part, waits_s in ((1, 0.5, 1.49), (1, 0.02, 0.05), (2, 0.5, 0.0)):
+        story = Story(max_num_seqs=num_places, refuse_unattainable=True)
+        story.begins("reader", 4, max_tokens=300, slo=SLO(tpot_s=0.1))
+        story.scheduler._lengths.part = part
+        request = story.request("b", 10, slo=SLO(ttft_s=0.5))
+        (effect,) = story.tell(ev.Arrived(request))
+        if waits_s > 0.5:
+            assert isinstance(effect, ev.End)
+            assert effect.record.reason == "slo_unattainable"
+            assert effect.record.predicted_ttft_s == pytest.approx(waits_s + 0.11, abs=0.02)
+        else:
+            assert isinstance(effect, ev.Admit)
+            assert effect.predicted_ttft_s == pytest.approx(waits_s + 0.11, abs=0.02)
+
+
+def test_who_finds_no_pages_waits_for_an_answer_to_end() -> None:
+    """Fifteen of thirty pages are held, and twenty are needed: until the holder's fifty tokens are written, a half of
+    them at a guess."""
+    story = Story(num_pages=30, max_model_len=120, refuse_unattainable=True)
+    story.begins("reader", 60, max_tokens=50)
+    (effect,) = story.tell(ev.Arrived(story.request("b", 80, slo=SLO(ttft_s=5.0))))
+    assert isinstance(effect, ev.Admit)
+    assert effect.predicted_ttft_s == pytest.approx(24 * 0.01 + 0.8 / (1 - 0.01 / 0.2), abs=0.02)
+
+
+def test_how_long_answers_become_is_learnt_from_those_that_end() -> None:
+    story = Story()
+    before = story.scheduler._lengths.part
+    story.begins("short", 4, max_tokens=100)
+    story.tell(ev.Stopped("short"))
+    assert story.scheduler._lengths.part == pytest.approx(before + 0.05 * (0.01 - before))
+
+
+def test_what_a_short_prompt_takes_alone_is_known_however_memory_is_slowed() -> None:
+    """Below some tokens a step is bound by memory, which has a correction of its own. A neighbour makes it take three
+    times its price: who asks for more than the price is told to come back, whatever arithmetic takes."""
+    for memory, arithmetic, target_s, comes_back in ((3.0, 1.0, 0.2, True), (1.0, 3.0, 0.05, False)):
+        story = Story(refuse_unattainable=True)
+        story.scheduler.cost.fit = CostFit(step_s=0.05, token_s=0.0005)
+        story.scheduler.cost._correction = {False: memory, True: arithmetic}
+        assert (refused(story, 50, slo=SLO(ttft_s=target_s)).retry_after_s is not None) == comes_back
+
+
 def test_a_target_that_can_be_met_is_let_in() -> None:
     """The same queue, the same prompt, more time."""
     busy().arrives("patient", 50, slo=SLO(ttft_s=4.0))

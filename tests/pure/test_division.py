@@ -92,6 +92,19 @@ def test_a_division_that_does_harm_is_left_soon_and_not_tried_again_soon() -> No
     assert divider.decide(calm, lambda split: (3.0, 2.5), 4.0 + 2 * HOLD_S) is None, "where nothing is late either"
 
 
+def test_harm_is_left_each_time_and_comes_back_after_two_minutes() -> None:
+    """A load that goes on as it was, ten looks a second: dividing looks good until it is done."""
+    divider = Divider("auto", HALVES)
+    changes = []
+    for tick in range(2600):
+        divided = divider.split is not None
+        divider.decide(LATE, (lambda split: (3.0, 2.5)) if divided else free, tick / 10)
+        if (divider.split is not None) != divided:
+            changes.append(tick / 10)
+    rounds = [number * (2 * HOLD_S + HARM_S) for number in range(3)]
+    assert changes == pytest.approx([at for begun in rounds for at in (begun, begun + HARM_S)], abs=0.5)
+
+
 def test_a_noisy_constant_load_changes_it_once_a_minute_at_most() -> None:
     """Predictions that differ by up to a third from one decision to the next, ten a second, for an hour."""
     rng = random.Random(0)

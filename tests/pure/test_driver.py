@@ -1,5 +1,6 @@
 """The loop that drives an engine, on a virtual clock: what it promises to the scheduler, the stages and the callers."""
 
+from collections import deque
 from collections.abc import Callable, Generator
 from itertools import pairwise
 
@@ -301,3 +302,22 @@ def test_closing_gives_up_what_is_open() -> None:
     house.driver.close()
     assert house.driver.num_open_steps == 0
     assert house.stage.closed == [(1, False)]
+
+
+def test_what_another_lane_adds_meanwhile_is_handled_with_a_plan_or_not_yet() -> None:
+    """A lane's step ends just after the other has found nothing: whoever handles that says that there was something."""
+
+    class Growing(deque[ev.Event]):
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            if not found and not handled:
+                self.append(ev.Draining())
+            return found
+
+    handled: list[ev.Event] = []
+    driver = House([]).driver
+    driver.scheduler.handle = lambda event, now: handled.append(event) or []  # type: ignore[assignment, func-returns-value, method-assign]
+    driver._happened = Growing()
+    assert driver._account(driver.main) == bool(handled)
+    assert driver._account(driver.main) == bool(handled)
+    assert handled == [ev.Draining()]

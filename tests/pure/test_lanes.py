@@ -90,6 +90,15 @@ def test_both_lanes_begin_on_their_shares_at_once() -> None:
         assert [units for at, units in main if at <= instant][-1] == 1
 
 
+def test_prompts_are_left_what_they_have_with_tokens_always_beside_them() -> None:
+    """However slow tokens are found to be beside them: what is left is divided by."""
+    sharing = simulated(replace(SETTINGS, lanes="auto")).driver.scheduler.sharing
+    sharing.divider.split = Split(1, 1)
+    sharing._paces_of_late = (2.0, 2.6)
+    assert sharing.left_to_prompts(0.1) == pytest.approx(0.87)
+    assert sharing.left_to_prompts(0.8) == 0.5
+
+
 def test_a_lane_alone_has_the_whole_device() -> None:
     """Nobody decodes: the prompt is as fast as without lanes. Nobody waits: tokens are."""
     alone = simulated(replace(SETTINGS, lanes="turns"), arrives(0.0, "one", 500, max_tokens=50))

@@ -58,6 +58,23 @@ def test_a_step_that_tokens_ride_along_in_is_not_suspended_for_being_late() -> N
     assert story.plan(progress=0.8) is work
 
 
+def test_prompts_keep_a_part_of_the_time_however_far_steps_are_off() -> None:
+    """Twenty answers are behind their pace, and steps are known to take up to a half longer than predicted: a step of
+    tokens still takes something of the prompt along, a quarter of its own time."""
+    story = Story(lanes="mixed")
+    for number in range(20):
+        story.arrives(f"r{number}", 4, slo=SLO(tpot_s=0.1))
+    work = story.plan()
+    story.passes(0.8)
+    story.done(work, **{f"r{number}": 7 for number in range(20)})
+    story.scheduler.cost._upper = 1.5
+    story.passes(2.0)
+    story.arrives("long", 200, slo=SLO(ttft_s=30.0))
+    work = story.plan()
+    assert work is not None
+    assert {segment.request_id: len(segment.tokens) for segment in work.segments}["long"] in (4, 5)
+
+
 def test_who_can_wait_does_not_interrupt() -> None:
     """The newcomer has a target too, but the running prompt ends long before that is in danger."""
     story = Story()
@@ -195,6 +212,24 @@ def test_no_more_is_parked_than_allowed() -> None:
     story.arrives("c", 10, slo=SLO(ttft_s=0.15))
     assert story.plan() is second
     assert story.scheduler.loads() == (1, 1, 1)
+
+
+def test_tokens_park_no_more_than_is_allowed() -> None:
+    """One suspended prompt is the limit, and it gave way to a token. When that is made the next prompt waits for it,
+    though due first: it would have to give way to the next token too, and so would all after it."""
+    story = Story(max_num_parked=1)
+    story.begins("reader", 4, max_tokens=50, slo=SLO(tpot_s=0.1))
+    story.arrives("a", 200)
+    first = story.plan()
+    story.passes(0.085)
+    token = story.plan(progress=0.04)
+    assert token is not None
+    assert [segment.request_id for segment in token.segments] == ["reader"]
+    story.arrives("b", 100, slo=SLO(ttft_s=5.0))
+    story.passes(0.01)
+    story.done(token, reader=8)
+    assert story.plan() is first
+    assert story.scheduler.loads() == (2, 1, 0)
 
 
 def test_no_more_tokens_are_parked_than_memory_was_planned_for() -> None:

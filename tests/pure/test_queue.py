@@ -72,7 +72,7 @@ class Beside:
         return max(0.0, seconds - others * self.cost.predict([Share(0, 0)]))
 
     def debt_s(self, ticket: Ticket) -> float:
-        return self.tenants.debts(self.newcomer).get(ticket.request.tenant, 0.0) * FIT.token_s
+        return self.tenants.debts(self.newcomer).get(ticket.request.tenant, 0.0) * (FIT.token_s * self.cost.correction)
 
     def place(self, candidate: Candidate) -> tuple[float, ...]:
         return standing(candidate, self.now, self.order).order
@@ -110,7 +110,7 @@ def check_seconds(beside: Beside, newcomer: Ticket) -> None:
     found = beside.in_order()
     for _ in beside.waiting:  # after a change of prices they are made anew with every look, a few at a time
         found = beside.in_order()
-    seconds = beside.queue.seconds_before(newcomer, beside.now)
+    seconds = beside.queue.before(newcomer, beside.now)[1]
     own = ticket_candidate(newcomer, beside.cost)._replace(debt_s=beside.debt_s(newcomer))
     *tier, due = beside.place(own)
 
@@ -226,7 +226,7 @@ def test_whoever_is_in_debt_does_not_starve() -> None:
     beside.tenants.charge("a", 30_000)
     newcomer = beside.ticket(10, SLO(), 0, "a", 150.0)
     assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [2, 1, 3]
-    assert beside.queue.seconds_before(newcomer, beside.now) == pytest.approx(3 * beside.cost.prefill(10))
+    assert beside.queue.before(newcomer, beside.now)[1] == pytest.approx(3 * beside.cost.prefill(10))
 
 
 def test_an_empty_queue_remembers_nobody() -> None:

@@ -151,6 +151,7 @@ def test_the_engines_state_is_that_of_its_last_beat() -> None:
         assert facts is not None
         config = (("block_size", str(facts.page_tokens)), ("num_gpu_blocks", str(facts.num_pages)))
         assert found["vllm:cache_config_info", config] == 1
+        assert found["headway:fit_error_ratio", ()] == facts.cost_error
 
     run(story)
 

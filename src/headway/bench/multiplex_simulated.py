@@ -1,8 +1,8 @@
 """The contest of `bench.multiplex` on the virtual clock: `python -m headway.bench.multiplex_simulated`. Needs no model.
 
-The same core and driver as in the engine, on devices that are prices: the machine of the page as it was measured there,
-and one on which a share is worth more, since half of its cores draw nearly all of what memory gives. It says what the
-ways of sharing make of a load when nothing disturbs them, with more requests and draws than there is time to measure.
+The same core and driver as in the engine, on devices that are prices: one machine as it was once measured, and one on
+which a share is worth more, since half of its cores draw nearly all of what memory gives. It says what the ways of
+sharing make of a load when nothing disturbs them, with more requests and draws than there is time to measure.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def machine(means: str, fit: CostFit, powers: Mapping[int, Power], friction: tup
 
 MACHINES = {
     "page": machine(
-        "two cores of a Zen 4, as measured: half of the cores have half of the arithmetic and two thirds of the memory",
+        "two cores of a Zen 4, as once measured: half of them have half of the arithmetic and two thirds of the memory",
         CostFit(step_s=11.5e-3, token_s=0.6e-3, segment_s=0.6e-3, pair_s=0.5e-6),
         {1: Power(226e9, 66e9, 27.3e9), 2: Power(428e9, 117e9, 39.8e9)},
         (1.0, 0.95),

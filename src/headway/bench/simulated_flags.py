@@ -45,6 +45,7 @@ policies:
   chunk:N:fcfs    the same in the order of arrival, nobody refused
 """
 MAX_PRICE_S = 1000.0
+UNDIVIDED = ("turns", "mixed")  # prices alone say nothing of what a share of a device is worth
 MAX_FILE_BYTES = 1 << 20
 NAMES = {  # word -> name in bench/policies.py
     "ours": "operator",
@@ -124,6 +125,10 @@ def _scheduler_flags(group: argparse._ArgumentGroup) -> None:
     for name in ("order", "preempt"):
         choices = get_args(value_type(EngineSettings, name))
         group.add_argument(flag(name), choices=choices, help=_help(name, getattr(_SERVED, name)))
+    group.add_argument(
+        flag("lanes"), choices=UNDIVIDED, default=_SERVED.lanes,
+        help=f"tokens take turns with prompts, or ride along (default: {_SERVED.lanes})",
+    )  # fmt: skip
     group.add_argument("--chunk-tokens", type=count, metavar="N", help=_help("chunk_tokens", _SERVED.chunk_tokens))
     for name in ("pack", "refuse_unattainable"):
         group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=True, help=_help(name))
@@ -310,5 +315,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
         prefix_caching=options.prefix_caching,
         pack=options.pack,
         refuse_unattainable=options.refuse_unattainable,
+        lanes=options.lanes,
     )
     return Plan(load, device, options.devices, schedulers(options, base))

@@ -26,10 +26,10 @@ def number_of_ticket(key: int) -> int:
     return -1 - key
 
 
-def prefill_s(ticket: Ticket, cost: CostModel) -> float:
+def prefill_s(ticket: Ticket, cost: CostModel, *, as_fitted: bool = False) -> float:
     """Seconds to compute what is not in pages yet, as far as is known."""
     hint = ticket.num_cached_hint
-    return cost.prefill(ticket.num_to_compute - hint, ticket.num_computed + hint)
+    return cost.prefill(ticket.num_to_compute - hint, ticket.num_computed + hint, as_fitted=as_fitted)
 
 
 def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:

@@ -1,7 +1,8 @@
 """What goes into a new step: prompts that may be read together, one more token for all who decode, or both at once.
 
-The mixture is what chunked prefill does, where a step cannot be suspended and is kept short instead; it is here so that
-the two can be compared in one program.
+Both at once is how tokens ride along: with as much of the prompts as leaves them in time (`along`). `mixture` is what
+chunked prefill does, where a step cannot be suspended and is kept short instead; it is here so that the two can be
+compared in one program.
 """
 
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ class Composer:
         adds less to them than the part of a step of its own that it saves: one that comes when half of its time is over
         saves half a step. None of them if it does not, or if the first would be late for it."""
         assert token.deadline is not None
-        left_s = max(token.deadline - now, ALONG * token.total_s) / self.cost.upper(1.0)
+        left_s = max((token.deadline - now) / self.cost.upper(1.0), ALONG * token.total_s)
         riders = [Share(1, ticket.num_computed) for ticket in self.between_steps()]
         shares: list[Share] = []
         members: list[tuple[Ticket, int | None]] = []

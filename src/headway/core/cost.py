@@ -95,11 +95,13 @@ class CostModel:
         """The mean, by what steps have taken of late."""
         return price.fitted_s * self._correction[price.is_arithmetic]
 
-    def prefill(self, num_tokens: int, context_tokens: int = 0) -> float:
-        """Seconds to read one prompt alone, the mean: in one step, or in chunks that each cost a step."""
-        seconds = self.predict((Share(num_tokens, context_tokens),))
+    def prefill(self, num_tokens: int, context_tokens: int = 0, *, as_fitted: bool = False) -> float:
+        """Seconds to read one prompt alone, the mean: in one step, or in chunks that each cost a step. `as_fitted`: by
+        the prices at the start, whatever steps have taken since."""
+        predict = self.fit.seconds if as_fitted else self.predict
+        seconds = predict((Share(num_tokens, context_tokens),))
         if self.chunk_tokens is not None and num_tokens > self.chunk_tokens:
-            seconds += (-(-num_tokens // self.chunk_tokens) - 1) * self.predict((Share(0, 0),))
+            seconds += (-(-num_tokens // self.chunk_tokens) - 1) * predict((Share(0, 0),))
         return seconds
 
     def next_tokens(self, num_segments: int, context_tokens: int) -> float:

@@ -106,9 +106,11 @@ class Divider:
         if self._other_since is None or best != self._other:
             self._other, self._other_since = best, now
         held_s = now - self._other_since
-        at_once = is_urgent and now >= self._undivided_until and (self.split is None or (not best and held_s >= HARM_S))
-        if at_once or held_s >= HOLD_S:
-            if best is None and at_once:
+        if self.split is None and now < self._undivided_until:
+            return
+        does_harm = is_urgent and best is None and held_s >= HARM_S
+        if does_harm or held_s >= HOLD_S or (is_urgent and self.split is None):
+            if does_harm:
                 self._undivided_until = now + 2 * HOLD_S
             self.split, self._other_since = best, None
             self.num_changes += 1

@@ -1,14 +1,19 @@
-"""When a newcomer can expect its first token: what goes before it, what it takes itself, what tokens take meanwhile.
+"""When a newcomer can expect its first token: what goes before it, what it takes itself, what tokens take meanwhile,
+and when there is room for it.
 
-Looks at the queue and the open steps, changes nothing, and cannot know who comes next.
+Looks at the queue, the open steps and the pages, changes nothing, and cannot know who comes next, nor how long answers
+become: that is learnt.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import ClassVar
 
 from headway.core.admission import Forecast
 from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
 from headway.core.cost import CostModel
+from headway.core.pages import PageTable
 from headway.core.policy import Order, Standing, Tier, standing, whom_to_switch_to
 from headway.core.queue import Queue
 from headway.core.sharing import Sharing
@@ -16,13 +21,33 @@ from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
 
 
+@dataclass(slots=True)
+class Lengths:
+    """What part of the tokens that they may have answers come to, the mean of late."""
+
+    WEIGHT: ClassVar[float] = 0.05  # of the newest answer
+    part: float = 0.5
+
+    def observe(self, num_tokens: int, most: int) -> None:
+        """An answer has ended of itself."""
+        self.part += self.WEIGHT * (num_tokens / most - self.part)
+
+    def left(self, ticket: Ticket) -> float:
+        """Tokens that this answer is still to have: one at least."""
+        return max(1.0, self.part * ticket.max_tokens - ticket.num_generated)
+
+
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """Reads the scheduler's state. `suspends`: whether a step gives way before its end."""
+    """Reads the scheduler's state. `num_places()`: how many more requests may hold pages. `suspends`: whether a step
+    gives way before its end."""
 
     queue: Queue
     steps: Steps
     decoding: dict[int, Ticket]
+    pages: PageTable
+    num_places: Callable[[], int]
+    lengths: Lengths
     cost: CostModel
     order: Order
     tile_s: float
@@ -45,12 +70,32 @@ class Forecaster:
                     along_s += before_s
                 else:
                     open_s += before_s
-        ahead_s = (self.queue.seconds_before(ticket, now) + open_s) / spare + along_s
+        num_queued, queued_s = self.queue.before(ticket, now)
+        room_s = self._room_s(ticket, max(0, num_queued - len(self.queue.begun)))
+        ahead_s = (queued_s + open_s) / spare + along_s
         fixed_s = self.cost.predict(()) if rides else 0.0
         own_s = now - ticket.request.arrival + max(0.0, alone_s - fixed_s) / spare
-        mean_s = own_s + ahead_s + self._let_end_s(own, ahead_s, now) / spare
-        undisturbed_s = alone_s / max(1.0, self.cost.correction)
+        mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
+        undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True))
         return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s)
+
+    def _room_s(self, ticket: Ticket, num_before: int) -> float:
+        """When there is a place and pages for it, and a place for each before it: answers that are being written end
+        one by one, the shortest first, at a token a step."""
+        decoding = self.decoding
+        num_places = self.num_places() - num_before
+        num_pages = self.pages.num_available - len(decoding) - self.pages.pages_for(ticket.num_to_compute)
+        if (num_places > 0 and num_pages >= 0) or not decoding:
+            return 0.0
+        ending = sorted((self.lengths.left(other), number) for number, other in decoding.items())
+        num_steps = 0.0
+        for num_steps, number in ending:  # noqa: B007
+            num_places += 1
+            num_pages += len(decoding[number].pages)
+            if num_places > 0 and num_pages >= 0:
+                break
+        context = sum([other.num_computed for other in decoding.values()])
+        return num_steps * self.cost.next_tokens(len(decoding), context)
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
         """What it takes before others, were it alone on the device."""

@@ -105,7 +105,9 @@ class Planner:
 
     def _choose(self, now: float) -> Work | None:
         """The best candidate that can start; what is not ripe comes last, but before an idle device."""
-        step = self._first_that_can_start(lambda order: next(order, None), now, prompts=True)
+        # whoever begins may have to make room for a token: where as much is parked as may be, that gets on first
+        prompts = self.steps.may_begin(self.settings.max_num_parked, self.settings.max_parked_tokens)
+        step = self._first_that_can_start(lambda order: next(order, None), now, prompts=prompts)
         if step is None and not self.sharing.is_apart:
             step = self._next_token(now)
         return None if step is None else self.steps.put(step, MAIN, now)

@@ -76,8 +76,8 @@ class _Shifted(NamedTuple):
         for priority, due, number in self.keys:
             yield priority, (max(due, now) + debt_s if debt_s else due), number, debt_s
 
-    def seconds_before(self, key: tuple[float, float, int], now: float) -> float:
-        """Of those who stand before this key."""
+    def before(self, key: tuple[float, float, int], now: float) -> list[float]:
+        """The prices of those who stand before this key."""
         priority, due, number = key
         if self.debt_s:
             due -= self.debt_s
@@ -85,7 +85,7 @@ class _Shifted(NamedTuple):
                 due, number = NEVER * -1, -1
             elif due == now:
                 due = now  # among those due by now the number decides, whatever their age
-        return sum(self.amortized_s[: bisect_left(self.keys, (priority, due, number))])
+        return self.amortized_s[: bisect_left(self.keys, (priority, due, number))]
 
 
 class Queue:
@@ -148,8 +148,8 @@ class Queue:
                 for *_, number, debt_s in merge(*(row.shifted(now) for row in rows)):
                     yield self._of(number, debt_s)
 
-    def seconds_before(self, ticket: Ticket, now: float) -> float:
-        """Predicted seconds of what would start before this ticket, were it in the queue."""
+    def before(self, ticket: Ticket, now: float) -> tuple[int, float]:
+        """How many would start before this ticket, were it in the queue, and the predicted seconds of that."""
         self._bring_up_to_date(now)
         debts = self._debts_s(ticket.request.tenant)
         place = self._place(ticket, now)
@@ -157,12 +157,13 @@ class Queue:
         own_tier = Tier.BEST_EFFORT if debt_s and place.tier is Tier.STARVED else place.tier
         own = _Shifted([place.key], [0.0], debt_s, place.tier is Tier.STARVED and bool(debt_s))
         key = next(own.shifted(now))
-        return sum(
-            sum(row.amortized_s) if tier < own_tier else row.seconds_before(key[:3], now)
+        found = [
+            row.amortized_s if tier < own_tier else row.before(key[:3], now)
             for tier in Tier
             if tier <= own_tier
             for row in self._rows_of(tier, debts)
-        )
+        ]
+        return sum(map(len, found)), sum(map(sum, found))
 
     def _rows_of(self, tier: Tier, debts: Mapping[str, float]) -> "list[_Shifted]":
         """The rows that are in this tier now. Whoever has had more than its share does not starve."""
@@ -229,7 +230,7 @@ class Queue:
         return self._debts_s(tenant).get(tenant, 0.0)
 
     def _debts_s(self, newcomer: str | None = None) -> dict[str, float]:
-        token_s = self.cost.fit.token_s
+        token_s = self.cost.fit.token_s * self.cost.correction
         return {tenant: tokens * token_s for tenant, tokens in self.tenants.debts(newcomer).items()}
 
     def _put(self, ticket: Ticket, now: float) -> None:

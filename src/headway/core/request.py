@@ -1,6 +1,6 @@
 """What a caller asks for, complete and immutable once the door has parsed it.
 
-Owns the request's types and nothing else: what becomes of a request is the scheduler's record (`scheduler.Ticket`).
+Owns the request's types and nothing else: what becomes of a request is the scheduler's record (`ticket.Ticket`).
 Deadlines are absolute: they count from `Request.arrival`, seconds on the host's monotonic clock.
 """
 

@@ -13,7 +13,7 @@ from headway.core.admission import Crowd, Limits, refusal, unattainable
 from headway.core.candidates import prefill_s
 from headway.core.composition import Composer
 from headway.core.cost import CostModel
-from headway.core.forecast import Forecaster
+from headway.core.forecast import Forecaster, Lengths
 from headway.core.holdings import Holdings
 from headway.core.ledger import settle
 from headway.core.lifecycle import State
@@ -56,10 +56,14 @@ class Scheduler:
         composer = Composer(self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens)
         self.sharing = Sharing(settings, cost, pages, roofline, self.counters)
         self._planner = Planner(settings, cost, self._queue, self._steps, composer, self.sharing, self._num_places)
+        self._lengths = Lengths()
         self._forecaster = Forecaster(
             self._queue,
             self._steps,
             self._decoding,
+            pages,
+            self._num_places,
+            self._lengths,
             cost,
             settings.order,
             settings.tile_s,
@@ -298,6 +302,8 @@ class Scheduler:
         self._num_of[ticket.request.tenant] -= 1
         if not self._num_of[ticket.request.tenant]:
             del self._num_of[ticket.request.tenant]
+        if ending is State.FINISHED and ticket.max_tokens > 1:
+            self._lengths.observe(ticket.num_generated, ticket.max_tokens)
         self.counters[ending.value] += 1
         settle(ticket.record, ending, reason, now)
         return ev.End(ticket.record)

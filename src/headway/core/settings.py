@@ -20,8 +20,9 @@ class SchedulerSettings:
     on is what this project is for. With `preempt` "chunk" steps are never suspended, but hold `chunk_tokens` at most,
     tokens of those who decode among them; with "none" they are neither suspended nor cut.
 
-    `lanes`: prompts and tokens take turns; "mixed", tokens ride along with what of the prompts leaves them in time;
-    "split", each has a fixed share of the device while there are both; "auto", mixed or divided as `division` predicts.
+    `lanes`: prompts and tokens take turns; "mixed", which is what is served, tokens ride along with what of the prompts
+    leaves them in time; "split", each has a fixed share of the device while there are both; "auto", mixed or divided as
+    `division` predicts.
     """
 
     max_model_len: int

@@ -59,7 +59,10 @@ class Sharing:
 
     def left_to_prompts(self, token_share: float) -> float:
         """Of the device, if a step for tokens, alone on it, takes that share of their target."""
-        return 1.0 / self._paces_of_late[0] if self.is_apart else 1.0 - self.toll * token_share
+        if not self.is_divided:
+            return 1.0 - token_share
+        always_beside = 1.0 / max(1.0, self._paces_of_late[0])
+        return always_beside if self.is_apart else max(always_beside, 1.0 - self.toll * token_share)
 
     @property
     def shares(self) -> Split | None:

@@ -91,6 +91,11 @@ class Steps:
         num_tokens = running.work.num_tokens + sum(step.work.num_tokens for step in parked)
         return len(parked) < most and num_tokens <= most_tokens
 
+    def may_begin(self, most: int, most_tokens: int) -> bool:
+        """Whether a new one may be parked beside those that are."""
+        parked = [step for step in self.parked() if not step.decoding]
+        return not parked or (len(parked) < most and sum(step.work.num_tokens for step in parked) < most_tokens)
+
     def park(self, step: Step, now: float) -> None:
         self._counters["preemptions"] += 1
         step.stop(now)

@@ -200,10 +200,11 @@ class Driver:
                 each.is_to_plan = True
         if not lane.is_to_plan:
             return
-        self._plan(lane)
-        for other in self._lanes():  # what one that sleeps is to begin takes its share of the device from now on
-            if other.is_to_plan and other.current is None and self._plan(other):
-                other.call()
+        for each in self._lanes():  # what one that sleeps is to begin takes its share of the device from now on
+            if each is lane:
+                self._plan(lane)
+            elif each.is_to_plan and each.current is None and self._plan(each):
+                each.call()
         taken_s = self.clock.now() - begun
         self.decisions_s += taken_s
         self.decided(taken_s)
@@ -234,8 +235,9 @@ class Driver:
         due = self.scheduler.next_due()
         if due is not None and now >= due:
             self._happened.append(ev.Due())
-        any_events = bool(self._happened)
+        any_events = False
         while self._happened:  # one by one: what an exception leaves unhandled is still there at the next turn
+            any_events = True  # a lane may add to them at any time
             event = self._happened.popleft()
             if isinstance(event, ev.StepDone | ev.StepFailed | ev.Left) and event.work_id in self._given_up:
                 continue

@@ -73,6 +73,8 @@ def _turn(driver: Driver, lane: DeviceLane, closing: threading.Event) -> None:
             while not closing.is_set():
                 if not driver.turn(lane):
                     driver.main.awake.set()  # nobody listens here any more
+                    if closing.is_set():  # the turn may have taken back the call that came with it
+                        return
                     lane.awake.wait()
     except BaseException as error:
         driver.broken = error

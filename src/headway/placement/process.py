@@ -1,8 +1,9 @@
 """The engine as a process of its own: one socket in, one socket out, and a plain loop that owns the device.
 
 Three threads. The loop runs operators and touches no socket; a reader turns messages into events; a writer turns
-effects into messages and says once a second that the engine is alive, unless the loop hangs. None of them ever holds
-the interpreter lock for long: operators let go of it while they compute.
+effects into messages and says once a second that the engine is alive, unless the loop hangs. There is one more where
+forms are compiled (`vestibule`), and one for a lane of tokens (`multiplex`). None of them ever holds the interpreter
+lock for long: operators let go of it while they compute.
 """
 
 import argparse

@@ -243,6 +243,8 @@ class _EngineState(Collector):
         if facts is not None:
             pages = {"block_size": str(facts.page_tokens), "num_gpu_blocks": str(facts.num_pages)}
             yield self._gauge("vllm:cache_config_info", "Key-value memory.", 1.0, **pages)
+            held_out = "How far off predictions were on steps held out at the start, the mean."
+            yield self._gauge("headway:fit_error_ratio", held_out, facts.cost_error)
         if beat is None:
             return
         yield self._gauge("vllm:num_requests_running", "Requests that hold pages.", beat.num_running + beat.num_parked)

@@ -1,10 +1,10 @@
 """A decoder's matrices as the device multiplies with them best: as they are, or packed once at load.
 
 On a CPU they go into the panels of the project's own kernels (`panels.py`), unless the processor multiplies bfloat16
-itself without having matrix tiles: there oneDNN does it. It puts the weights of every call into the order that its
-kernels want, unless it has been done beforehand: for few rows that takes longer than to multiply. Its matrices are kept
-in parts of some columns, so that an operator can still be cut into tiles. Packed matrices stand in place of the others,
-not beside them.
+itself and what was compiled does not (Arm's `bf16`): there oneDNN does it. It puts the weights of every call into the
+order that its kernels want, unless it has been done beforehand: for few rows that takes longer than to multiply. Its
+matrices are kept in parts of some columns, so that an operator can still be cut into tiles. Packed matrices stand in
+place of the others, not beside them.
 """
 
 from collections.abc import Callable

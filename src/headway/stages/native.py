@@ -116,7 +116,8 @@ class _Looks(NamedTuple):
 
 
 class NativeOperators(Operators):
-    """Attention from pages without gathering, rotation and page writes in one pass, norms and activations fused."""
+    """Attention from pages, a block at a time without gathering a whole context; rotation and page writes in one pass,
+    norms and activations fused."""
 
     gathers = False
 

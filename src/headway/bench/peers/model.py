@@ -1,6 +1,6 @@
 """The model that every engine reads: seeded random weights of a published shape as a Hugging Face folder.
 
-Owns the files and what they are called in other engines' formats; how those are made is `install`'s.
+Owns the files and what they are called in other engines' formats; how those are made is `convert`'s.
 """
 
 import json
