@@ -18,8 +18,8 @@ from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.request import Request, Sampling
 from headway.core.scheduler import Scheduler
-from headway.core.settings import MAIN, TOKENS
-from headway.core.work import TokenLogprobs
+from headway.core.settings import MAIN, TOKENS, Lane
+from headway.core.work import TokenLogprobs, Work
 from headway.llm import LLM
 from headway.placement.dividing import counts
 from headway.placement.driver import DeviceLane, Driver
@@ -103,7 +103,7 @@ class Ear:
 
 def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.0) -> tuple[Ear, Scheduler, set[str]]:
     """All of them at once on the host's clock; a share of them is cancelled somewhere on the way. Returns also which
-    lanes have run something at once."""
+    lanes were given something to run."""
     rng = random.Random(1)
     ear, letters, clock = Ear(), Letters(), MonotonicClock()
     settings = replace(engine.scheduler.settings, lanes=lanes)
@@ -112,6 +112,15 @@ def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.
     scheduler = Scheduler(settings, cost, pages, engine.scheduler.sharing.roofline)
     driver = Driver(scheduler, {"language": engine.stage}, clock, letters, ear, 0.0, devote=Cores().devote)
     seen: set[str] = set()
+    plan = scheduler.plan
+
+    def noted(now: float, lane: Lane) -> Work | None:
+        work = plan(now, lane)
+        if work is not None:
+            seen.add(lane.name)
+        return work
+
+    scheduler.plan = noted  # type: ignore[method-assign]
     with torch.inference_mode(), lanes_of(driver):
         for request in requests:
             letters.put(ev.Arrived(replace(request, arrival=clock.now())))
@@ -127,8 +136,6 @@ def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.
         while len(ear.ends) < len(requests):
             if not driver.turn() and len(ear.ends) < len(requests):
                 driver.wait()
-            if driver.other_listens():
-                seen.add(TOKENS)
         thread.join()
     driver.close()
     assert scheduler.num_open == driver.num_open_steps == 0

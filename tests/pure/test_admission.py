@@ -102,6 +102,16 @@ def test_who_finds_no_pages_waits_for_an_answer_to_end() -> None:
     assert effect.predicted_ttft_s == pytest.approx(24 * 0.01 + 0.8 / (1 - 0.01 / 0.2), abs=0.02)
 
 
+def test_who_shares_its_beginning_needs_fewer_pages() -> None:
+    """The same memory, and the newcomer's first sixty tokens are the holder's: six more pages are there at once."""
+    story = Story(num_pages=30, max_model_len=120, refuse_unattainable=True)
+    shared = tuple(range(60))
+    story.begins("reader", shared, max_tokens=50)
+    (effect,) = story.tell(ev.Arrived(story.request("b", (*shared, *range(500, 520)), slo=SLO(ttft_s=5.0))))
+    assert isinstance(effect, ev.Admit)
+    assert effect.predicted_ttft_s == pytest.approx(0.2 / (1 - 0.01 / 0.2), abs=0.02)
+
+
 def test_how_long_answers_become_is_learnt_from_those_that_end() -> None:
     story = Story()
     before = story.scheduler._lengths.part

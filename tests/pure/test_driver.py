@@ -13,7 +13,7 @@ from headway.core.ledger import Record
 from headway.core.pages import PageTable
 from headway.core.request import SLO, Request
 from headway.core.scheduler import Scheduler
-from headway.core.settings import Lane, SchedulerSettings
+from headway.core.settings import MAIN, TOKENS, Lane, SchedulerSettings
 from headway.core.work import Outcome, Tile, Work
 from headway.placement.driver import Driver
 from headway.placement.simulate import Schedule
@@ -302,6 +302,23 @@ def test_closing_gives_up_what_is_open() -> None:
     house.driver.close()
     assert house.driver.num_open_steps == 0
     assert house.stage.closed == [(1, False)]
+
+
+def test_the_main_lane_is_planned_first_whoever_decides() -> None:
+    """A token that is due comes beside a prompt only if that has begun: planned before it, the token would wait."""
+    driver = House([arrives(0.0, "prompt", 10)]).driver
+    beside = driver.add_lane()
+    planned: list[str] = []
+    plan = driver.scheduler.plan
+
+    def noted(now: float, lane: Lane) -> Work | None:
+        planned.append(lane.name)
+        return plan(now, lane)
+
+    driver.scheduler.plan = noted  # type: ignore[method-assign]
+    driver._decide(beside)
+    assert planned == [MAIN, TOKENS]
+    assert driver.main.current is not None
 
 
 def test_what_another_lane_adds_meanwhile_is_handled_with_a_plan_or_not_yet() -> None:

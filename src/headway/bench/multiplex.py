@@ -294,14 +294,16 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
     say(f"[bold]{engine.facts.means}[/]", highlight=False)
     parts = [f"## In {engine.facts.means}", model_section(engine, roofline), "### Goodput"]
     goodputs: dict[str, Mapping[str, float]] = {}
-    for name in options.loads:
+    for number, name in enumerate(options.loads, 1):
         tries = Tries()
         field = field_of(engine, name, options.num_requests, tries)
         say(f"[bold]{name}[/]: {field.load.source}", highlight=False)
         ways = [way for way in field.settings if "shortest" not in way or name in options.ablation]
         said, goodputs[name] = load_section(field, swept(field, ways))
         parts.append(f"{said}\n\n{tries.num_discarded} disturbed runs were thrown away and made again.")
-        yield "\n\n".join([*parts, "#### The one setting", verdict(goodputs)])
+        missing = options.loads[number:]
+        broken_off = [f"Not run: {', '.join(missing)}."] if missing else []
+        yield "\n\n".join([*parts, *broken_off, "#### The one setting", verdict(goodputs)])
     engine.pool.close()
 
 

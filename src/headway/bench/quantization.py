@@ -21,7 +21,6 @@ from headway.core.cost import Share
 from headway.llm import LLM, SamplingParams
 from headway.placement.calibrate import step_s
 from headway.placement.engine import build_engine
-from headway.placement.memory import keep_freed_memory
 from headway.stages.panels import panels_for
 from headway.train.data import split, standard_library
 
@@ -115,7 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if panels_for(torch.bfloat16, torch.device("cpu"), integers=True) is None:
         sys.exit("This needs a CPU and compiled operators: install a C++ compiler and Headway again.")
-    keep_freed_memory()
     told = quality(options.windows, options.prompts, options.tokens)
     calm = Calm()
     rows = [row for model in options.models for row in speed(model, options.pairs, calm)]

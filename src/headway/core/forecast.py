@@ -84,13 +84,13 @@ class Forecaster:
         one by one, the shortest first, at a token a step."""
         decoding = self.decoding
         num_places = self.num_places() - num_before
-        num_pages = self.pages.num_available - len(decoding) - self.pages.pages_for(ticket.num_to_compute)
-        if (num_places > 0 and num_pages >= 0) or not decoding:
+        num_fresh = self.pages.pages_for(ticket.num_to_compute - ticket.num_cached_hint)
+        num_pages = self.pages.num_available - len(decoding) - num_fresh
+        if num_places > 0 and num_pages >= 0:
             return 0.0
-        ending = sorted((self.lengths.left(other), number) for number, other in decoding.items())
         num_steps = 0.0
-        for num_steps, number in ending:  # noqa: B007
-            num_places += 1
+        for left, number in sorted((self.lengths.left(other), number) for number, other in decoding.items()):
+            num_steps, num_places = left, num_places + 1
             num_pages += len(decoding[number].pages)
             if num_places > 0 and num_pages >= 0:
                 break

@@ -92,8 +92,7 @@ class Planner:
             if step is not None:
                 return self._change(running, step, now)
         # a token, or a parked step, adds nothing to what is parked
-        most_tokens = max(settings.max_parked_tokens, settings.max_model_len)
-        prompts = self.steps.may_park(running, settings.max_num_parked, most_tokens)
+        prompts = self.steps.may_park(running, settings.max_num_parked, settings.most_parked_tokens)
         step = self._first_that_can_start(
             lambda order: whom_to_switch_to(own, order, now, settings.tile_s, settings.order), now, prompts=prompts
         )
@@ -106,7 +105,7 @@ class Planner:
     def _choose(self, now: float) -> Work | None:
         """The best candidate that can start; what is not ripe comes last, but before an idle device."""
         # whoever begins may have to make room for a token: where as much is parked as may be, that gets on first
-        prompts = self.steps.may_begin(self.settings.max_num_parked, self.settings.max_parked_tokens)
+        prompts = self.steps.may_begin(self.settings.max_num_parked, self.settings.most_parked_tokens)
         step = self._first_that_can_start(lambda order: next(order, None), now, prompts=prompts)
         if step is None and not self.sharing.is_apart:
             step = self._next_token(now)

@@ -43,6 +43,11 @@ class SchedulerSettings:
     lanes: Lanes = "turns"
 
     @property
+    def most_parked_tokens(self) -> int:
+        """The bound that holds: one longest request may be parked at least."""
+        return max(self.max_parked_tokens, self.max_model_len)
+
+    @property
     def suspends(self) -> bool:
         """Whether a step may be suspended before its end."""
         return self.preempt in ("operator", "layer")

@@ -87,14 +87,18 @@ class Steps:
         """Suspended work is bounded in count and in bytes. A step of single tokens keeps next to nothing."""
         if running.decoding:
             return True
-        parked = self.parked()
-        num_tokens = running.work.num_tokens + sum(step.work.num_tokens for step in parked)
-        return len(parked) < most and num_tokens <= most_tokens
+        num_parked, num_tokens = self._kept()
+        return num_parked < most and num_tokens + running.work.num_tokens <= most_tokens
 
     def may_begin(self, most: int, most_tokens: int) -> bool:
-        """Whether a new one may be parked beside those that are."""
-        parked = [step for step in self.parked() if not step.decoding]
-        return not parked or (len(parked) < most and sum(step.work.num_tokens for step in parked) < most_tokens)
+        """Whether a prompt may begin that a token may have to suspend: one at least, or none ever would."""
+        num_parked, num_tokens = self._kept()
+        return num_parked == 0 or (num_parked < most and num_tokens < most_tokens)
+
+    def _kept(self) -> tuple[int, int]:
+        """How many prompts' steps are suspended, and their tokens."""
+        sizes = [step.work.num_tokens for step in self.parked() if not step.decoding]
+        return len(sizes), sum(sizes)
 
     def park(self, step: Step, now: float) -> None:
         self._counters["preemptions"] += 1

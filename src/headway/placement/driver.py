@@ -200,7 +200,9 @@ class Driver:
                 each.is_to_plan = True
         if not lane.is_to_plan:
             return
-        for each in self._lanes():  # what one that sleeps is to begin takes its share of the device from now on
+        # what one that sleeps is to begin takes its share of the device from now on; the main one first, since a token
+        # that is due comes beside what that has begun
+        for each in self._lanes():
             if each is lane:
                 self._plan(lane)
             elif each.is_to_plan and each.current is None and self._plan(each):
