@@ -78,7 +78,9 @@ class EngineSettings:
     max_parked_s: float = setting(30.0, "scheduling", "a suspended prefill is resumed after this, come what may")
 
     def __post_init__(self) -> None:
-        _at_least(self, max_num_seqs=1, block_size=1, max_num_queued_reqs=1, max_num_parked=0, chunk_tokens=1)
+        _at_least(
+            self, max_num_seqs=1, block_size=1, max_num_queued_reqs=1, max_num_parked=0, max_parked_s=0, chunk_tokens=1
+        )
         for name in ("order", "preempt", "lanes"):
             choices = get_args(value_type(EngineSettings, name))
             if getattr(self, name) not in choices:

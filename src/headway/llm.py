@@ -47,6 +47,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # the server's
 }
 _MAX_STOPS = 4
 _MAX_STOP_CHARACTERS = 256
+_LONGEST_TARGET_S = 1e6
 _MAX_IDS = 1024  # entries of logit_bias, stop_token_ids
 
 
@@ -121,6 +122,10 @@ class SamplingParams:
         wrong = next((bias for bias in self.logit_bias.values() if not -100 <= bias <= 100), None)
         if wrong is not None:
             raise ValueError(f"logit_bias has a bias of {wrong}: give -100 to 100.")
+        for name in ("ttft_s", "tpot_s", "total_s"):
+            target = getattr(self.slo, name)
+            if target is not None and not 0 < target <= _LONGEST_TARGET_S:
+                raise ValueError(f"slo has a {name} of {target}: give more than 0 and at most {_LONGEST_TARGET_S:g}.")
 
     @property
     def stops(self) -> tuple[str, ...]:

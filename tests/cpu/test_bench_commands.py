@@ -30,7 +30,7 @@ def test_what_urgent_ones_wait_is_known(engine: Engine) -> None:
     """Every urgent prompt's wait is known, none is before its instant; without suspension nothing is parked."""
     requests, _ = blocking.mixture(engine, num_long=3, long_tokens=400, num_urgent=6, seed=1)
     urgent = [request for request in requests if request.slo_class == blocking.URGENT]
-    settings = blocking.schedulers(engine.scheduler.settings)
+    settings = blocking.schedulers(engine.scheduler.settings, 400)
     found, run = blocking.blocked(engine, requests, settings["operator"])
     assert len(found.waits_s) == len(urgent) > 0
     assert min(found.waits_s) >= 0

@@ -250,6 +250,13 @@ def test_what_the_server_refuses_is_an_error_here_as_well(name, value):
         decode(json.dumps({"prompt": "x", name: value}).encode(), CompletionBody)
 
 
+@pytest.mark.parametrize("target", ["ttft_s", "tpot_s", "total_s"])
+@pytest.mark.parametrize("seconds", [0, -1.0, 1e7, float("inf"), float("nan")])
+def test_a_target_is_a_time_that_can_come(target, seconds):
+    with pytest.raises(ValueError, match=f"^slo has a {target} of .* give .*[.]$"):
+        SamplingParams(slo=SLO(**{target: seconds}))
+
+
 def test_not_a_number_is_no_setting():
     for name in ("temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty"):
         with pytest.raises(ValueError, match=f"{name} is nan"):

@@ -119,11 +119,11 @@ def test_the_logits_of_a_prompt_are_never_all_there(tiny, tiny_folder, monkeypat
 
 
 def test_a_request_that_is_only_scored_needs_no_more_than_its_prompt(tiny_folder):
-    """No token is drawn, so nothing is told of a first one; a single token has no score at all."""
+    """No token is drawn: what is told of the prompt counts as the first. A single token has no score at all."""
     engine = Assembled(tiny_folder("llama2"))
     engine.run([(0, scored("r", prompt(12, 1), 0, slo=SLO(ttft_s=9.0, total_s=99.0))), (0, scored("one", (5,), 0))])
     record = engine.records["r"]
-    assert (record.num_output_tokens, record.first_token, record.missed) == (0, None, {})
+    assert (record.num_output_tokens, record.first_token, record.missed) == (0, 0.0, {})
     assert "one" not in engine.scores
     assert engine.records["one"].reason == "length"
 

@@ -313,3 +313,51 @@ def test_tokens_that_are_written_meanwhile_are_in_the_forecast() -> None:
     record = fleet([chat, long], [engine]).records["long"]
     assert record.predicted_ttft_s == pytest.approx(1.0 / (1 - 0.011 / 0.05), rel=0.02)
     assert record.ttft_s == pytest.approx(record.predicted_ttft_s, rel=0.1)
+
+
+# Several answers to one prompt
+
+
+def test_equal_prompts_are_read_once_and_expected_so() -> None:
+    """Three answers to a prompt of a second, each wanted within one and a half: the first one reads it, the others find
+    it in the cache, and all are let in. Whoever asks for it without company, or of another tenant, reads it alone."""
+    story = Story(refuse_unattainable=True, pack_tokens=150)
+    prompt, slo = tuple(range(100)), SLO(ttft_s=1.5)
+    expected = []
+    for name in ("a", "b", "c"):
+        (admit,) = story.tell(ev.Arrived(Request(name, prompt, 9, story.now, slo)))
+        assert isinstance(admit, ev.Admit)
+        expected.append(admit.predicted_ttft_s)
+    assert expected == pytest.approx([1.0, 1.04, 1.08])
+    (refused,) = story.tell(ev.Arrived(Request("d", prompt, 9, story.now, slo, tenant="other")))
+    assert ending([refused]).reason == "slo_unattainable"
+    work = story.plan()
+    assert work is not None
+    assert [(segment.request_id, len(segment.tokens)) for segment in work.segments] == [("a", 100)]
+    story.passes(1.0)
+    story.done(work, a=7)
+    work = story.plan()
+    assert work is not None
+    cached = [(s.request_id, s.context_tokens) for s in work.segments if s.request_id != "a"]
+    assert cached == [("b", 96), ("c", 96)]
+
+
+def test_a_twin_whose_first_is_gone_reads_the_prompt_itself() -> None:
+    """The one that would have read it for all is cancelled before it could."""
+    story = Story(pack_tokens=150)
+    for name in ("a", "b", "c"):
+        story.arrives(name, tuple(range(100)))
+    story.tell(ev.Cancelled("a"))
+    work = story.plan()
+    assert work is not None
+    assert [(segment.request_id, len(segment.tokens)) for segment in work.segments] == [("b", 100)]
+
+
+def test_short_twins_are_read_together() -> None:
+    """Reading both costs less than another step, so nobody waits."""
+    story = Story(pack_tokens=250)
+    for name in ("a", "b"):
+        story.arrives(name, tuple(range(100)))
+    work = story.plan()
+    assert work is not None
+    assert [(segment.request_id, len(segment.tokens)) for segment in work.segments] == [("a", 100), ("b", 100)]

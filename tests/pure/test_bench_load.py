@@ -127,6 +127,15 @@ def test_classes_in_other_proportions() -> None:
     assert mixed == load.mixed({"text": 1, "file": 3}, 5)
 
 
+def test_a_request_that_is_drawn_again_is_not_the_same_prompt() -> None:
+    """Else a load in other proportions would be found in a cache that the trace itself never fills."""
+    pool = tuple(Asked(float(n), 32, 1, "file", (n, 100 + n), 16) for n in range(3))
+    texts = tuple(Asked(3.0 + n, 32, 1, "text", (n,), 16) for n in range(37))
+    mixed = Load("l", "", pool + texts).mixed({"file": 1.0}, 0)
+    assert len({asked.blocks for asked in mixed.requests}) == len(mixed.requests) == 40
+    assert {asked.blocks for asked in mixed.requests} > {asked.blocks for asked in pool}
+
+
 def test_classes_by_length_where_a_trace_has_none() -> None:
     load = timed(*(Asked(float(n), 10 * (9 - n) + 10, 1) for n in range(10)))
     assert load.kinds == ("text",)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -129,6 +130,21 @@ def test_near_the_line_a_rate_is_tried_again() -> None:
         assert any(len(point.runs) > 1 for point in found.points)
 
 
+def test_one_request_of_a_small_class_does_not_decide() -> None:
+    """Two of three are in time, and three would do: tried again, however far from the line; with many it is not."""
+
+    def few(in_time: int) -> Score:
+        return score([outcome("file", ttft_s=0.5 if n < in_time else 20.0) for n in range(3)], TARGETS)
+
+    def one_request(score: Score) -> dict[str, float]:
+        return {kind: 1 / marks.num for kind, marks in score.by_kind.items()}
+
+    runs = iter([few(2), few(3)])
+    again = Search(lambda _: next(runs), every_class, one_request, share=0.8).visit(1.0)
+    assert (len(again.runs), again.passed) == (2, True)
+    assert len(Search(lambda _: with_shares(0.6), every_class, one_request, repeats=4).visit(1.0).runs) == 1
+
+
 def test_no_rate_passes_or_every_rate_does() -> None:
     never = Search(lambda rate: with_shares(0.1), every_class, max_points=5).run(1.0)
     assert (never.rate, never.failed_at, len(never.points)) == (0.0, 1 / 16, 5)
@@ -165,9 +181,23 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 def test_equal_sides_are_called_equal_and_the_seed_decides_the_draw() -> None:
     one = [outcome(ttft_s=n / 40) for n in range(40)]
     ratios = compare([Block((one, one), (one, one))] * 3, TARGETS, seed=1, num_draws=50)
-    assert all((ratio.low, ratio.ratio, ratio.high) == (1.0, 1.0, 1.0) for ratio in ratios)
+    *known, failed = ratios
+    assert all((ratio.low, ratio.ratio, ratio.high) == (1.0, 1.0, 1.0) for ratio in known)
+    assert (failed.name, failed.a, failed.b) == ("refused or failed", 0.0, 0.0)
     blocks = [block(random.Random(n), 2.0) for n in range(4)]
-    assert compare(blocks, TARGETS, 1, 50) == compare(blocks, TARGETS, 1, 50) != compare(blocks, TARGETS, 2, 50)
+    first, again, other = (compare(blocks, TARGETS, seed, 50)[:-1] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_who_is_refused_has_no_end_to_compare() -> None:
+    """Half are refused in a millisecond: that is no quick answer, and it is said how many were."""
+    served = [outcome(ttft_s=0.5) for _ in range(20)]
+    refused = [
+        replace(one, ending="refused", ttft_s=None, end_s=0.001) if n % 2 else one for n, one in enumerate(served)
+    ]
+    ratios = {ratio.name: ratio for ratio in compare([Block((served,), (refused,))] * 3, TARGETS, seed=1, num_draws=50)}
+    assert ratios["end p50, finished (s)"].ratio == 1.0
+    assert (ratios["refused or failed"].a, ratios["refused or failed"].b) == (0.0, 0.5)
 
 
 def test_more_blocks_make_it_surer() -> None:

@@ -110,10 +110,40 @@ def test_the_page_says_what_was_not_reached() -> None:
     said = goodput_page.verdicts([case("one"), case("qwen 1/16, k = 2"), case("qwen 1/32, k = 1.5")])
     assert said.splitlines() == [
         "- m, one: reached, 2.00 × chunk 64 against 0.95.",
-        "- m, qwen 1/16, k = 2: reached, 6.00 × fcfs against 5.6.",
+        "- m, qwen 1/16, k = 2: reached, 6.00 × fcfs against 5.6, which lies within the spread of the draws.",
         "- m, qwen 1/16, k = 2: reached, 2.00 × chunk 64 against 1.2.",
         "- m, qwen 1/32, k = 1.5: not reached, 2.00 × chunk 64 against 3.",
     ]
+
+
+def test_each_draw_has_its_best_chunk() -> None:
+    """Sizes that fail where another passes have no figure of their own; ours is held against the best of each draw."""
+    chunks = [policy("chunk 32", 5.0, 0.0, 0.0), policy("chunk 64", 0.0, 6.0, 0.0), policy("chunk 128", 0.0, 0.0, 4.0)]
+    found = CaseResult("one", "a trace", 100, 20.0, {}, [policy("operator", 10.0, 6.0, 8.0), *chunks], "", 1024, "m")
+    assert found.best_chunks == [5.0, 6.0, 4.0]
+    assert "reached, 2.00 × chunk 64 against 0.95" in goodput_page.verdicts([found])
+    assert "2.00 (1.00 … 2.00)" in goodput_page.ratios([found])
+    nobody = CaseResult("one", "", 100, 20.0, {}, [policy("operator", 0.0), policy("chunk 32", 0.0)], "", 1024, "m")
+    assert goodput_page.verdicts([nobody]) == "- m, one: no verdict, chunk 32 kept no rate that was tried."
+
+
+def test_all_classes_in_one_are_never_worse_than_the_worst() -> None:
+    """From the same runs: the worst class fails beyond 2, all together beyond any rate that was tried."""
+    runs = [Measured(rate, {"text": share, "file": 1.0}, overall) for rate, share, overall in
+            ((1.0, 0.95, 0.97), (2.0, 0.9, 0.95), (4.0, 0.7, 0.92))]  # fmt: skip
+    one = Policy("operator", [2.0], 1.0, runs, [], 0.5, 100, 50.0, 90.0, 0)
+    assert one.overall == (4.0, True)
+    assert "| 2 | 1 | ≥ 4 | text 70%, file 100% |" in goodput_page.details(
+        CaseResult("one", "", 100, 20.0, {}, [one, policy("chunk 64", 1.0)], "", 1024, "m")
+    )
+
+
+def test_the_line_is_crossed_between_two_rates() -> None:
+    """Neither the last rate that passed nor the first that failed is the goodput, but where what lies between them is
+    90 %; and a rate that did better than a lower one lifts that one."""
+    shares = {1.0: 0.92, 1.3: 0.98, 1.69: 0.86, 1.482: 0.94}
+    found = contest({"a": 1.0}, lambda name, rate: run_of(rate, shares[round(rate, 3)]), TTFT, most_rates=4)
+    assert found["a"].good == pytest.approx(1.482 + (1.69 - 1.482) / 2, abs=1e-3)
 
 
 def test_if_nobody_passes_all_begin_lower() -> None:

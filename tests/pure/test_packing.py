@@ -24,7 +24,7 @@ def makes_late(shares: Sequence[Share], slacks_s: Sequence[float], count: int, c
     """Whether the first `count` as one step push a member past a deadline that it would meet alone."""
     together = cost.predict(shares[:count])
     return any(
-        slack >= 0 and together - cost.predict([share]) > slack
+        slack >= 0 and together > slack + cost.predict([share])
         for share, slack in zip(shares[:count], slacks_s[:count], strict=True)
     )
 
@@ -40,30 +40,30 @@ def test_a_pack_is_the_largest_that_harms_nobody(queue: list[tuple[Share, float]
         if count == 1
         or (sum(share.num_tokens for share in shares[:count]) <= most and not makes_late(shares, slacks_s, count, cost))
     ]
-    assert pack(shares, slacks_s, cost.predict, most) == max(allowed)
+    assert pack(shares, slacks_s, cost, most) == max(allowed)
 
 
 def test_a_long_prompt_goes_alone() -> None:
     """The first prompt is over the bound by itself: it runs, and takes nobody along."""
-    assert pack([Share(500, 0), Share(1, 0)], [60.0, 60.0], CostModel(CostFit()).predict, max_tokens=100) == 1
+    assert pack([Share(500, 0), Share(1, 0)], [60.0, 60.0], CostModel(CostFit()), max_tokens=100) == 1
 
 
 def test_what_is_late_already_holds_nobody_back() -> None:
     """The first one has missed its target: waiting with others changes nothing for it, so they come along."""
-    predict = CostModel(CostFit(token_s=1.0)).predict
-    assert pack([Share(10, 0), Share(10, 0)], [-5.0, 60.0], predict, max_tokens=100) == 2
-    assert pack([Share(10, 0), Share(10, 0)], [5.0, 60.0], predict, max_tokens=100) == 1
+    cost = CostModel(CostFit(token_s=1.0))
+    assert pack([Share(10, 0), Share(10, 0)], [-5.0, 60.0], cost, max_tokens=100) == 2
+    assert pack([Share(10, 0), Share(10, 0)], [5.0, 60.0], cost, max_tokens=100) == 1
 
 
 def test_a_follower_in_a_hurry_is_protected_too() -> None:
     """The leader has time, but the follower would be late by the leader's share: better in a step of its own."""
-    predict = CostModel(CostFit(token_s=1.0)).predict
-    assert pack([Share(10, 0), Share(2, 0)], [60.0, 9.0], predict, max_tokens=100) == 1
-    assert pack([Share(10, 0), Share(2, 0)], [60.0, 10.0], predict, max_tokens=100) == 2
+    cost = CostModel(CostFit(token_s=1.0))
+    assert pack([Share(10, 0), Share(2, 0)], [60.0, 9.0], cost, max_tokens=100) == 1
+    assert pack([Share(10, 0), Share(2, 0)], [60.0, 10.0], cost, max_tokens=100) == 2
 
 
 def test_those_who_are_suspended_can_wait_only_so_long() -> None:
     """Company that would take more time than they have to spare does not come along; the first one goes anyway."""
-    predict = CostModel(CostFit(token_s=1.0)).predict
+    cost = CostModel(CostFit(token_s=1.0))
     shares, far = [Share(10, 0)] * 3, [600.0] * 3
-    assert [pack(shares, far, predict, 100, max_s) for max_s in (5.0, 19.0, 20.0, 30.0)] == [1, 1, 2, 3]
+    assert [pack(shares, far, cost, 100, max_s) for max_s in (5.0, 19.0, 20.0, 30.0)] == [1, 1, 2, 3]

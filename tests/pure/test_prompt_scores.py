@@ -8,7 +8,7 @@ from story import Story
 
 from headway.bench.storm import NUM_PAGES, SETTINGS, storm
 from headway.core import event as ev
-from headway.core.request import Request, Sampling
+from headway.core.request import SLO, Request, Sampling
 from headway.core.settings import SchedulerSettings
 from headway.core.work import Commit, Outcome, TokenLogprobs
 from headway.placement.simulate import FakeSimulation
@@ -53,18 +53,20 @@ def test_in_chunks_the_last_row_of_one_asks_about_the_first_token_of_the_next() 
 def test_an_answer_of_no_tokens_ends_when_the_prompt_is_read() -> None:
     """With scores or without: nothing is drawn, and the end is that of a full answer."""
     story = Story()
-    story.arrives("a", 6, max_tokens=0, sampling=SCORED)
-    story.arrives("b", 5, max_tokens=0)
+    story.arrives("a", 6, max_tokens=0, sampling=SCORED, slo=SLO(ttft_s=2.0))
+    story.arrives("b", 5, max_tokens=0, slo=SLO(ttft_s=9.0))
     work = story.plan()
     assert work is not None
     assert [(bool(segment.scored_at), segment.logits_at) for segment in work.segments] == [(True, ()), (False, ())]
     commit = Commit("a", (), prompt_logprobs=scores(-1, -2, -3, -4, -5))
+    story.now += 3.0
     deliver, *ends = story.tell(ev.StepDone(work.id, Outcome((commit,)), 0.11))
     assert deliver == ev.Deliver(commit)
     assert [(end.record.request_id, end.record.reason) for end in ends if isinstance(end, ev.End)] == [
         ("a", "length"),
         ("b", "length"),
     ]
+    assert [set(end.record.missed) for end in ends if isinstance(end, ev.End)] == [{"ttft"}, set()]
     assert story.scheduler.num_open == 0
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from headway.bench import simulated, simulated_flags, simulated_telling
+from headway.bench import simulated, simulated_flags
 from headway.bench.load import prompts
 from headway.bench.policies import EXAMPLE_FIT, policies, simulate
 from headway.bench.simulated import Simulator, blank_prompts
+from headway.bench.simulated_flags import UNDIVIDED
 from headway.cli import main
+from headway.config import EngineSettings
 from headway.core.cost import CostFit, Share
 from headway.core.settings import SchedulerSettings
 from headway.placement import prices
@@ -88,6 +90,17 @@ def test_one_made_of_switches() -> None:
     both = simulator("--no-pack", "--no-refuse-unattainable", "--policies", "ours,layer").plan.schedulers
     assert [(one.pack, one.refuse_unattainable) for one in both.values()] == [(False, False)] * 2
     assert list(simulator("--order", "slack").plan.schedulers) == ["ours"]
+
+
+def test_tokens_ride_along_unless_told_otherwise() -> None:
+    """As in the server; and the switch holds for every policy. It makes another run of answers, not of first tokens."""
+    assert [simulator().plan.schedulers["ours"].lanes, EngineSettings().lanes] == ["mixed"] * 2
+    turns = simulator("--lanes", "turns", "--policies", "ours,layer").plan.schedulers
+    assert [settings.lanes for settings in turns.values()] == ["turns"] * 2
+    for num_answer, differ in (("20", True), ("1", False)):
+        words = ("--rate", "1", "--max-tokens", num_answer)
+        runs = [simulator(*words, "--lanes", lanes).run().tried["ours"].runs[1.0] for lanes in UNDIVIDED]
+        assert (runs[0].score != runs[1].score) is differ
 
 
 # Runs
@@ -291,7 +304,7 @@ def test_few_requests_of_a_class_are_told(capsys: pytest.CaptureFixture[str]) ->
     """A tenth of four requests is no measure. Of enough there is nothing to tell."""
     assert main(["simulate", *SHORT, "--rate", "1"]) == 0
     assert "Careful: only" in capsys.readouterr().out
-    assert simulated_telling.cautions(Simulator(simulated_flags.parse([*SHORT[:-1], "1000"]))) == []
+    assert simulator("--num-requests", "1000").load.cautions() == []
 
 
 @pytest.mark.parametrize(

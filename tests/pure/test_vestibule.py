@@ -2,10 +2,11 @@
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from headway.core import event as ev
-from headway.core.request import Constraint, Request, Sampling
+from headway.core.request import SLO, Constraint, Request, Sampling
 from headway.grammar.limits import ConstraintError
 from headway.placement.vestibule import Vestibule
 
@@ -15,9 +16,11 @@ class Slow:
 
     def __init__(self) -> None:
         self.gate = threading.Event()
+        self.begun = threading.Event()
         self.built: list[Constraint] = []
 
     def matcher(self, constraint: Constraint) -> Any:
+        self.begun.set()
         self.gate.wait(20)
         self.built.append(constraint)
         if constraint.text == "(":
@@ -42,7 +45,9 @@ def test_others_go_past_and_what_concerns_the_waiting_waits_with_it() -> None:
     compiler = Slow()
     vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
     slow, broken, plain = request("slow", "a*"), request("broken", "("), request("plain")
-    for event in (ev.Arrived(slow), ev.Arrived(broken), ev.Arrived(plain), ev.Cancelled("slow"), ev.Draining()):
+    vestibule.put(ev.Arrived(slow))
+    assert compiler.begun.wait(20)
+    for event in (ev.Arrived(broken), ev.Arrived(plain), ev.Cancelled("slow"), ev.Draining()):
         vestibule.put(event)
     vestibule.put(ev.Cancelled("plain"))
     assert letters == [ev.Arrived(plain), ev.Cancelled("plain")]
@@ -53,3 +58,40 @@ def test_others_go_past_and_what_concerns_the_waiting_waits_with_it() -> None:
     vestibule.put(ev.Draining())
     vestibule.put(ev.Stopped("slow"))
     assert letters[-2:] == [ev.Draining(), ev.Stopped("slow")]
+
+
+def test_nothing_is_built_for_whoever_is_gone_or_late() -> None:
+    """Both only have to end; the driver must not build in the thread's stead."""
+    letters: list[ev.Event] = []
+    compiler = Slow()
+    vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
+    first, gone = request("first", "a*"), request("gone", "b*")
+    late = replace(request("late", "c*"), arrival=time.monotonic() - 2.0, slo=SLO(total_s=1.0))
+    vestibule.put(ev.Arrived(first))
+    assert compiler.begun.wait(20)
+    for event in (ev.Arrived(gone), ev.Arrived(late), ev.Cancelled("gone")):
+        vestibule.put(event)
+    compiler.gate.set()
+    plain = [ev.Arrived(replace(one, sampling=Sampling())) for one in (gone, late)]
+    assert soon(letters, 4) == [ev.Arrived(first), plain[0], ev.Cancelled("gone"), plain[1]]
+    assert compiler.built == [first.sampling.constraint]
+
+
+class Falling(Slow):
+    """A compiler that fails in a way that nobody foresaw."""
+
+    def matcher(self, constraint: Constraint) -> Any:
+        super().matcher(constraint)
+        raise MemoryError
+
+
+def test_a_failure_that_nobody_foresaw_ends_no_thread() -> None:
+    """Whoever comes next is served as well."""
+    letters: list[ev.Event] = []
+    compiler = Falling()
+    compiler.gate.set()
+    vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
+    both = [ev.Arrived(request(name, "a*")) for name in ("one", "other")]
+    for event in both:
+        vestibule.put(event)
+        assert soon(letters, both.index(event) + 1)[-1:] == [event]

@@ -301,6 +301,23 @@ def test_a_server_that_does_not_answer_in_time(network: Open) -> None:
     assert (outcome.ending, outcome.reason, outcome.ttft_s) == ("failed", "timeout", None)
 
 
+def test_a_server_that_ends_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, and not taken for a rate that was too high."""
+    from headway.bench.load import Load
+    from headway.bench.measure import Bench
+
+    load = Load("l", "", (Asked(0.0, 3, 1), Asked(0.1, 3, 1)))
+    with pytest.raises(ServerError, match="any more: none of 2 requests"):
+        Bench(load, 1000, 1, lambda what, total: lambda: None).at(Server("http://127.0.0.1:9"), 20.0, {})
+
+
+def test_results_have_a_place_before_they_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file stands where the folder would be: said at once, before any server is asked."""
+    (tmp_path / "out").write_text("")
+    assert bench("http://127.0.0.1:9", "--out", tmp_path / "out" / "deeper") == 1
+    assert "cannot be made" in capsys.readouterr().err
+
+
 def test_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("http://127.0.0.1:9", "--rates", 1) == 1
     assert "headway: Nobody answers at http://127.0.0.1:9: start the server first" in capsys.readouterr().err

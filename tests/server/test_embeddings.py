@@ -79,7 +79,7 @@ def test_its_vector_is_its_first_token() -> None:
         assert response.json()["usage"]["headway"]["slo"]["ttft"]["met"] is True
         name = response.headers["x-request-id"]
         async with desk.client() as client:
-            life = (await client.get(f"/v1/requests/embd-{name}/timeline", headers={"x-tenant-id": "t"})).json()
+            life = (await client.get(f"/v1/requests/{name}/timeline", headers={"x-tenant-id": "t"})).json()
         assert life["id"] == f"embd-{name}"
 
     run(story)

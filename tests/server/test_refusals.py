@@ -284,7 +284,7 @@ def test_a_long_prompt_that_fits_is_tokenized_whole() -> None:
     ("fate", "status", "code", "retry_after"),
     [
         (Fate("refused", "queue_full", "Full.", 7.2), 503, "queue_full", "8"),
-        (Fate("refused", "deadline_expired", "Too late."), 429, "deadline_expired", None),
+        (Fate("refused", "deadline_expired", "Too late.", 1.0), 429, "deadline_expired", "1"),
         (Fate("refused", "slo_unattainable", "Not in time.", 0.2), 429, "slo_unattainable", "1"),
         (Fate("refused", "out_of_pages", "Does not fit."), 400, "out_of_pages", None),
         (Fate("failed", "engine_lost", "It died.", num_tokens=2), 503, "engine_lost", "1"),

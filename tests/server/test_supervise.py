@@ -15,7 +15,7 @@ import pytest
 
 from headway.config import EngineSettings
 from headway.core.ledger import Record
-from headway.core.request import Request, Sampling
+from headway.core.request import SLO, Request, Sampling
 from headway.placement import process, supervise, wire
 from headway.placement.supervise import EngineStartError, Reply, Supervisor
 
@@ -216,6 +216,34 @@ def test_a_caller_who_goes_away_while_the_engine_starts_is_never_served():
             assert submitted == ["stays"]
         finally:
             await link.close()
+
+    asyncio.run(story())
+
+
+def test_who_waits_for_an_engine_waits_within_bounds():
+    """While none is ready: no more than may wait at all, no longer than its target, and nobody once it is leaving."""
+
+    async def story() -> None:
+        link = Supervisor(dataclasses.replace(SETTINGS, max_num_queued_reqs=3))
+        hasty = dataclasses.replace(request("hasty", 3, 5), slo=SLO(ttft_s=0.05))
+        due = dataclasses.replace(request("due", 3, 5), slo=SLO(total_s=0.1))
+        waiting = [asyncio.create_task(answer(link, one)) for one in (hasty, due, request("patient", 3, 5))]
+        await asyncio.sleep(0)
+        _, record = await answer(link, request("fourth", 3, 5))
+        assert (record.kind, record.reason) == ("refused", "queue_full")
+        for task in waiting[:2]:
+            _, record = await asyncio.wait_for(task, 20)
+            assert (record.kind, record.reason) == ("refused", "deadline_expired")
+            assert record.retry_after_s is not None
+        leaving = asyncio.create_task(link.drain(0.05))
+        await asyncio.sleep(0)
+        _, record = await answer(link, request("newcomer", 3, 5))
+        assert (record.kind, record.reason) == ("refused", "draining")
+        await leaving
+        assert not waiting[2].done(), "who was there before may still be answered"
+        await link.close()
+        _, record = await waiting[2]
+        assert (record.kind, record.reason) == ("failed", "shutdown")
 
     asyncio.run(story())
 

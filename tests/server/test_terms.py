@@ -76,6 +76,20 @@ def test_a_class_that_nobody_configured_is_refused_with_what_there_is(where: str
     run(story)
 
 
+@pytest.mark.parametrize("targets", [{"ttft": 200}, {"ttft_s": 0.2}, {"klass": "chat"}])
+def test_a_target_that_is_misspelt_is_not_taken_for_none(targets: dict[str, Any]) -> None:
+    """Served as best effort, it would be late and nobody would know why."""
+
+    async def story() -> None:
+        desk = await Desk("ok", slo_classes=(CHAT,)).start()
+        response = await desk.post(COMPLETIONS, {"prompt": "x", "slo": targets})
+        assert response.status_code == 400
+        assert next(iter(targets)) in response.json()["error"]["message"]
+        assert desk.link.requests == []
+
+    run(story)
+
+
 def test_a_tenant_is_named_by_the_gateways_header_or_ours() -> None:
     async def story() -> None:
         desk = await Desk("ok").start()

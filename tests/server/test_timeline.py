@@ -10,7 +10,7 @@ from desk import Desk, Network, run, until
 
 from headway.config import SloClass
 from headway.core.ledger import Record
-from headway.core.request import Request
+from headway.core.request import SLO, Request
 from headway.placement.link import Fate
 from headway.server.intake import Ask
 from headway.server.life import Call
@@ -240,13 +240,16 @@ def test_of_calls_that_share_an_id_the_newest_is_found() -> None:
 def test_an_ending_that_the_engine_could_not_write_keeps_what_the_door_saw() -> None:
     """The engine died: the supervisor's account knows of no moment but the arrival."""
     desk = Desk()
-    asked = Request("cmpl-a/0", (1, 2), 4, 0.0)
+    asked = Request("cmpl-a/0", (1, 2), 4, time.monotonic(), slo=SLO(ttft_s=60.0, total_s=60.0))
     one = Call(Ask("cmpl-a", "m", (asked,), 1, (), False, True, False, False), desk.door.metrics)
     one.admitted(asked, 0.2)
     one.delivered(asked, 1)
     record = Record.open(asked)
     record.kind, record.reason, record.ended = "failed", "engine_lost", time.monotonic()
+    record.missed = {"ttft": "engine_lost", "total": "engine_lost"}  # so far as it knows
     one.ended(asked, record)
     (kept,) = one.records
     assert [moment.what for moment in kept.timeline] == ["arrived", "admitted", "first_token", "failed"]
     assert (kept.kind, kept.reason, kept.predicted_ttft_s) == ("failed", "engine_lost", 0.2)
+    assert kept.missed == {"total": "engine_lost"}, "the first token had come in time"
+    assert (kept.ttft_s is not None, kept.num_output_tokens) == (True, 1)

@@ -107,7 +107,7 @@ def test_a_stream_that_begins_with_silence_knows_the_prediction_but_no_first_tok
         (Fate("refused", "slo_unattainable", "Not in time.", 2.5), 429, "rejected-saturated", "3"),
         (Fate("refused", "slo_unattainable", "Never in time."), 429, "rejected-saturated", None),
         (Fate("refused", "tenant_over_share", "Others wait.", 0.3), 429, "rejected-saturated", "1"),
-        (Fate("refused", "deadline_expired", "Too late."), 429, "rejected-ttl-expired", None),
+        (Fate("refused", "deadline_expired", "Too late.", 1.0), 429, "rejected-ttl-expired", "1"),
         (Fate("refused", "queue_full", "Full.", 7.2), 503, "rejected-saturated", "8"),
         (Fate("refused", "draining", "Leaving."), 503, "rejected-saturated", "1"),
     ],

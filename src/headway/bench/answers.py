@@ -68,7 +68,7 @@ def main() -> None:
     report.write(
         "answers",
         f"Two ways to continue `{PROMPT}`",
-        "python -m headway.bench.answers",
+        report.command("python -m headway.bench.answers", None),
         f"`headway generate` and openai-python against `headway serve` {'agree' if same else 'DIFFER'}. The server was "
         f"ready {ready_s:.1f} s after its start.\n\n```python\n{PROMPT}{answer}\n```"
         + ("" if same else f"\n\n```python\n{text}\n```"),

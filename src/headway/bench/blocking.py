@@ -72,12 +72,17 @@ class Watched:
         return (yield from self.inner.run(work))
 
 
-def schedulers(base: SchedulerSettings) -> dict[str, SchedulerSettings]:
+def schedulers(base: SchedulerSettings, long_tokens: int) -> dict[str, SchedulerSettings]:
+    """Of chunk sizes those that cut a long prompt: others read it whole."""
     served = replace(base, refuse_unattainable=False, order="deadline")
     return {
         "operator": served,
         "layer": replace(served, preempt="layer"),
-        **{f"chunk {size}": replace(served, preempt="chunk", chunk_tokens=size) for size in CHUNKS},
+        **{
+            f"chunk {size}": replace(served, preempt="chunk", chunk_tokens=size)
+            for size in CHUNKS
+            if size < long_tokens
+        },
         "none": replace(served, preempt="none"),
     }
 
@@ -204,7 +209,7 @@ class Measured(NamedTuple):
 
 
 def measure(engine: Engine, options: argparse.Namespace, calm: Calm) -> Measured:
-    compared = schedulers(engine.scheduler.settings)
+    compared = schedulers(engine.scheduler.settings, options.long_tokens)
     waits: dict[str, list[Blocked]] = {name: [] for name in compared}
     turns = [(n, name) for n in range(options.rounds) for name in list(compared)[:: 1 if n % 2 == 0 else -1]]
     said = ""
@@ -257,7 +262,11 @@ def rows(found: Measured) -> list[list[str]]:
 def reading(found: Measured, bound_s: float) -> str:
     """What was wanted, and whether it was reached."""
     ours, wanted = found.quantile_s("operator", 0.99), MOST_BOUNDS * bound_s
-    said = [f"p99 at operators within {MOST_BOUNDS:g} × B: {_verdict(ours <= wanted, ours * 1e3, wanted * 1e3, 'ms')}"]
+    num_waits = sum(len(run.waits_s) for run in found.waits["operator"])
+    said = [
+        f"p99 at operators, of {num_waits} waits, within {MOST_BOUNDS:g} × B: "
+        f"{_verdict(ours <= wanted, ours * 1e3, wanted * 1e3, 'ms')}"
+    ]
     chunk = found.cheapest_chunk()
     if chunk is None:
         said.append(f"no chunk size loses {MOST_LOST:.0%} of the throughput or less, so there is none to compare with")
@@ -324,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"(least … most).\n\n{report.table(header, rows(found))}\n\n"
         f"{reading(found, facts.max_tile_ms / 1e3)} {parked(engine, found.waits)} {calm.verdict()}"
     )
-    report.write("blocking", "Blocking", COMMAND, body, options.folder)
+    report.write("blocking", "Blocking", report.command(COMMAND, arguments), body, options.folder)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ async def _ask(
         reason = "timeout"
     except aiohttp.ClientConnectorError:
         reason = "no connection"
-    except (aiohttp.ClientError, OSError, ValueError) as error:
+    except (aiohttp.ClientError, OSError, ValueError, msgspec.MsgspecError) as error:
         reason = "broken stream" if heard.first_at is not None else type(error).__name__
     return heard.outcome(asked, scheduled, time.monotonic(), reason, refused=refused)
 
@@ -205,7 +205,7 @@ class _Heard:
 
     def take(self, chunk: bytes, now: float) -> None:
         """More bytes. What comes together came at the same instant."""
-        *events, self._rest = (self._rest + chunk.replace(b"\r\n", b"\n")).split(b"\n\n")
+        *events, self._rest = (self._rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
         if len(self._rest) > MAX_EVENT:
             raise ValueError("an event without end")
         told = [event for event in events if event.startswith(b"data:")]

@@ -7,6 +7,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from headway.bench import flags
 from headway.bench.load import Load
 from headway.core.request import SLO
+
+FEWEST = 64  # a search goes no lower than where it began, divided by this: slower runs would take hours
 
 if TYPE_CHECKING:
     from headway.bench.client import Server
@@ -32,6 +35,7 @@ def main(words: Sequence[str]) -> int:
     sides = flags.sides(options, found)
     flags.check(options, found)
     _needs_extra()
+    _make(options)
     if options.token_seed is None:
         options.token_seed = secrets.randbits(31)
     command = shlex.join(["headway", "bench", *_without_key(words)])
@@ -46,6 +50,16 @@ def _needs_extra() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError("`headway bench` needs its extra: pip install 'headway[bench]'.") from error
+
+
+def _make(options: argparse.Namespace) -> None:
+    """The folder for the results, if one is named: what would keep them from being written is found out before."""
+    if options.out is None:
+        return
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {options.out} cannot be made: {error.strerror}.") from error
 
 
 def _without_key(words: Sequence[str]) -> list[str]:
@@ -96,7 +110,7 @@ class _Command:
             "goodput": {"rate": found.rate, "failed_at": found.failed_at},
             "points": [of_point(point) for point in found.points],
         }
-        self._tell(telling.lines(found, options.share))
+        self._tell([*telling.lines(found, options.share), *self._load.cautions()])
         page = telling.page_of(found, self._load, alone, targets, document)
         shown = panels(found.points, telling.shown_point(found), targets, options.share)
         return self._write(document, page, shown)
@@ -121,12 +135,14 @@ class _Command:
             "runs": [{"server": labels["AB".index(side)]} | of_run(run) for side, run in turns.runs],
         }
         self._tell(telling.comparison_lines(ratios, labels, options.blocks))
-        self._tell(telling.warnings([run for _, run in turns.runs]))
+        for side, label in zip("AB", labels, strict=True):
+            found = telling.warnings([run for which, run in turns.runs if which == side])
+            self._tell([f"{label}: {line}" for line in found])
         page = telling.comparison_page(turns, ratios, labels, targets, document)
         return self._write(document, page, page.panels)
 
     def _find(self, server: "Server", alone: "Alone", targets: Mapping[str, SLO]) -> "Found[Run]":
-        from headway.bench.measure import by_every_class, by_every_class_ttft
+        from headway.bench.measure import by_every_class, by_every_class_ttft, one_request
         from headway.bench.search import Search
 
         options = self._options
@@ -137,8 +153,11 @@ class _Command:
         def attain(rate: float) -> "Run":
             return self._bench.at(server, rate, targets)
 
-        look = Search(attain, judge, options.share, options.tolerance, repeats=options.repeats)
-        return look.run(options.start or self._bench.capacity(alone))
+        start = options.start or self._bench.capacity(alone)
+        look = Search(
+            attain, judge, one_request, share=options.share, tolerance=options.tolerance, repeats=options.repeats
+        )
+        return replace(look, lowest=max(look.lowest, start / FEWEST)).run(start)
 
     def _alone_and_targets(self, server: "Server") -> tuple["Alone", dict[str, SLO]]:
         alone = self._bench.alone(server)

@@ -64,7 +64,8 @@ def _statistics(targets: Mapping[str, SLO]) -> dict[str, _Statistic]:
         "TTFT p99 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.99)),
         "TPOT p50 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.5)),
         "TPOT p99 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.99)),
-        "end p50 (s)": _Statistic(lambda outcome: outcome.end_s, at(0.5)),
+        "end p50, finished (s)": _Statistic(lambda o: o.end_s if o.ending == "finished" else None, at(0.5)),
+        "refused or failed": _Statistic(lambda o: float(o.ending != "finished"), lambda values: float(values.mean())),
     }
 
 

@@ -14,6 +14,7 @@ from headway.bench.score import GOOD_SHARE, Marks, Outcome, Score
 
 FAR = 0.75  # a share below this: the goodput is not near
 NEAR = 0.03  # of the line: closer than this, a single run does not decide; nor does a single request
+LOWEST = 1e-3  # requests per second: who does not pass there passes nowhere
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ OVERALL = Judge(lambda marks: marks.ttft_only, as_one=True)
 
 @dataclass
 class Contender:
-    """How far one scheduler has got: the highest rate that passed, the lowest that failed, and all runs."""
+    """How far one scheduler has got. While it is looked for, `good` is the highest rate that passed and `bad` the
+    lowest that failed; then `good` is where all that was attained crosses the line (`settle`)."""
 
     name: str
     start: float
@@ -74,6 +76,11 @@ class Contender:
     bad: float = math.inf
     runs: list[Run] = field(default_factory=list)
     last_share: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing failed: its goodput may be higher than any rate that was tried."""
+        return self.bad == math.inf
 
     def next_rate(self, growth: float) -> float:
         if not self.runs:
@@ -95,7 +102,20 @@ class Contender:
             self.bad = min(self.bad, runs[0].rate)
 
     def is_settled(self, tolerance: float) -> bool:
-        return self.good > 0 and self.bad <= self.good * (1 + tolerance)
+        return self.bad <= max(LOWEST, self.good * (1 + tolerance))
+
+    def settle(self, judge: Judge) -> None:
+        """From here on its goodput is what all its runs say together: one run alone may have been lucky, or not."""
+        self.good = crossing(self.attained(judge))
+
+    def attained(self, judge: Judge) -> list[tuple[float, float]]:
+        """(rate, share) for each rate at which it was run: the median of those that were not disturbed, if any were."""
+        found = []
+        for rate in dict.fromkeys(run.rate for run in self.runs):
+            runs = [run for run in self.runs if run.rate == rate]
+            calm = [run for run in runs if not run.disturbed]
+            found.append((rate, statistics.median(map(judge, calm or runs))))
+        return found
 
 
 def contest(
@@ -108,8 +128,8 @@ def contest(
     most_rates: int = 10,
     repeats: int = 1,
 ) -> dict[str, Contender]:
-    """Goodput of each, to within `tolerance`, from where it is expected. A run whose result is close to the line is
-    made `repeats` times in all, and the median counts: a neighbour on the machine must not decide."""
+    """Goodput of each, looked for to within `tolerance` from where it is expected. A run whose result is close to the
+    line is made `repeats` times in all, and the median counts: a neighbour on the machine must not decide."""
     contenders = {name: Contender(name, start) for name, start in starts.items()}
     for _ in range(most_rates):
         open_ones = [c for c in contenders.values() if not c.is_settled(tolerance)]
@@ -121,6 +141,8 @@ def contest(
                     runs[name].append(attain(name, rate))
         for contender in open_ones:
             contender.take(runs[contender.name], judge)
+    for contender in contenders.values():
+        contender.settle(judge)
     return contenders
 
 
@@ -132,9 +154,9 @@ def sweep(
     contenders = {name: Contender(name, rates[0]) for name in names}
     for rate in rates:
         for contender in contenders.values():
-            contender.runs.append(attain(contender.name, rate))
+            contender.take([attain(contender.name, rate)], judge)
     for contender in contenders.values():
-        contender.good = crossing([(run.rate, judge(run)) for run in contender.runs])
+        contender.settle(judge)
     return contenders
 
 
@@ -186,4 +208,8 @@ def outlast(
         if not passed and (not descend or any(contender.good for contender in left)):
             break
         left, rate = (passed, rate * growth) if passed else (left, rate / growth**2)
+        if rate < LOWEST:
+            break
+    for contender in contenders.values():
+        contender.settle(judge)
     return contenders

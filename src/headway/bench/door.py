@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"the engine answers on the spot, from the measuring process, which is the client too: what it takes itself is "
         f"in the added times.\n\n{report.table(header, rows)}\n\n{verdicts}"
     )
-    report.write("door", "What the door costs", COMMAND, body, options.folder)
+    report.write("door", "What the door costs", report.command(COMMAND, arguments), body, options.folder)
 
 
 def _verdict(found: float, most: float, unit: str) -> str:

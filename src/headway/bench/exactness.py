@@ -247,7 +247,7 @@ def main() -> None:
     report.write(
         "exactness",
         "Exactness: suspending, packing and sharing change nothing",
-        "python -m headway.bench.exactness",
+        report.command("python -m headway.bench.exactness", None),
         f"Between stop and resumption, two other prompts are prefilled and decoded on the same device. Compared bit "
         f"for bit: logits, all keys and values, and the greedy text that follows.\n\n{suspension}\n\n{packing}",
     )

@@ -24,8 +24,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from headway.bench import goodput_page, report
-from headway.bench.contest import OVERALL, TTFT, Contender, Run, contest, outlast
-from headway.bench.goodput_page import OURS
+from headway.bench.contest import TTFT, Contender, Run, contest, outlast
 from headway.bench.load import Load, base_kind, lone_prompt, p90_prompt, prompts, targets
 from headway.bench.named import named
 from headway.bench.policies import CHUNKS, policies, requests_of, simulate
@@ -39,12 +38,13 @@ from headway.placement.engine import Engine, build_engine
 from headway.placement.simulate import Device
 from headway.stages.tiling import AIM
 
+COMMAND = "python -m headway.bench.goodput"
 ALWAYS = ("operator", "layer", "deadline, none", "fcfs", "fcfs, packed")
 CHUNK_NAMES = tuple(f"chunk {size}" for size in CHUNKS)
 EXPECTED = 0.75  # of a simulated goodput: where the search for the real one begins
 LONE_RUNS = 7
-LONE_RUNS_BESIDE = 3  # of a run, before it and after it
-DRIFT = 1.3  # between those two: more, and the run was disturbed
+LONE_RUNS_BESIDE = 5  # of a run, before it and after it
+DRIFT = 1.2  # between those two: more, and the run was disturbed
 STEADY = 1.1  # between two measurements of an undisturbed machine, at most
 MAX_TRIES = 4
 REPEATS = 3  # of a run whose result is close
@@ -217,7 +217,6 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
         draws.append(contest(starts, field.attain, TTFT, tolerance=options.tolerance, repeats=REPEATS))
         draws[-1] |= _chunks(field, draws[-1])
     assert first is not None
-    overall = _overall(first, draws[0], options.tolerance)
     num_requests = len(first.load.requests)
     return goodput_page.CaseResult(
         name=case.name,
@@ -226,15 +225,14 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
         num_requests=num_requests,
         isolated_ttft_ms=1e3 * first.isolated_s,
         targets_ms={kind: 1e3 * (slo.ttft_s or 0.0) for kind, slo in first.slos.items()},
-        policies=[
-            goodput_page.policy_of(name, draws, predicted[name], num_requests, overall.get(name)) for name in draws[0]
-        ],
+        policies=[goodput_page.policy_of(name, draws, predicted[name], num_requests) for name in draws[0]],
         provenance=report.provenance(),
         bytes_per_parked_token=_bytes_per_token(engine),
         kernels=_kernels(engine),
         num_discarded=tries.num_discarded,
         alone=alone(first.load, engine.scheduler.cost.fit, first.isolated_s, first.slos),
         most_rate=most_rate(first.load, engine.scheduler.cost.fit),
+        command=options.command,
     )
 
 
@@ -285,17 +283,8 @@ def _chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Contender]
     return outlast(others, field.attain, TTFT, start, repeats=REPEATS, descend=not known)
 
 
-def _overall(field: Field, draw: Mapping[str, Contender], tolerance: float) -> dict[str, float]:
-    """Goodput of all requests taken together, for the schedulers that matter: easier to reach, and easier to game."""
-    chunks = [name for name in draw if name.startswith("chunk")]
-    names = [OURS, "fcfs", max(chunks, key=lambda name: draw[name].good)]
-    starts = {name: max(draw[name].good, 1e-3) for name in names}
-    found = contest(starts, field.attain, OVERALL, tolerance=2 * tolerance)
-    return {name: contender.good for name, contender in found.items()}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m headway.bench.goodput", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="random:smollm2-135m")
     parser.add_argument("--cases", nargs="+", type=Case.parse, default=CASES, metavar="LOAD:DIVISOR:K")
     parser.add_argument("--num-requests", type=int, default=150, help="of a run")
@@ -309,6 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
+    options.command = report.command(COMMAND, arguments)
     engine = build_engine(
         EngineSettings(model=options.model, max_model_len=options.max_model_len, enable_prefix_caching=False)
     )

@@ -29,6 +29,7 @@ LIGHT, OVERLOAD = 0.1, 1.5  # of our goodput
 MIXED_CHUNKS = (16, 32, 64, 128, 256)
 K_TPOT = 2.0  # a token may take so many times what it takes alone
 UNIFORM_TOKENS = 64
+COMMAND = "python -m headway.bench.goodput_more"
 
 
 def sweep(field: Field, case: goodput_page.CaseResult) -> str:
@@ -78,18 +79,18 @@ def joint(engine: Engine, case: Case, options: argparse.Namespace, tries: Tries)
         rows.append(
             [
                 name,
-                f"{contender.good:.3g}",
+                f"{'≥ ' if contender.is_open else ''}{contender.good:.3g}",
                 f"{marks.joint:.0%}",
                 f"{1e3 * marks.ttft_s.p50:.0f} / {1e3 * marks.ttft_s.p99:.0f}",
                 f"{1e3 * marks.tpot_s.p50:.1f} / {1e3 * marks.tpot_s.p99:.1f}",
             ]
         )
     header = ["scheduler", "joint goodput, req/s", "met at it, all", "TTFT ms, p50 / p99", "TPOT ms, p50 / p99"]
-    ratio = found[OURS].good / found[best].good if found[best].good else float("inf")
+    ratio = f"{found[OURS].good / found[best].good:.2f}" if found[best].good else "no rate kept by a chunk size"
     return (
         f"{load.source}. TTFT targets as above with k = {case.k:g}; TPOT within {K_TPOT:g} × the {1e3 * tpot_s:.1f} ms "
         f"of a lone answer. A chunked step holds a token for everybody who decodes and prompts up to its size. "
-        f"Ours / best ({best}): {ratio:.2f}.\n\n{report.table(header, rows)}"
+        f"Ours / best ({best}): {ratio}.\n\n{report.table(header, rows)}"
     )
 
 
@@ -109,7 +110,7 @@ def uniform(field: Field, case: goodput_page.CaseResult) -> str:
     names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
     starts = dict.fromkeys(names, 0.4 / isolated_s)
     found = contest(starts, same.attain, TTFT, growth=1.4, repeats=REPEATS)
-    rows = [[name, f"{contender.good:.3g}"] for name, contender in found.items()]
+    rows = [[name, f"{'≥ ' if contender.is_open else ''}{contender.good:.3g}"] for name, contender in found.items()]
     return (
         f"Every prompt has {UNIFORM_TOKENS} tokens, Poisson arrivals, k = 2.\n\n"
         f"{report.table(['scheduler', 'goodput, req/s'], rows)}"
@@ -142,13 +143,11 @@ def light_and_heavy(field: Field, case: goodput_page.CaseResult) -> str:
                 ]
             )
     header = ["rate", "scheduler", "TTFT ms, p50 / p99", "met, all", "met, by class", "refused"]
-    return f"Multiples of our goodput in {case.name}.\n\n{report.table(header, rows)}"
+    return f"Multiples of our goodput in {case.name}, {ours:.3g} req/s at the time.\n\n{report.table(header, rows)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m headway.bench.goodput_more", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="random:smollm2-135m")
     parser.add_argument("--case", type=Case.parse, default=Case("qwen", 16, 2.0), metavar="LOAD:DIVISOR:K")
     parser.add_argument("--num-requests", type=int, default=120, help="of a run")
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only not in title:
             continue
         say(f"[bold]{title}[/]")
-        body = f"{options.model}. {make()}\n\n{report.provenance()}"
+        body = f"{options.model}. {make()}\n\nPrinted by `{report.command(COMMAND, arguments)}`. {report.provenance()}"
         goodput_page.keep(options.folder, goodput_page.Section(title, body))
         goodput_page.write(options.folder)  # the next one may take long, and be broken off
 

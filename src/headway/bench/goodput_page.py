@@ -9,7 +9,7 @@ import msgspec
 
 from headway.bench import report
 from headway.bench.chart import COLOURS, Curve, Mark, Panel, Style, png
-from headway.bench.contest import Contender, Run
+from headway.bench.contest import Contender, Run, crossing
 from headway.bench.score import GOOD_SHARE
 
 OURS = "operator"
@@ -35,7 +35,7 @@ class Measured(msgspec.Struct, frozen=True):
 
 class Policy(msgspec.Struct, frozen=True):
     """One scheduler in one case. `goodputs`: requests per second, one for each draw, 0 if no rate that was tried passed
-    (of chunk sizes only the best are followed to where they fail); `overall`: all classes as one."""
+    (of chunk sizes only the best are followed to where they fail)."""
 
     name: str
     goodputs: list[float]
@@ -47,11 +47,22 @@ class Policy(msgspec.Struct, frozen=True):
     decision_p50_us: float
     decision_p99_us: float
     num_disturbed: int
-    overall: float | None = None
 
     @property
     def goodput(self) -> float:
         return statistics.median(self.goodputs)
+
+    @property
+    def overall(self) -> tuple[float, bool]:
+        """Of the first draw, all classes as one; and whether no rate that was tried was too high for that."""
+        shares = [(rate, [run.overall for run in self.runs if run.rate == rate]) for rate in self.rates]
+        points = [(rate, statistics.median(each)) for rate, each in shares]
+        return crossing(points), all(share >= GOOD_SHARE for _, share in points)
+
+    @property
+    def rates(self) -> list[float]:
+        """That were tried in the first draw, in order."""
+        return sorted({run.rate for run in self.runs})
 
     @property
     def too_much(self) -> float:
@@ -75,13 +86,24 @@ class CaseResult(msgspec.Struct, frozen=True):
     kernels: str = ""  # with which it was made, and the prices that the engine measured of them
     alone: dict[str, float] = {}  # share of each class that would be in time if nobody else were there
     most_rate: float = 0.0  # at which the prompts' own work would fill all time, were a step free; 0: not known
+    command: str = ""  # that made it
 
     def policy(self, name: str) -> Policy:
         return next(policy for policy in self.policies if policy.name == name)
 
     @property
+    def chunks(self) -> list[Policy]:
+        return [policy for policy in self.policies if policy.name.startswith("chunk")]
+
+    @property
     def best_chunk(self) -> Policy:
-        return max((p for p in self.policies if p.name.startswith("chunk")), key=lambda p: p.goodput)
+        """The size that is best in most draws, and has the best figure in one of those."""
+        return max(self.chunks, key=lambda p: (p.goodput, max(p.goodputs)))
+
+    @property
+    def best_chunks(self) -> list[float]:
+        """The goodput of the best size of each draw: not always the same one."""
+        return [max(each) for each in zip(*(policy.goodputs for policy in self.chunks), strict=True)]
 
 
 def policy_of(
@@ -89,7 +111,6 @@ def policy_of(
     draws: Sequence[Mapping[str, Contender]],
     simulated: Contender,
     num_requests: int,
-    overall: float | None,
 ) -> Policy:
     """A scheduler's part of a case."""
     contenders = [draw[name] for draw in draws if name in draw]
@@ -106,7 +127,6 @@ def policy_of(
         decision_p50_us=1e6 * knee.decision_p50_s,
         decision_p99_us=1e6 * knee.decision_p99_s,
         num_disturbed=sum(run.disturbed for contender in contenders for run in contender.runs),
-        overall=overall,
     )
 
 
@@ -141,7 +161,7 @@ def keep(folder: Path, found: CaseResult | Section) -> None:
         cases = [case for case in kept.cases if (case.model, case.name) != (found.model, found.name)]
         kept = Kept([*cases, found], kept.sections)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
+    report.replace(folder / FILE, msgspec.json.format(msgspec.json.encode(kept), indent=1))
 
 
 def read(folder: Path) -> Kept:
@@ -154,9 +174,9 @@ def write(folder: Path) -> None:
     kept = read(folder)
     sections = [f"## {section.title}\n\n{section.body}" for section in kept.sections]
     measured = _measured_part(kept.cases, folder) if kept.cases else [f"{UNMEASURED} {_how([])}"]
-    command = "goodput" if kept.cases else "goodput_simulated"
     body = "\n\n".join([*measured, *sections])
-    report.write("goodput", "Goodput", f"python -m headway.bench.{command}", body, folder)
+    command = "python -m headway.bench.goodput"
+    report.write("goodput", "Goodput", f"{command}`, `{command}_more` and `{command}_simulated", body, folder)
 
 
 def _measured_part(cases: Sequence[CaseResult], folder: Path) -> list[str]:
@@ -203,7 +223,8 @@ def ratios(cases: Sequence[CaseResult]) -> str:
         ours, chunk = case.policy(OURS), case.best_chunk
         known = {policy.name: policy for policy in case.policies}
         others = [known.get(name) for name in ("fcfs", "fcfs, packed", "deadline, none", "layer")]
-        over = ["" if other is None else _ratio(ours, other) for other in (chunk, *others)]
+        over = [_ratio(ours.goodputs, case.best_chunks)]
+        over += ["" if other is None else _ratio(ours.goodputs, other.goodputs) for other in others]
         rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *over])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ FCFS packed", "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
@@ -211,9 +232,11 @@ def ratios(cases: Sequence[CaseResult]) -> str:
 
 
 def _first(policy: Policy) -> str:
-    """The goodput of the first draw; if no rate passed, what it is below."""
+    """The goodput of the first draw; if no rate passed, what it is below, and if all did, at least what."""
     good = policy.goodputs[0]
-    return f"{good:.3g}" if good else f"< {policy.too_much:.3g}"
+    if not good:
+        return f"< {policy.too_much:.3g}"
+    return f"{good:.3g}" if policy.too_much < math.inf else f"≥ {good:.3g}"
 
 
 def verdicts(cases: Sequence[CaseResult]) -> str:
@@ -221,15 +244,26 @@ def verdicts(cases: Sequence[CaseResult]) -> str:
     lines = []
     for case in cases:
         known = {policy.name: policy for policy in case.policies} | {"chunk": case.best_chunk}
+        ours = case.policy(OURS).goodputs
         for name, wanted in WANTED.get(case.name, ELSEWHERE).items():
             if (other := known.get(name)) is None:
                 continue
-            ratios = [a / b for a, b in zip(case.policy(OURS).goodputs, other.goodputs, strict=False) if b > 0]
-            found = statistics.median(ratios) if ratios else math.inf
+            ratios = _ratios(ours, case.best_chunks if name == "chunk" else other.goodputs)
+            if not ratios:
+                lines.append(f"- {case.model}, {case.name}: no verdict, {other.name} kept no rate that was tried.")
+                continue
+            found = statistics.median(ratios)
             said = "reached" if found >= wanted else "not reached"
             bound = "" if found >= wanted else _bound(case.most_rate, other) + _alone(case)
+            if min(ratios) < wanted <= max(ratios) and len(ratios) > 1:
+                bound = f", which lies within the spread of the draws{bound}"
             lines.append(f"- {case.model}, {case.name}: {said}, {found:.2f} × {other.name} against {wanted:g}{bound}.")
     return "\n".join(lines)
+
+
+def _ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Draw by draw, of those in which the other kept any rate."""
+    return [a / b for a, b in zip(ours, others, strict=True) if b > 0]
 
 
 def _alone(case: CaseResult) -> str:
@@ -255,16 +289,18 @@ def _bound(most_rate: float, other: Policy) -> str:
 
 def _how(cases: Sequence[CaseResult]) -> str:
     most = max((len(policy.goodputs) for case in cases for policy in case.policies), default=1)
-    draws = " Medians over draws of the load (least … most)." if most > 1 else ""
+    draws = "Medians over draws of the load (least … most)." if most > 1 else "One draw of each load."
     return (
+        f"Goodput is the rate at which what all runs attained, of the worst class and as shares that never rise with "
+        f"the rate, crosses {GOOD_SHARE:.0%}; ≥ if no rate that was tried was too high. {draws} "
         "Ours is suspended at operators, takes prompts in the order of slack, packs them, and refuses what it cannot "
         "serve in time. Layers and chunks differ from it in nothing but where a step may end; deadline order is not "
-        f"suspended; FCFS refuses nobody and reads prompts one by one, or together if it is called packed.{draws}"
+        "suspended; FCFS refuses nobody and reads prompts one by one, or together if it is called packed."
     )
 
 
-def _ratio(ours: Policy, other: Policy) -> str:
-    ratios = [a / b for a, b in zip(ours.goodputs, other.goodputs, strict=False) if b > 0]
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> str:
+    ratios = _ratios(ours, others)
     if not ratios:
         return "none served"
     if len(ratios) == 1:
@@ -277,13 +313,16 @@ def details(case: CaseResult) -> str:
     rows = []
     for policy in sorted(case.policies, key=lambda policy: -policy.goodput):
         runs = [run for run in policy.runs if run.rate > policy.goodputs[0]]
-        beyond = min(runs, key=lambda run: run.rate).shares if runs else {}
+        next_rate = min((run.rate for run in runs), default=0.0)
+        at_it = sorted((run.shares for run in runs if run.rate == next_rate), key=lambda shares: min(shares.values()))
+        beyond = at_it[len(at_it) // 2] if at_it else {}  # the run that decided, if there were several
+        overall, is_open = policy.overall
         rows.append(
             [
                 policy.name,
                 " ".join([_first(policy), *(f"{good:.3g}" if good else "none" for good in policy.goodputs[1:])]),
                 f"{policy.simulated:.3g}",
-                "" if policy.overall is None else f"{policy.overall:.3g}",
+                f"≥ {overall:.3g}" if is_open else f"{overall:.3g}" if overall else "none",
                 ", ".join(f"{kind} {share:.0%}" for kind, share in beyond.items()),
                 f"{policy.preemptions:.2f}",
                 f"{policy.parked_tokens * case.bytes_per_parked_token / 2**20:.1f}",
@@ -305,5 +344,5 @@ def details(case: CaseResult) -> str:
         f"{case.num_discarded} disturbed runs were thrown away and made again; {disturbed} stayed disturbed and are "
         f"included."
     )
-    lines.append(case.provenance)
+    lines.append(f"Printed by `{case.command}`. {case.provenance}" if case.command else case.provenance)
     return "\n\n".join(lines)

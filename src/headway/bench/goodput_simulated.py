@@ -22,6 +22,7 @@ from headway.core.settings import SchedulerSettings
 from headway.placement.fitting import saturation
 from headway.placement.simulate import Device
 
+COMMAND = "python -m headway.bench.goodput_simulated"
 TITLE = "On the virtual clock: all loads"
 MODEL = "0.5 b, prices"
 MAX_MODEL_LEN = 4096
@@ -61,16 +62,14 @@ def result(case: Case, num_requests: int, draws: Sequence[dict[str, Contender]])
         num_requests=num_requests,
         isolated_ttft_ms=0.0,
         targets_ms={},
-        policies=[goodput_page.policy_of(name, draws, draws[0][name], num_requests, None) for name in draws[0]],
+        policies=[goodput_page.policy_of(name, draws, draws[0][name], num_requests) for name in draws[0]],
         provenance="",
         bytes_per_parked_token=0,
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m headway.bench.goodput_simulated", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--cases", nargs="+", type=Case.parse, default=CASES, metavar="LOAD:DIVISOR:K")
     parser.add_argument("--num-requests", type=int, default=300, help="of a draw")
     parser.add_argument("--draws", type=int, default=3, help="other requests each; the page shows medians")
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draws[case].append(draw(case, options.num_requests, seed))
     results = [result(case, options.num_requests, found) for case, found in draws.items()]
     body = (
-        f"Printed by `python -m headway.bench.goodput_simulated`: a step takes {1e3 * EXAMPLE_FIT.step_s:.0f} ms + "
+        f"Printed by `{report.command(COMMAND, arguments)}`: a step takes {1e3 * EXAMPLE_FIT.step_s:.0f} ms + "
         f"{1e3 * EXAMPLE_FIT.token_s:.2f} ms per token + {1e3 * EXAMPLE_FIT.segment_s:.0f} ms per prompt + "
         f"{1e6 * EXAMPLE_FIT.pair_s:.2f} µs per pair of tokens, as an engine with half a billion parameters measured "
         f"on two cores; tiles of {1e3 * DEVICE.tile_s:.0f} ms. {options.num_requests} requests a run, "

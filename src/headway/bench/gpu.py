@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         body.append(section(name, options, best))
         gc.collect()  # recordings and their stage know each other
         torch.cuda.empty_cache()
-        report.write("gpu", "On a GPU", COMMAND, "\n\n".join(body), options.folder)
+        report.write("gpu", "On a GPU", report.command(COMMAND, arguments), "\n\n".join(body), options.folder)
 
 
 if __name__ == "__main__":

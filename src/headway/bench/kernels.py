@@ -260,7 +260,7 @@ def main() -> None:
     report.write(
         "kernels",
         "Compiled operators against torch's",
-        "python -m headway.bench.kernels",
+        report.command("python -m headway.bench.kernels", None),
         f"{arguments.dtype}, {arguments.num_threads} threads, compiled for {found.kind}. Microseconds of one layer, "
         "medians of several pairs: torch / compiled = how many times as long torch takes (smallest … largest). "
         "Attention contains what a step prepares for it; all layers' keys and values are read in turn.\n\n"

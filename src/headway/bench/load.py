@@ -4,6 +4,7 @@ Every change of a load gives a new one whose `source` says what was done, so tha
 draws are seeded. Knows nothing of who serves it.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -21,6 +22,7 @@ TTFT_RATIO = {"text": 1.0, "image": 2.0, "search": 16.0, "file": 24.0}  # FlowPr
 QWEN_MIX = {"text": 0.69, "image": 0.07, "search": 0.20, "file": 0.03}
 TARGET_SHARE = 0.9  # the prompt that a class's target is made for: its p90
 
+FEW = 20  # requests of a class: fewer, and one of them decides about its tenth
 _NEXT_LAP = 1 << 48  # added to the blocks' ids when a trace is gone through again
 
 
@@ -122,6 +124,12 @@ class Load:
         requests = tuple(replace(asked, num_output=max_tokens) for asked in self.requests)
         return replace(self, requests=requests, source=f"{self.source}; answers of {max_tokens}")
 
+    def cautions(self) -> list[str]:
+        """What makes shares of its classes worth less, in sentences."""
+        numbers = {kind: sum(asked.kind == kind for asked in self.requests) for kind in self.kinds}
+        few = ", ".join(f"{number} of class {kind}" for kind, number in numbers.items() if number < FEW)
+        return [f"Careful: only {few}; give more --num-requests to trust their share."] if few else []
+
     def within(self, num_tokens: int) -> Self:
         """Prompts and answers cut so that both fit a context of this many tokens."""
         if num_tokens < 2:
@@ -144,9 +152,11 @@ class Load:
         pools = {kind: [asked for asked in self.requests if asked.kind == kind] for kind in shares}
         drawn = rng.choice(list(shares), size=len(self.requests), p=list(shares.values()))
         requests = []
+        times: Counter[int] = Counter()  # that each was drawn: again, it is another of its length, not the same prompt
         for asked, kind in zip(self.requests, drawn.tolist(), strict=True):
             like = pools[kind][int(rng.integers(len(pools[kind])))]
-            requests.append(replace(like, at_s=asked.at_s))
+            requests.append(replace(_again(like, times[id(like)]), at_s=asked.at_s))
+            times[id(like)] += 1
         return replace(self, requests=tuple(requests), source=f"{self.source}; classes drawn {_told(shares)}")
 
     def _by_length(self, shares: Mapping[str, float]) -> Self:
@@ -167,10 +177,12 @@ class Load:
 def _lap(given: list[Asked], lap: int, span_s: float) -> list[Asked]:
     if lap == 0:
         return list(given)
-    return [
-        replace(asked, at_s=asked.at_s + lap * span_s, blocks=tuple(block + lap * _NEXT_LAP for block in asked.blocks))
-        for asked in given
-    ]
+    return [replace(_again(asked, lap), at_s=asked.at_s + lap * span_s) for asked in given]
+
+
+def _again(asked: Asked, times: int) -> Asked:
+    """The same with other tokens: blocks that no earlier round had."""
+    return replace(asked, blocks=tuple(block + times * _NEXT_LAP for block in asked.blocks))
 
 
 def _within(asked: Asked, num_tokens: int) -> Asked:

@@ -101,13 +101,18 @@ class Bench:
         prompts = loads.prompts(at_rate, self._vocab_size, seed)
         done = self._steps(f"{what or 'rate'} {rate:.4g}/s", len(prompts))
         got: Replay = asyncio.run(replay(server, at_rate.requests, prompts, targets, done))
+        if all(outcome.reason == "no connection" for outcome in got.outcomes):
+            raise ServerError(
+                f"Nobody answers at {server.url} any more: none of {len(prompts)} requests at {rate:.4g} requests/s "
+                "found a connection. Start the server again, and look why it ended."
+            )
         return Run(rate, seed, score(got.outcomes, targets), got.outcomes, got.lateness(), got.complaints)
 
     def at_each(
         self, server: Server, rates: Sequence[float], targets: Mapping[str, SLO], judge: "Judge", share: float
     ) -> Found[Run]:
         """Given rates; what passed is judged as in a search."""
-        look = Search(lambda rate: self.at(server, rate, targets), judge, share, repeats=1)
+        look = Search(lambda rate: self.at(server, rate, targets), judge, share=share, repeats=1)
         points: list[Point[Run]] = [look.visit(rate) for rate in sorted(set(rates))]
         failed_at = min((point.rate for point in points if not point.passed), default=float("inf"))
         # one that passed above one that failed was lucky
@@ -154,3 +159,8 @@ def by_every_class(run: Run) -> Mapping[str, float]:
 
 def by_every_class_ttft(run: Run) -> Mapping[str, float]:
     return run.score.shares(ttft_only=True)
+
+
+def one_request(run: Run) -> Mapping[str, float]:
+    """What one request is of each class."""
+    return {kind: 1 / marks.num for kind, marks in run.score.by_kind.items()}

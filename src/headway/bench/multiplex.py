@@ -38,6 +38,7 @@ K_TTFT, K_TPOT = 3.0, 3.0
 FIRST_TRIES = 5  # runs of one way, to find where to compare all
 RATES = (0.62, 0.75, 0.9, 1.05, 1.25)  # times what it keeps: all are run at each
 WITHIN = 0.03  # of the best of the others: how far the one setting may be behind on any load
+AHEAD = 1.15  # times each of the plain ways: wanted where the model says that a share pays
 PROMPTS = ((Share(64, 0),), (Share(256, 0),), (Share(128, 512),))  # held out: the friction is measured with others
 TOKENS = ((Share(1, 128),) * 2, (Share(1, 512),) * 4, (Share(1, 256),) * 16)
 
@@ -214,8 +215,8 @@ def swept(field: Field, names: Sequence[str]) -> Mapping[str, Contender]:
     return sweep(names, field.attain, JOINT, [middle * factor for factor in RATES])
 
 
-def load_section(field: Field, found: Mapping[str, Contender]) -> tuple[str, dict[str, float]]:
-    """A table of one load, and goodputs by name."""
+def load_section(field: Field, found: Mapping[str, Contender]) -> str:
+    """A table of one load."""
     rows = []
     best = max(contender.good for contender in found.values())
     rates = [run.rate for run in next(iter(found.values())).runs]
@@ -249,19 +250,23 @@ def load_section(field: Field, found: Mapping[str, Contender]) -> tuple[str, dic
         rows,
     )
     asked = field.load.source.partition(";")[0]  # the rate is each run's own
-    said = (
+    return (
         f"#### {field.load.name}\n\n{asked}, Poisson arrivals. Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a "
         f"lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
         f"{', '.join(f'{rate:.2f}' for rate in rates)} requests/s.\n\n{table}"
     )
-    return said, {name: contender.good for name, contender in found.items()}
 
 
 def _goodput(contender: Contender) -> str:
     rates = [run.rate for run in contender.runs]
     if contender.good == 0.0:
         return f"< {min(rates):.2f}"
-    return f"≥ {max(rates):.2f}" if contender.good == max(rates) else f"{contender.good:.2f}"
+    return f"{'≥ ' if kept_all(contender) else ''}{contender.good:.2f}"
+
+
+def kept_all(contender: Contender) -> bool:
+    """Whether no rate that was tried was too high, so that the goodput is a bound only."""
+    return contender.good == max(run.rate for run in contender.runs)
 
 
 def _spread_ms(seconds: Sequence[float]) -> str:
@@ -273,16 +278,55 @@ def _spread_ms(seconds: Sequence[float]) -> str:
     )
 
 
-def verdict(goodputs: Mapping[str, Mapping[str, float]]) -> str:
-    """Whether the one setting keeps up with the best of the others, load by load."""
-    lines = []
-    for name, by_way in goodputs.items():
-        others = {way: rate for way, rate in by_way.items() if way != AUTO and "shortest" not in way}
-        best = max(others, key=others.__getitem__)
-        ratio = by_way[AUTO] / others[best] if others[best] else float("inf")
-        reached = "reached" if ratio >= 1 - WITHIN else "not reached"
-        lines.append(f"- {name}: {ratio:.2f} × the best of the others ({best}); within {WITHIN:.0%}: {reached}.")
-    return "\n".join(lines)
+class Over(NamedTuple):
+    """One goodput over another. Open: it kept every rate that was tried, and may be more."""
+
+    rate: float
+    other: float
+    is_open: bool = False
+    other_is_open: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """Infinite if only the other kept no rate at all."""
+        return self.rate / self.other if self.other else float("inf") if self.rate else 1.0
+
+    @property
+    def told(self) -> str:
+        sign = {(True, True): "about ", (True, False): "≥ ", (False, True): "≤ "}
+        return f"{sign.get((self.is_open, self.other_is_open), '')}{self.ratio:.2f}"
+
+    def says(self, wanted: float) -> str:
+        """Whether it is so many times the other, if the bounds say that."""
+        if self.ratio >= wanted:
+            return "undecided" if self.other_is_open else "reached"
+        return "undecided" if self.is_open else "not reached"
+
+
+def verdict(goodputs: Mapping[str, Mapping[str, float]], open_ways: Mapping[str, frozenset[str]]) -> str:
+    """Load by load: whether the one setting keeps up with the best of the others, by how much it is ahead of each
+    plain way, and where that leaves what is served by default. `open_ways`: who kept every rate that was tried."""
+    return "\n".join(
+        f"- {name}: {_verdict(by_way, open_ways.get(name, frozenset()))}" for name, by_way in goodputs.items()
+    )
+
+
+def _verdict(by_way: Mapping[str, float], is_open: frozenset[str]) -> str:
+    def over(way: str, others: Sequence[str]) -> tuple[str, Over]:
+        best = max(others, key=by_way.__getitem__)
+        return best, Over(by_way[way], by_way[best], way in is_open, best in is_open)
+
+    others = [way for way in by_way if way != AUTO and "shortest" not in way]
+    best, best_over = over(AUTO, others)
+    chunks = [way for way in others if way.startswith("chunk")]
+    ahead = [over(AUTO, each) for each in (chunks, [TURNS], [SPLIT])]
+    rest, served = over(MIXED, [way for way in others if way != MIXED])
+    return (
+        f"{best_over.told} × the best of the others ({best}); within {WITHIN:.0%}: {best_over.says(1 - WITHIN)}. "
+        f"{', '.join(f'{each.told} × {way}' for way, each in ahead)}; {AHEAD:g} × each: "
+        f"{min((each for _, each in ahead), key=lambda each: each.ratio).says(AHEAD)}. "
+        f"What is served by default, {MIXED}: {served.told} × the best of the rest but {AUTO} ({rest})."
+    )
 
 
 def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[str]:
@@ -294,16 +338,23 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
     say(f"[bold]{engine.facts.means}[/]", highlight=False)
     parts = [f"## In {engine.facts.means}", model_section(engine, roofline), "### Goodput"]
     goodputs: dict[str, Mapping[str, float]] = {}
+    open_ways: dict[str, frozenset[str]] = {}
     for number, name in enumerate(options.loads, 1):
         tries = Tries()
         field = field_of(engine, name, options.num_requests, tries)
         say(f"[bold]{name}[/]: {field.load.source}", highlight=False)
         ways = [way for way in field.settings if "shortest" not in way or name in options.ablation]
-        said, goodputs[name] = load_section(field, swept(field, ways))
-        parts.append(f"{said}\n\n{tries.num_discarded} disturbed runs were thrown away and made again.")
+        found = swept(field, ways)
+        goodputs[name] = {way: contender.good for way, contender in found.items()}
+        open_ways[name] = frozenset(way for way, contender in found.items() if kept_all(contender))
+        num_disturbed = sum(run.disturbed for contender in found.values() for run in contender.runs)
+        parts.append(
+            f"{load_section(field, found)}\n\n{tries.num_discarded} disturbed runs were thrown away and made again; "
+            f"{num_disturbed} stayed disturbed and are included."
+        )
         missing = options.loads[number:]
         broken_off = [f"Not run: {', '.join(missing)}."] if missing else []
-        yield "\n\n".join([*parts, *broken_off, "#### The one setting", verdict(goodputs)])
+        yield "\n\n".join([*parts, *broken_off, "#### The one setting", verdict(goodputs, open_ways)])
     engine.pool.close()
 
 

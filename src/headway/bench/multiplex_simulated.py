@@ -14,7 +14,7 @@ from typing import NamedTuple
 from headway.bench import report
 from headway.bench.contest import JOINT, Contender, Run, contest
 from headway.bench.load import Load, p90_prompt, prompts, targets
-from headway.bench.multiplex import AUTO, BALANCED, K_TPOT, K_TTFT, LOADS, TURNS, compared, load_of, verdict
+from headway.bench.multiplex import BALANCED, K_TPOT, K_TTFT, LOADS, compared, load_of, verdict
 from headway.bench.policies import simulate
 from headway.bench.score import Score
 from headway.core.cost import CostFit, Share
@@ -121,9 +121,8 @@ def goodputs(name: str, device: Device, ways: Sequence[str], num_requests: int, 
 def section(means: str, found: Mapping[str, Mapping[str, float]]) -> str:
     ways = list(dict.fromkeys(way for by_way in found.values() for way in by_way))
     rows = [[way, *(f"{by_way[way]:.2f}" if way in by_way else "" for by_way in found.values())] for way in ways]
-    told = ", ".join(f"{name} {by_way[AUTO] / by_way[TURNS]:.2f}" for name, by_way in found.items())
     table = report.table(["joint goodput, req/s", *found], rows)
-    return f"## On {means}\n\n{table}\n\n{verdict(found)}\n\nAuto against taking turns: {told}."
+    return f"## On {means}\n\n{table}\n\n{verdict(found, {})}"
 
 
 def sections(options: argparse.Namespace) -> Iterator[str]:

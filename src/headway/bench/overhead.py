@@ -98,7 +98,7 @@ def main() -> None:
     report.write(
         "overhead",
         "What control costs",
-        "python -m headway.bench.overhead",
+        report.command("python -m headway.bench.overhead", None),
         f"A simulated load of 1000 requests: every event was handled once, and the scheduler planned once per drained "
         f"batch of events, never per tile.\n\n{counts}\n\nOne yield, everything that Python does for it included: "
         f"median {statistics.median(costs):.0f} ns ({min(costs):.0f} … {max(costs):.0f} in 9 runs of "

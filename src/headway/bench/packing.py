@@ -140,7 +140,7 @@ def packed(engine: Engine, lengths: Sequence[int]) -> list[list[int]]:
     packs, rest = [], list(lengths)
     while rest:
         few = rest[:MAX_MEMBERS]
-        count = pack([Share(length, 0) for length in few], [FAR_S] * len(few), cost.predict, pack_tokens)
+        count = pack([Share(length, 0) for length in few], [FAR_S] * len(few), cost, pack_tokens)
         packs.append(rest[:count])
         rest = rest[count:]
     return packs
@@ -357,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"and as scheduled for {same} prompts in float32, for {alike(cases)} in {facts.dtype}, where sums over other "
         f"numbers of rows round otherwise. {calm.verdict()}\n\n{memory(engine, cases)}"
     )
-    report.write("packing", "Packing", COMMAND, body, options.folder)
+    report.write("packing", "Packing", report.command(COMMAND, arguments), body, options.folder)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def main() -> None:
         calm = Calm()
         judged = judge(engine, cases(longest), num_rounds, calm)
     body = page(engine, judged, num_rounds, calm)
-    report.write("prediction", "How well steps are predicted", COMMAND, body, arguments.folder)
+    report.write("prediction", "How well steps are predicted", report.command(COMMAND, None), body, arguments.folder)
 
 
 if __name__ == "__main__":

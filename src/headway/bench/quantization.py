@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.write(
         "quantization",
         "int8",
-        COMMAND,
+        report.command(COMMAND, arguments),
         f"Weights as integers of eight bits with a scale for each output, made at load from bfloat16; the rows of "
         f"every call likewise, with a scale for each. All matrices, the head included; embeddings, norms, attention, "
         f"keys and values stay bfloat16.\n\n{told}\n\n{report.table(header, rows)}\n\n"

@@ -34,9 +34,16 @@ def write(name: str, title: str, command: str, body: str, folder: Path = RESULTS
     page = f"# {title}\n\nPrinted by `{command}`.\n\n{body.strip()}\n\n{provenance()}\n"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.md"
-    path.write_text(page, encoding="utf8")
+    replace(path, page.encode())
     print(page)
     return path
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that whoever is broken off meanwhile leaves the old one."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(content)
+    beside.replace(path)
 
 
 def provenance() -> str:

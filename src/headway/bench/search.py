@@ -1,7 +1,7 @@
 """Goodput: the highest rate at which every class is still served well, by bisection.
 
 Takes any `attain(rate) -> Score`, so it knows neither a server nor a simulator. Attainment is noisy near the knee, so a
-rate whose result is close to the line is tried again and judged by the mean.
+rate whose result is close to the line, or one request of each class from it, is tried again and judged by the mean.
 """
 
 import math
@@ -43,6 +43,7 @@ class Search(Generic[S]):
 
     attain: Callable[[float], S]
     judge: Callable[[S], Mapping[str, float]]
+    grain: Callable[[S], Mapping[str, float]] = lambda _: {}  # what one request is of each class
     share: float = GOOD_SHARE
     tolerance: float = 0.1  # stop when the bracket's ends are this close, relatively
     growth: float = 2.0  # while there is no bracket yet
@@ -93,7 +94,9 @@ class Search(Generic[S]):
             point.shares = {kind: _mean([shares[kind] for shares in judged if kind in shares]) for kind in kinds}
             worst = min(point.shares.values(), default=0.0)
             point.passed = worst >= self.share
-            if abs(worst - self.share) > NEAR:
+            grain = self.grain(point.runs[-1])
+            by_one = all(share + grain.get(kind, 0.0) >= self.share for kind, share in point.shares.items())
+            if abs(worst - self.share) > NEAR and (point.passed or not by_one):
                 break
         return point
 

@@ -132,8 +132,8 @@ class Simulator:
         search: Search[Run] = Search(
             lambda rate: self.attain(name, rate, one),
             lambda run: judge(run.score),
-            self.options.share,
-            self.options.tolerance,
+            share=self.options.share,
+            tolerance=self.options.tolerance,
             repeats=1,  # a second run would be the same
             max_points=MAX_POINTS,
         )

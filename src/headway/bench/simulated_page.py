@@ -89,7 +89,7 @@ def page(simulator: Simulator, result: Result, about: dict[str, Any], drawn: Seq
             "rules": "The engine's own scheduler and driver on a virtual clock; a step takes what it is priced at. Who "
             "was refused has missed. A quantile is a value that occurred (nearest rank).",
             "columns": telling.COLUMNS,
-            "careful": " ".join(telling.cautions(simulator)) or "nothing",
+            "careful": " ".join(simulator.load.cautions()) or "nothing",
             "speed": telling.speed(result),
             "versions": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
             "when": made["at"],

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from headway.core.settings import SchedulerSettings
 
-FEW = 20  # requests of a class: fewer, and one of them decides about its tenth
 COLUMNS = (
     "suspended and decisions: of a request; parked: tokens, the most at once; per s: decisions in a second of ours"
 )
@@ -74,7 +73,7 @@ def told(simulator: "Simulator", result: "Result") -> str:
     lines = []
     for table in tables(simulator, result):
         lines += ["", table.title, *_aligned([table.header, *table.rows])]
-    return "\n".join([*lines, f"({COLUMNS})", "", *cautions(simulator), speed(result)])
+    return "\n".join([*lines, f"({COLUMNS})", "", *simulator.load.cautions(), speed(result)])
 
 
 def tables(simulator: "Simulator", result: "Result") -> list[Rows]:
@@ -118,14 +117,6 @@ def _at(simulator: "Simulator", result: "Result", rate: float) -> Rows:
         )
     header = ["scheduler", *kinds, "all", "TTFT p50", "p99", "refused", "suspended", "parked", "decisions", "per s"]
     return Rows(f"At {rate:.4g} requests/s, in time", header, rows)
-
-
-def cautions(simulator: "Simulator") -> list[str]:
-    """What makes the numbers worth less."""
-    requests = simulator.load.requests
-    numbers = {kind: sum(asked.kind == kind for asked in requests) for kind in simulator.load.kinds}
-    few = ", ".join(f"{number} of class {kind}" for kind, number in numbers.items() if number < FEW)
-    return [f"Careful: only {few}; give more --num-requests to trust their share."] if few else []
 
 
 def decisions_per_s(run: "Run") -> float:

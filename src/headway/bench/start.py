@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report.write(
         "start",
         "The first token, and memory",
-        COMMAND,
+        report.command(COMMAND, arguments),
         f"Embedded model, files in the page cache, prices kept.\n\n"
         f"{report.table(['command', 'first token after, s', 'least … most'], rows)}\n\n"
         f"Within {MOST_S:g} s: {in_time}, {max(medians):.2f} at most (medians of {options.runs}).\n\n"

@@ -128,7 +128,7 @@ def main() -> None:
     report.write(
         "storm",
         "Ten storms",
-        "python -m headway.bench.storm",
+        report.command("python -m headway.bench.storm", None),
         f"{total} requests in {len(storms)} storms of different pace. Each ended exactly once, every delivered token "
         f"was its own request's, all {NUM_PAGES} pages came back, and all counts agreed at every 16th turn.\n\n"
         f"{report.table(['ended', 'requests'], rows)}\n\n{report.table(['happened', 'times'], happened)}",

@@ -197,13 +197,20 @@ def comparison_page(
     ]
     table = Table("Ratios", ["", label_a, label_b, "ratio", f"{CONFIDENCE:.0%} interval"], rows)
     runs = [
-        [str(n + 1), labels["AB".index(side)], f"{run.score.overall.joint:.1%}", *_latencies(run.score.overall)]
+        [
+            str(n + 1),
+            labels["AB".index(side)],
+            f"{run.score.overall.joint:.1%}",
+            *_latencies(run.score.overall),
+            str(run.score.overall.num_refused + run.score.overall.num_failed),
+        ]
         for n, (side, run) in enumerate(turns.runs)
     ]
-    order = Table("Every run, in its order", ["run", "server", "all targets", *_LATENCIES], runs)
+    order = Table("Every run, in its order", ["run", "server", "all targets", *_LATENCIES, "refused or failed"], runs)
     title = f"{label_b} against {label_a}"
     lead = f"The same load in turns, A B B A, at {document['rate']:.3g} requests/s"
-    return Page(title, lead, facts, comparison_panels(turns, labels, targets), [table, order], _notes(document))
+    notes = {"targets": f"multiples of what a lone request takes at {label_a}", **_notes(document)}
+    return Page(title, lead, facts, comparison_panels(turns, labels, targets), [table, order], notes)
 
 
 _HEADLINES = ("TTFT p50 (s)", "TTFT p99 (s)")

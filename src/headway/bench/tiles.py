@@ -179,7 +179,7 @@ def main() -> None:
     report.write(
         "tiles",
         "Longest tile, and the price of cutting",
-        "python -m headway.bench.tiles",
+        report.command("python -m headway.bench.tiles", None),
         f"{arguments.model}, {facts.means}, B = {arguments.max_tile_ms:g} ms.\n\n"
         f"{report.table(header, rows)}\n\n{verdict}",
     )

@@ -10,6 +10,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -59,7 +60,7 @@ def read(path: Path, *, limit: int = MAX_ROWS, seed: int = 0) -> Trace:
     try:
         with _open(path) as file:
             return _read(_Lines(path, file), limit, seed)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TraceError(f"{path} cannot be read as a trace: {reason}.") from error
 

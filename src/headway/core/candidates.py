@@ -112,29 +112,34 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, ri
 
 def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: float, now: float) -> Candidate:
     """A step that has begun: as urgent as its most urgent member that can still be in time, if there is one."""
-    if step.decoding:
-        members = [token_candidate(step.tickets, cost, tile_s)]
-    else:
-        riders = [ticket for ticket in step.tickets if ticket.state is State.DECODING]
-        members = [ticket_candidate(ticket, cost) for ticket in step.tickets if ticket.state is not State.DECODING]
-        if riders:
-            members.append(token_candidate(riders, cost, tile_s, rides=True))
+    if step.members is None:
+        step.members = _members(step, cost, tile_s)
+    members, remaining_s = step.members, step.remaining_s
     parked_until = NEVER if step.parked_since is None else step.parked_since + max_parked_s
     due = [member for member in members if member.deadline is not None]
-    in_time = [member for member in due if now < late_at(member._replace(remaining_s=step.remaining_s))]
+    in_time = [member for member in due if now < late_at(member, remaining_s)]
     urgent = min(in_time or due, key=_deadline, default=None)
     return Candidate(
         key=step.work.id,
-        arrival=min(member.arrival for member in members),
-        priority=min(member.priority for member in in_time or members),
+        arrival=min([member.arrival for member in members]),
+        priority=min([member.priority for member in in_time or members]),
         deadline=None if urgent is None else urgent.deadline,
         rescue_s=0.0 if urgent is None else urgent.rescue_s,
         total_s=step.predicted_s,
-        remaining_s=step.remaining_s,
+        remaining_s=remaining_s,
         ripe_at=ALWAYS,
-        starved_at=min(parked_until, *(starves_at(member) for member in members)),
+        starved_at=min(parked_until, *[starves_at(member) for member in members]),
         keeps_up=urgent is not None and urgent.keeps_up,
     )
+
+
+def _members(step: Step, cost: CostModel, tile_s: float) -> tuple[Candidate, ...]:
+    """What it is made of, by the prices at its beginning: each prompt, and the next token of those who decode."""
+    if step.decoding:
+        return (token_candidate(step.tickets, cost, tile_s),)
+    riders = [ticket for ticket in step.tickets if ticket.state is State.DECODING]
+    prompts = [ticket_candidate(ticket, cost) for ticket in step.tickets if ticket.state is not State.DECODING]
+    return (*prompts, token_candidate(riders, cost, tile_s, rides=True)) if riders else tuple(prompts)
 
 
 def _deadline(candidate: Candidate) -> float:

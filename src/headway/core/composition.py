@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from headway.core.candidates import ALONG, number_of_ticket
-from headway.core.cost import CostModel, Share
+from headway.core.cost import Amount, CostModel, Share
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
 from headway.core.packing import MAX_MEMBERS, pack
@@ -53,9 +53,23 @@ class Composer:
         return self.steps.begin([*self._with_room(now), *members], now, decoding=False) if members else None
 
     def _from(self, first: Candidate, num_places: int, now: float) -> list[Candidate]:
-        """It and those behind it that there may be places for."""
+        """It and those behind it that there may be places for, but for those who will find in the cache what one in
+        front of them is going to compute."""
         others = (other for other in self.queue.in_order(now) if other.key != first.key)
-        return [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
+        few = [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
+        computed: set[bytes] = set()
+        return [candidate for candidate in few if not self._is_twin(candidate, computed)]
+
+    def _is_twin(self, candidate: Candidate, computed: set[bytes]) -> bool:
+        """Whether one of those that are computed is its twin; else it is computed as well, or cached already."""
+        ticket = self.queue.ticket(number_of_ticket(candidate.key))
+        key = ticket.twin_key
+        if key is None or ticket.pages or not self.holdings.has_twin(ticket) or self.holdings.look_again(ticket):
+            return False
+        if key in computed:
+            return True
+        computed.add(key)
+        return False
 
     def _with_pages(self, wanted: list[tuple[Ticket, int | None]], now: float) -> list[tuple[Ticket, int | None]]:
         """Those of them that have pages, or find some, up to the first that does not: they leave the queue."""
@@ -78,7 +92,7 @@ class Composer:
             if num_tokens > self.pack_tokens:
                 break
         slacks_s = [self._spare_s(candidate, now) for candidate in candidates[: len(tickets)]]
-        num_members = pack([_share(t) for t in tickets], slacks_s, self.cost.predict, self.pack_tokens, spare_s)
+        num_members = pack([_share(t) for t in tickets], slacks_s, self.cost, self.pack_tokens, spare_s)
         return [(ticket, None) for ticket in tickets[:num_members]]
 
     def _along(
@@ -90,14 +104,14 @@ class Composer:
         saves half a step. None of them if it does not, or if the first would be late for it."""
         assert token.deadline is not None
         left_s = max((token.deadline - now) / self.cost.upper(1.0), ALONG * token.total_s)
-        riders = [Share(1, ticket.num_computed) for ticket in self.between_steps()]
-        shares: list[Share] = []
+        context = [ticket.num_computed for ticket in self.between_steps()]
+        together, prompts = Amount.next_tokens(len(context), sum(context)), Amount()
         members: list[tuple[Ticket, int | None]] = []
-        seconds = self.cost.predict(riders)
+        seconds = self.cost.of(together)
         for candidate in candidates:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
             share = _share(ticket)
-            before_s, seconds = seconds, self.cost.predict([*riders, *shares, share])
+            before_s, seconds = seconds, self.cost.of(together.plus(share))
             fits = seconds <= left_s
             # a price grows ever faster with its tokens: part of them costs less than in proportion
             most = share.num_tokens if fits else int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
@@ -110,12 +124,12 @@ class Composer:
                 break
             if not fits:
                 return [*members, (ticket, most)] if most > 0 else members
-            shares.append(share)
+            together, prompts = together.plus(share), prompts.plus(share)
             members.append((ticket, None))
             if slack_s >= 0:
                 spare_s = min(spare_s, slack_s + candidate.remaining_s)
         saved = min(1.0, (now + seconds - token.arrival) / token.rescue_s)
-        gains = seconds - self.cost.predict(shares) < saved * sharing.toll * token.total_s
+        gains = seconds - self.cost.of(prompts) < saved * sharing.toll * token.total_s
         return members if members and gains else []
 
     def _take_pages(self, ticket: Ticket, now: float) -> bool:

@@ -26,6 +26,25 @@ class Share(NamedTuple):
     context_tokens: int
 
 
+class Amount(NamedTuple):
+    """All that the formula takes of a step: its tokens, its segments, and the pairs of tokens that attend."""
+
+    tokens: int = 0
+    segments: int = 0
+    pairs: float = 0.0
+
+    def plus(self, share: Share) -> "Amount":
+        """The same step with another segment."""
+        num_tokens, context_tokens = share
+        pairs = num_tokens * (context_tokens + num_tokens / 2)
+        return Amount(self.tokens + num_tokens, self.segments + 1, self.pairs + pairs)
+
+    @staticmethod
+    def next_tokens(num_segments: int, context_tokens: int) -> "Amount":
+        """One token in each of so many segments, behind so much context in all."""
+        return Amount(num_segments, num_segments, context_tokens + num_segments / 2)
+
+
 class Price(NamedTuple):
     """What the formula says of one step, uncorrected, and whether arithmetic is the larger part of it."""
 
@@ -54,14 +73,15 @@ class CostFit:
             tokens += num_tokens
             segments += 1
             pairs += num_tokens * (context_tokens + num_tokens / 2)
-        return self.of(tokens, segments, pairs)
+        return self.of(Amount(tokens, segments, pairs))
 
     def next_tokens(self, num_segments: int, context_tokens: int) -> Price:
         """One step of one token in each of so many segments, behind so much context in all."""
-        return self.of(num_segments, num_segments, context_tokens + num_segments / 2)
+        return self.of(Amount.next_tokens(num_segments, context_tokens))
 
-    def of(self, tokens: int, segments: int, pairs: float) -> Price:
-        """One step, from the sums that the formula has."""
+    def of(self, amount: Amount) -> Price:
+        """One step of so much."""
+        tokens, segments, pairs = amount
         arithmetic_s = self.token_s * tokens
         seconds = self.step_s + arithmetic_s + self.segment_s * segments + self.pair_s * pairs
         return Price(seconds, arithmetic_s > self.step_s)
@@ -91,6 +111,10 @@ class CostModel:
         """Seconds for one step of these segments, the mean."""
         return self.seconds(self.fit.price(shares))
 
+    def of(self, amount: Amount) -> float:
+        """Seconds for one step of so much, the mean."""
+        return self.seconds(self.fit.of(amount))
+
     def seconds(self, price: Price) -> float:
         """The mean, by what steps have taken of late."""
         return price.fitted_s * self._correction[price.is_arithmetic]
@@ -106,7 +130,7 @@ class CostModel:
 
     def next_tokens(self, num_segments: int, context_tokens: int) -> float:
         """Seconds for one token of each of so many segments behind so much context in all, the mean."""
-        return self.seconds(self.fit.next_tokens(num_segments, context_tokens))
+        return self.of(Amount.next_tokens(num_segments, context_tokens))
 
     def upper(self, seconds: float) -> float:
         """So long will it take at most in nine cases of ten, if `seconds` is the mean."""

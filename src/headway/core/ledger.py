@@ -139,7 +139,7 @@ def _cause(record: Record, ending: State, reason: str, target: str, target_s: fl
     """What cost the most time, of what the account shows and as far as the target counts it."""
     if ending is State.CANCELLED:
         return "cancelled"
-    if reason == "engine_lost":
+    if reason in ("engine_lost", "shutdown"):
         return "engine_lost"
     if ending is State.FAILED:
         return "step_failed"

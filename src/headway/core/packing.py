@@ -5,19 +5,15 @@ question whom to take along, and the answer is: nobody who would make another la
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from headway.core.cost import Share
+from headway.core.cost import Amount, CostModel, Share
 
 MAX_MEMBERS = 16  # of one pack: beyond that nothing is gained, and a decision must be quick
 
 
 def pack(
-    shares: Sequence[Share],
-    slacks_s: Sequence[float],
-    predict: Callable[[Sequence[Share]], float],
-    max_tokens: int,
-    max_s: float = math.inf,
+    shares: Sequence[Share], slacks_s: Sequence[float], cost: CostModel, max_tokens: int, max_s: float = math.inf
 ) -> int:
     """How many of the first prompts, in their order, to run as one step: at least 1.
 
@@ -25,19 +21,13 @@ def pack(
     stays within `max_tokens` and takes no longer than `max_s`, and no member with slack is pushed past its deadline by
     the others.
     """
-    taken = 1
-    tokens = shares[0].num_tokens
-    alone = [predict(shares[:1])]
-    while taken < len(shares):
-        tokens += shares[taken].num_tokens
-        if tokens > max_tokens:
-            break
-        together = predict(shares[: taken + 1])
-        alone.append(predict(shares[taken : taken + 1]))
-        late = together > max_s or any(
-            0 <= slack < together - own for slack, own in zip(slacks_s[: taken + 1], alone, strict=True)
-        )
-        if late:
-            break
-        taken += 1
-    return taken
+    together, first_due_s = Amount(), math.inf
+    for taken, (share, slack_s) in enumerate(zip(shares, slacks_s, strict=True)):
+        together = together.plus(share)
+        if taken and together.tokens > max_tokens:
+            return taken
+        if slack_s >= 0:
+            first_due_s = min(first_due_s, slack_s + cost.of(Amount().plus(share)))
+        if taken and cost.of(together) > min(first_due_s, max_s):
+            return taken
+    return len(shares)

@@ -75,13 +75,13 @@ def starves_at(candidate: Candidate) -> float:
     return min(candidate.starved_at, latest + STARVED_S)
 
 
-def late_at(candidate: Candidate) -> float:
-    """When a start is too late for its target, the grace included."""
+def late_at(candidate: Candidate, remaining_s: float | None = None) -> float:
+    """When a start is too late for its target, the grace included; were there so much of it left, if that is given."""
     if candidate.deadline is None:
         return float("-inf")
     if candidate.keeps_up:
         return float("inf")
-    return candidate.deadline - candidate.remaining_s + candidate.rescue_s
+    return candidate.deadline - (candidate.remaining_s if remaining_s is None else remaining_s) + candidate.rescue_s
 
 
 def standing(candidate: Candidate, now: float, by: Order = "slack") -> Standing:

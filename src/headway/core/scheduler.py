@@ -51,7 +51,7 @@ class Scheduler:
         cost.chunk_tokens = settings.chunk_tokens if settings.preempt == "chunk" else None
         self._tenants = Tenants()
         self._queue = Queue(cost, self._tenants, settings.order, pack_tokens)
-        self._holdings = Holdings(pages, settings.prefix_caching, self.counters)
+        self._holdings = Holdings(pages, settings.prefix_caching, self.counters, pack_tokens)
         self._steps = Steps(settings.stage, cost, self._holdings, self.counters)
         composer = Composer(self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens)
         self.sharing = Sharing(settings, cost, pages, roofline, self.counters)
@@ -176,6 +176,9 @@ class Scheduler:
                 ticket.record.begin_answer(now, 0.0)
                 ticket.record.note(now, "first_token")
         if ticket.max_tokens == 0 and ticket.num_to_compute == 0:
+            if ticket.record.first_token is None:  # what was told of the prompt was the answer
+                ticket.record.begin_answer(now, 0.0)
+                ticket.record.note(now, "first_token")
             effects.append(self._end(ticket, State.FINISHED, "length", now))
         else:
             ticket.move(State.QUEUED)
@@ -227,8 +230,7 @@ class Scheduler:
         effects: list[ev.Effect] = []
         for request_id in request_ids:
             ticket = self._tickets[request_id]
-            step.tickets.remove(ticket)
-            ticket.step = None
+            step.leave(ticket)
             effects.append(self._finish_leaving(ticket, now))
         return effects
 
@@ -256,7 +258,11 @@ class Scheduler:
         return [self._expired(ticket, now) for ticket in self._queue.expired(now)]
 
     def _expired(self, ticket: Ticket, now: float) -> ev.End:
-        ticket.record.message = "The deadline passed before the request could start."
+        wait_s = max(1.0, self._queue.backlog_s)
+        ticket.record.message = (
+            f"The deadline passed before the request could start: try again in {wait_s:.0f} s, or give it more time."
+        )
+        ticket.record.retry_after_s = wait_s
         return self._end(ticket, State.REFUSED, "deadline_expired", now)
 
     def _lose_everything(self, cause: str, now: float) -> list[ev.Effect]:
@@ -344,4 +350,5 @@ class Scheduler:
         for step in self._steps.all():
             assert step.tickets, "a step without members"
             assert (step in self._steps.on.values()) == (step.parked_since is None)
+        self._holdings.check_integrity(self._tickets.values())
         self._queue.check_integrity()

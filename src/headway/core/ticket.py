@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from headway.core.cost import Price
 from headway.core.ledger import Record
 from headway.core.lifecycle import State, check_move
+from headway.core.policy import Candidate
 from headway.core.prefix import extend_keys, root_key
 from headway.core.request import Request
 from headway.core.work import Work
@@ -30,6 +31,7 @@ class Ticket:
     num_computed: int = 0
     num_cached_hint: int = 0
     num_published: int = 0
+    twin_key: bytes | None = None  # what an open ticket of the same prompt has as well, until it gives its pages back
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     step: "Step | None" = None
@@ -110,6 +112,13 @@ class Step:
     beside_s: float = 0.0  # that it has had another beside it, until then; and what that is, by its pace, …
     done_beside_s: float = 0.0  # … in seconds alone on the device
     num_partings: int = 0  # how often it was left alone again, and went on
+    members: tuple[Candidate, ...] | None = None  # what the policy sees in it, once it has been looked up
+
+    def leave(self, ticket: Ticket) -> None:
+        """One of its tickets goes, the others go on."""
+        self.tickets.remove(ticket)
+        ticket.step = None
+        self.members = None
 
     def keep_pace(self, pace: float, now: float, *, beside: bool) -> None:
         """It goes on at this pace, beside another or alone."""

@@ -199,8 +199,7 @@ class FakeLink:
                 scores = scores[len(scores) // 2 :]
             if request.max_tokens == 0:
                 yield Delivered(Commit(request.id, (), prompt_logprobs=scores, vector=self.vector(request)))
-                if request.pooling:
-                    record.first_token = time.monotonic()
+                record.first_token = time.monotonic()
                 call.ending = Fate("finished", "length")
                 break
             token = script[k] if k < len(script) else (sum(request.prompt) + k) % self.vocab_size

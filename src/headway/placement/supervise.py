@@ -32,6 +32,7 @@ START_S = 600.0  # an engine may be silent for so long while it loads
 SILENCE_S = 10.0  # and for so long afterwards: it beats every second
 TICKS = 4  # in which silence is counted
 DEATH_S = 5.0  # from hanging up to being gone
+LEAVING = "The server is shutting down: send the request to another one."
 
 State = Literal["starting", "ready", "draining", "down"]
 Reply = wire.Admitted | wire.Delivered | wire.Ended
@@ -70,6 +71,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._num_deaths = 0
+        self._leaving = False
 
     # Its life
 
@@ -84,6 +86,7 @@ class Supervisor:
 
     async def drain(self, timeout_s: float) -> None:
         """Admit nothing more and give open requests `timeout_s` seconds to finish."""
+        self._leaving = True
         if self.state == "starting":  # an engine that is on its way answers those who wait for it first
             deadline = time.monotonic() + timeout_s
             while self.state == "starting" and self._calls and time.monotonic() < deadline:
@@ -113,7 +116,14 @@ class Supervisor:
     def submit(self, request: Request, hear: Callable[[Reply], None]) -> None:
         """`hear` is called with Admitted, with tokens as they come, then with exactly one Ended."""
         call = self._calls[request.id] = _Call(request, hear)
-        self._send(call)
+        if self.state != "starting":
+            self._send(call)
+        elif self._leaving:
+            self._refuse(call, "draining", LEAVING)
+        elif len(self._calls) > (most := self.settings.max_num_queued_reqs):
+            self._refuse(call, "queue_full", f"{most} requests wait for an engine already: try again in a moment.")
+        else:
+            self._let_wait(call)
 
     def cancel(self, request_id: str) -> None:
         """The caller went away; its Ended comes soon."""
@@ -135,9 +145,23 @@ class Supervisor:
             call.num_tries += 1
             self._say(wire.Submit(call.request))
         elif self.state == "draining":
-            self._refuse(call, "draining", "The server is shutting down: send the request to another one.")
+            self._refuse(call, "draining", LEAVING)
         elif self.state == "down":
             self._refuse(call, "engine_down", "The engine is not running: try again later.")
+
+    def _let_wait(self, call: _Call) -> None:
+        """For an engine that is starting: as long as the first token can still come in time."""
+        slo = call.request.slo
+        targets = [slo.ttft_s if self.settings.refuse_unattainable else None, slo.total_s]
+        if (soonest := min((target for target in targets if target is not None), default=None)) is not None:
+            left_s = call.request.arrival + soonest - time.monotonic()
+            asyncio.get_running_loop().call_later(max(0.0, left_s), self._give_up, call)
+
+    def _give_up(self, call: _Call) -> None:
+        if self.state == "starting" and self._calls.get(call.request.id) is call and not call.delivered:
+            self._refuse(
+                call, "deadline_expired", "The engine is starting again, and the deadline has passed: try again."
+            )
 
     def _say(self, message: wire.ToEngine) -> None:
         if self._line is not None:
@@ -154,6 +178,7 @@ class Supervisor:
                     return
                 self._become("starting")
                 self.history.lose(time.monotonic())
+                self.beat = None  # what it said of its queue and pages holds no more
                 cause = await self._describe_death()
                 self._num_deaths += 1
                 if self.facts is None or self._num_deaths >= MAX_DEATHS:
@@ -163,6 +188,8 @@ class Supervisor:
                 for call in list(self._calls.values()):
                     if call.delivered or call.num_tries >= MAX_TRIES or call.cancelled:
                         self._lose(call, "engine_lost", cause)
+                    else:
+                        self._let_wait(call)
                 await asyncio.sleep(FIRST_PAUSE_S * 2 ** (self._num_deaths - 1))
         except EngineStartError as error:
             if self.facts is not None:  # the first engine's sentence is raised by `start`; a later one's is told here

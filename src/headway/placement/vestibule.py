@@ -4,15 +4,19 @@ The driver never builds: when such a request arrives in its mailbox, the compile
 that waits, waits with it, and so does the word to drain: a request that was sent before it is not forgotten.
 """
 
+import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 
 from headway.core import event as ev
 from headway.core.request import Constraint
 from headway.grammar.limits import ConstraintError
 from headway.grammar.matcher import Compiler
+
+log = logging.getLogger("headway.vestibule")
 
 
 class Vestibule:
@@ -41,15 +45,36 @@ class Vestibule:
                 case _:
                     self._put(event)
 
+    def _is_wanted(self, request_id: str) -> bool:
+        """Whether somebody still waits for it: the caller is there, and the whole answer is not due yet."""
+        with self._lock:
+            arrived, *later = self._waiting[request_id]
+        assert isinstance(arrived, ev.Arrived)
+        total_s = arrived.request.slo.total_s
+        return not later and (total_s is None or time.monotonic() < arrived.request.arrival + total_s)
+
     def _run(self) -> None:
         while True:
             request_id, constraint = self._to_build.get()
-            with suppress(ConstraintError):  # is said when the first token is drawn
-                self._compiler.matcher(constraint)
+            if is_wanted := self._is_wanted(request_id):
+                try:
+                    self._compiler.matcher(constraint)
+                except ConstraintError:  # is said when the first token is drawn
+                    pass
+                except BaseException:  # likewise; whoever comes next must not wait for a thread that is gone
+                    log.exception("A constraint cannot be built.")
             with self._lock:
-                for event in self._waiting.pop(request_id):
+                arrived, *later = self._waiting.pop(request_id)
+                for event in (arrived if is_wanted else _unconstrained(arrived), *later):
                     self._put(event)
                 if not self._waiting:
                     for event in self._last:
                         self._put(event)
                     self._last.clear()
+
+
+def _unconstrained(arrived: ev.Event) -> ev.Event:
+    """The same letter for whoever is gone or late: it only has to end, and the driver must not build for it."""
+    assert isinstance(arrived, ev.Arrived)
+    request = arrived.request
+    return ev.Arrived(replace(request, sampling=replace(request.sampling, constraint=None)))

@@ -197,6 +197,7 @@ class Door:
         self, request: Request, ask: Ask, shape: Callable[[list[Vector], Usage], msgspec.Struct]
     ) -> Response:
         call = self._call(request, ask)
+        self._live.expect(call)
         with _telling(call):
             made, finishes = await unless_gone(request.receive, vectors(self._link, ask, call))
         return _json(shape(made, self._account(ask, dict(enumerate(finishes)))), headers=call.headers())

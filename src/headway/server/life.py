@@ -8,8 +8,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from headway.core.ledger import Moment, Record, settle
+from headway.core.ledger import Record, settle
 from headway.core.lifecycle import State
 from headway.core.request import Request
 from headway.server.intake import Ask
@@ -39,7 +40,8 @@ class Call:
         self._records = {request.id: Record.open(request) for request in ask.requests}
         self.num_answers = ask.num_answers  # to each prompt, as asked
         self.max_tokens = first.max_tokens
-        self.sampling = None if first.pooling else first.sampling  # None: nothing is drawn
+        # None: nothing is drawn; without the constraint's text, which may be long
+        self.sampling = None if first.pooling else replace(first.sampling, constraint=None, logit_bias=())
         self._num_drawn = ask.num_drawn
         self._metrics = metrics
         self._gap = metrics.gap
@@ -75,8 +77,10 @@ class Call:
         if record.predicted_ttft_s is None:
             record.predicted_ttft_s = own.predicted_ttft_s
         if not record.timeline or record.timeline[-1].what != record.kind:  # written when the engine was gone
-            at = time.monotonic() if record.ended is None else record.ended
-            record.timeline = [*own.timeline, Moment(at, str(record.kind), record.reason)]
+            assert record.kind is not None
+            own.message, own.retry_after_s = record.message, record.retry_after_s
+            settle(own, State(record.kind), record.reason, time.monotonic() if record.ended is None else record.ended)
+            record = own
         self._records[request.id] = record
         self._metrics.ended(request, record)
         self._tell()
@@ -99,7 +103,8 @@ class Call:
         told = {"x-headway-slo-class": self.slo_class} if self.slo_class else {}
         for target in TARGETS:
             told[f"x-slo-{target}-ms"] = _text(getattr(self.slo, f"{target}_s"))
-        told["x-headway-predicted-ttft-ms"] = _text(_slowest(record.predicted_ttft_s for record in self.records))
+        predicted = [record.predicted_ttft_s for record in self.records if record.predicted_ttft_s is not None]
+        told["x-headway-predicted-ttft-ms"] = _text(max(predicted, default=None))
         told["x-headway-ttft-ms"] = _text(_slowest(record.ttft_s for record in self.records))
         met = targets_met(self.records)
         told["x-headway-slo-met"] = "" if met is None else str(met).lower()

@@ -36,7 +36,7 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None  # usage so far in every chunk; needs include_usage
 
 
-class Targets(msgspec.Struct):
+class Targets(msgspec.Struct, forbid_unknown_fields=True):
     """Milliseconds: arrival to first token, between two tokens, arrival to last token; and a class for the rest."""
 
     ttft_ms: Milliseconds | None = None

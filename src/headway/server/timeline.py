@@ -14,7 +14,14 @@ from headway.server.verdict import TARGETS, SloReport, milliseconds, reports, ta
 
 MAX_CALLS = 1024
 MAX_ANSWERS = 4096  # of all of them: a call may have hundreds
-_PREFIXES = ("", "cmpl-", "chatcmpl-", "resp_")  # of an answer's id; what follows is the X-Request-Id
+_PREFIXES = (
+    "",
+    "cmpl-",
+    "chatcmpl-",
+    "resp_",
+    "embd-",
+    "score-",
+)  # of an answer's id; what follows is the X-Request-Id
 
 
 class Timelines:

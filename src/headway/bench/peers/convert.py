@@ -22,12 +22,13 @@ def converted(root: Path, name: str, form: str) -> Path:
     if form.endswith(".gguf"):
         python = installed(root, TO_GGUF).absolute()
         command = [str(python), "-m", "runners.to_gguf", str(source), str(unfinished), form.removesuffix(".gguf")]
-        run(command, f"writing {form}", HERE)
     else:
-        program = installed(root, TO_OPENVINO).with_name("optimum-cli")
-        weights = ["--weight-format", "int8"] if form.endswith("int8") else []  # else as they are stored: bfloat16
-        task = ["--task", "text-generation-with-past"]
-        run([str(program), "export", "openvino", "--model", str(source), *task, *weights, str(unfinished)],
-            f"writing {form}")  # fmt: skip
+        python = installed(root, TO_OPENVINO).absolute()
+        command = [str(python), "-m", "runners.to_openvino", str(source), str(unfinished)]
+        if form.endswith("int8"):
+            task = ["--task", "text-generation-with-past", "--weight-format", "int8"]
+            program = str(python.with_name("optimum-cli"))
+            command = [program, "export", "openvino", "--model", str(source), *task, str(unfinished)]
+    run(command, f"writing {form}", HERE)
     unfinished.rename(made)
     return made
