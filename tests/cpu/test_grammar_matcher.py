@@ -359,3 +359,23 @@ def test_an_answer_in_words_by_a_schema_or_a_call() -> None:
     answers = [random_answer(COMPILER.matcher(asked), seed) for seed in range(30)]
     assert all(answer is not None and answer[0] in "{<" for answer in answers)
     assert len({answer[0] for answer in answers if answer}) == 2
+
+
+def test_a_library_that_panics_is_told_of_like_a_grammar_that_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens an answer under it gets a sentence; nothing else is hurt, and it is tried but once."""
+
+    class Panic(BaseException):
+        """As pyo3 raises them."""
+
+    compiler = Compiler(TOKENIZER.source, TOKENIZER.vocab_size, TOKENIZER.eos_ids)
+    tried = []
+
+    def build(constraint: Constraint) -> None:
+        tried.append(constraint)
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(compiler, "build", build)
+    for _ in range(2):
+        with pytest.raises(ConstraintError, match="cannot be built: index out of bounds"):
+            compiler.matcher(Constraint("regex", "a*"))
+    assert len(tried) == 1

@@ -318,46 +318,59 @@ def test_tokens_that_are_written_meanwhile_are_in_the_forecast() -> None:
 # Several answers to one prompt
 
 
-def test_equal_prompts_are_read_once_and_expected_so() -> None:
-    """Three answers to a prompt of a second, each wanted within one and a half: the first one reads it, the others find
-    it in the cache, and all are let in. Whoever asks for it without company, or of another tenant, reads it alone."""
-    story = Story(refuse_unattainable=True, pack_tokens=150)
-    prompt, slo = tuple(range(100)), SLO(ttft_s=1.5)
+def answers(story: Story, prompt: tuple[int, ...], slo: SLO = SLO(), names: str = "abc") -> list[float]:  # noqa: B008
+    """So many to one prompt arrive; when each first token is expected."""
     expected = []
-    for name in ("a", "b", "c"):
+    for name in names:
         (admit,) = story.tell(ev.Arrived(Request(name, prompt, 9, story.now, slo)))
         assert isinstance(admit, ev.Admit)
         expected.append(admit.predicted_ttft_s)
-    assert expected == pytest.approx([1.0, 1.04, 1.08])
+    return expected
+
+
+def read(story: Story) -> list[tuple[str, int]]:
+    """Whose prompts are read next, and from where on."""
+    work = story.plan()
+    assert work is not None
+    return [(s.request_id, s.context_tokens) for s in work.segments if len(s.tokens) > 1]
+
+
+def test_a_prompt_is_read_once_for_all_its_answers_and_expected_so() -> None:
+    """Three to a prompt of a second, each wanted within one and a half: the first reads it, the others find it in the
+    cache, and all are let in. Another tenant's finds nothing there, and is told so."""
+    story = Story(refuse_unattainable=True, pack_tokens=150)
+    prompt, slo = tuple(range(100)), SLO(ttft_s=1.5)
+    assert answers(story, prompt, slo) == pytest.approx([1.0, 1.04, 1.08])
+    assert story.scheduler.backlog_s == pytest.approx(1.08)
     (refused,) = story.tell(ev.Arrived(Request("d", prompt, 9, story.now, slo, tenant="other")))
     assert ending([refused]).reason == "slo_unattainable"
-    work = story.plan()
-    assert work is not None
-    assert [(segment.request_id, len(segment.tokens)) for segment in work.segments] == [("a", 100)]
+    assert read(story) == [("a", 0)]
     story.passes(1.0)
-    story.done(work, a=7)
-    work = story.plan()
-    assert work is not None
-    cached = [(s.request_id, s.context_tokens) for s in work.segments if s.request_id != "a"]
-    assert cached == [("b", 96), ("c", 96)]
+    story.done(story.plan(1.0), a=7)
+    assert read(story) == [("b", 96), ("c", 96)]
 
 
-def test_a_twin_whose_first_is_gone_reads_the_prompt_itself() -> None:
-    """The one that would have read it for all is cancelled before it could."""
+def test_who_was_to_read_it_for_the_others_is_gone() -> None:
+    """The next one does."""
     story = Story(pack_tokens=150)
-    for name in ("a", "b", "c"):
-        story.arrives(name, tuple(range(100)))
+    answers(story, tuple(range(100)))
     story.tell(ev.Cancelled("a"))
-    work = story.plan()
-    assert work is not None
-    assert [(segment.request_id, len(segment.tokens)) for segment in work.segments] == [("b", 100)]
+    assert read(story) == [("b", 0)]
 
 
-def test_short_twins_are_read_together() -> None:
-    """Reading both costs less than another step, so nobody waits."""
+def test_an_equal_prompt_of_another_call_does_not_interrupt_the_first() -> None:
+    """It would be cached when its turn comes; it is not yet, and must not suspend what reads it."""
+    story = Story(pack_tokens=150)
+    prompt = tuple(range(390))
+    story.arrives("a", prompt)
+    first = story.plan()
+    story.passes(0.1)
+    story.arrives("b", prompt)
+    assert story.plan(0.02) is first
+
+
+def test_answers_to_a_short_prompt_are_read_together() -> None:
+    """Reading it twice costs less than another step, so nobody waits."""
     story = Story(pack_tokens=250)
-    for name in ("a", "b"):
-        story.arrives(name, tuple(range(100)))
-    work = story.plan()
-    assert work is not None
-    assert [(segment.request_id, len(segment.tokens)) for segment in work.segments] == [("a", 100), ("b", 100)]
+    answers(story, tuple(range(100)), names="ab")
+    assert read(story) == [("a", 0), ("b", 0)]

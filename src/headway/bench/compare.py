@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """B's figure over A's, with its interval. NaN where A's is 0 or nobody has one."""
+    """B's figure over A's, with its interval. NaN where A's is 0, nobody has one, or it has no interval."""
 
     name: str
     a: float
@@ -46,6 +46,7 @@ class _Statistic(NamedTuple):
 
     take: Callable[[Outcome], float | None]
     of: Callable[[Values], float]
+    has_interval: bool = True  # of a ratio: not where A's figure is often 0
 
 
 def _statistics(targets: Mapping[str, SLO]) -> dict[str, _Statistic]:
@@ -65,7 +66,9 @@ def _statistics(targets: Mapping[str, SLO]) -> dict[str, _Statistic]:
         "TPOT p50 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.5)),
         "TPOT p99 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.99)),
         "end p50, finished (s)": _Statistic(lambda o: o.end_s if o.ending == "finished" else None, at(0.5)),
-        "refused or failed": _Statistic(lambda o: float(o.ending != "finished"), lambda values: float(values.mean())),
+        "refused or failed": _Statistic(
+            lambda o: float(o.ending != "finished"), lambda values: float(values.mean()), False
+        ),
     }
 
 
@@ -75,7 +78,7 @@ def compare(blocks: Sequence[Block], targets: Mapping[str, SLO], seed: int, num_
         raise ValueError("There is nothing to compare: measure one block at least.")
     draws = list(_draws([len(block.a[0]) for block in blocks], seed, num_draws))
     ratios = []
-    for name, (take, of) in _statistics(targets).items():
+    for name, (take, of, has_interval) in _statistics(targets).items():
         sides_a = [_table(block.a, take) for block in blocks]
         sides_b = [_table(block.b, take) for block in blocks]
         a, b = of(_flat(sides_a)), of(_flat(sides_b))
@@ -85,7 +88,7 @@ def compare(blocks: Sequence[Block], targets: Mapping[str, SLO], seed: int, num_
             )
             for draw in draws
         ]
-        known = [ratio for ratio in again if not math.isnan(ratio)]
+        known = [ratio for ratio in again if has_interval and not math.isnan(ratio)]
         low, high = quantile(known, (1 - CONFIDENCE) / 2), quantile(known, (1 + CONFIDENCE) / 2)
         ratios.append(Ratio(name, a, b, _over(b, a), low, high))
     return ratios

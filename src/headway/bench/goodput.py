@@ -24,7 +24,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from headway.bench import goodput_page, report
-from headway.bench.contest import TTFT, Contender, Run, contest, outlast
+from headway.bench.contest import LOWEST, TTFT, Contender, Run, contest, outlast
 from headway.bench.load import Load, base_kind, lone_prompt, p90_prompt, prompts, targets
 from headway.bench.named import named
 from headway.bench.policies import CHUNKS, policies, requests_of, simulate
@@ -213,7 +213,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
         if first is None:
             first, predicted = field, predicted_now
             names = list(options.only or ALWAYS)
-        starts = {name: max(EXPECTED * predicted_now[name].good, 1e-3) for name in names}
+        starts = {name: max(EXPECTED * predicted_now[name].good, LOWEST) for name in names}
         draws.append(contest(starts, field.attain, TTFT, tolerance=options.tolerance, repeats=REPEATS))
         draws[-1] |= _chunks(field, draws[-1])
     assert first is not None
@@ -280,7 +280,7 @@ def _chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Contender]
     known = [name for name in CHUNK_NAMES if name in draw]
     others = [name for name in CHUNK_NAMES if name not in draw]
     start = max(draw[name].good for name in known or ["fcfs"])
-    return outlast(others, field.attain, TTFT, start, repeats=REPEATS, descend=not known)
+    return outlast(others, field.attain, TTFT, max(start, LOWEST), repeats=REPEATS, descend=not known)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

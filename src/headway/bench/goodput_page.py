@@ -322,7 +322,7 @@ def details(case: CaseResult) -> str:
                 policy.name,
                 " ".join([_first(policy), *(f"{good:.3g}" if good else "none" for good in policy.goodputs[1:])]),
                 f"{policy.simulated:.3g}",
-                f"≥ {overall:.3g}" if is_open else f"{overall:.3g}" if overall else "none",
+                f"≥ {overall:.3g}" if is_open else f"{overall:.3g}" if overall else f"< {policy.rates[0]:.3g}",
                 ", ".join(f"{kind} {share:.0%}" for kind, share in beyond.items()),
                 f"{policy.preemptions:.2f}",
                 f"{policy.parked_tokens * case.bytes_per_parked_token / 2**20:.1f}",

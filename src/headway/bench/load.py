@@ -23,7 +23,8 @@ QWEN_MIX = {"text": 0.69, "image": 0.07, "search": 0.20, "file": 0.03}
 TARGET_SHARE = 0.9  # the prompt that a class's target is made for: its p90
 
 FEW = 20  # requests of a class: fewer, and one of them decides about its tenth
-_NEXT_LAP = 1 << 48  # added to the blocks' ids when a trace is gone through again
+_NEXT_LAP = 1 << 48  # added to the blocks' ids when a trace is gone through again …
+_NEXT_DRAW = 1 << 40  # … and when one of its requests is drawn again
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Load:
         times: Counter[int] = Counter()  # that each was drawn: again, it is another of its length, not the same prompt
         for asked, kind in zip(self.requests, drawn.tolist(), strict=True):
             like = pools[kind][int(rng.integers(len(pools[kind])))]
-            requests.append(replace(_again(like, times[id(like)]), at_s=asked.at_s))
+            requests.append(replace(_again(like, times[id(like)], _NEXT_DRAW), at_s=asked.at_s))
             times[id(like)] += 1
         return replace(self, requests=tuple(requests), source=f"{self.source}; classes drawn {_told(shares)}")
 
@@ -177,12 +178,12 @@ class Load:
 def _lap(given: list[Asked], lap: int, span_s: float) -> list[Asked]:
     if lap == 0:
         return list(given)
-    return [replace(_again(asked, lap), at_s=asked.at_s + lap * span_s) for asked in given]
+    return [replace(_again(asked, lap, _NEXT_LAP), at_s=asked.at_s + lap * span_s) for asked in given]
 
 
-def _again(asked: Asked, times: int) -> Asked:
-    """The same with other tokens: blocks that no earlier round had."""
-    return replace(asked, blocks=tuple(block + times * _NEXT_LAP for block in asked.blocks))
+def _again(asked: Asked, times: int, step: int) -> Asked:
+    """The same with other tokens: blocks that no earlier one had."""
+    return replace(asked, blocks=tuple(block + times * step for block in asked.blocks))
 
 
 def _within(asked: Asked, num_tokens: int) -> Asked:

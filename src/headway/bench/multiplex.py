@@ -228,7 +228,7 @@ def load_section(field: Field, found: Mapping[str, Contender]) -> str:
         rows.append(
             [
                 name,
-                _goodput(contender),
+                Kept.of(contender).told,
                 f"{run.score.overall.joint:.0%}",
                 f"{run.score.throughput_tokens:.0f}",
                 _spread_ms(ttft),
@@ -257,18 +257,6 @@ def load_section(field: Field, found: Mapping[str, Contender]) -> str:
     )
 
 
-def _goodput(contender: Contender) -> str:
-    rates = [run.rate for run in contender.runs]
-    if contender.good == 0.0:
-        return f"< {min(rates):.2f}"
-    return f"{'≥ ' if kept_all(contender) else ''}{contender.good:.2f}"
-
-
-def kept_all(contender: Contender) -> bool:
-    """Whether no rate that was tried was too high, so that the goodput is a bound only."""
-    return contender.good == max(run.rate for run in contender.runs)
-
-
 def _spread_ms(seconds: Sequence[float]) -> str:
     if not seconds:
         return "none"
@@ -278,54 +266,68 @@ def _spread_ms(seconds: Sequence[float]) -> str:
     )
 
 
-class Over(NamedTuple):
-    """One goodput over another. Open: it kept every rate that was tried, and may be more."""
+class Kept(NamedTuple):
+    """The highest rate at which one way keeps its promises, or a bound of it: it kept every rate that was tried, or
+    none."""
 
     rate: float
-    other: float
-    is_open: bool = False
-    other_is_open: bool = False
+    or_more: bool = False
+    or_less: bool = False
+
+    @classmethod
+    def of(cls, contender: Contender) -> "Kept":
+        if contender.good == 0.0:
+            return cls(min(run.rate for run in contender.runs), or_less=True)
+        return cls(contender.good, or_more=contender.good == max(run.rate for run in contender.runs))
 
     @property
-    def ratio(self) -> float:
-        """Infinite if only the other kept no rate at all."""
-        return self.rate / self.other if self.other else float("inf") if self.rate else 1.0
+    def told(self) -> str:
+        return f"{'≥ ' if self.or_more else '< ' if self.or_less else ''}{self.rate:.2f}"
+
+    def over(self, other: "Kept") -> "Over":
+        ratio = self.rate / other.rate if other.rate else 1.0 if self.rate == 0.0 else float("inf")
+        return Over(ratio, self.or_more or other.or_less, self.or_less or other.or_more)
+
+
+class Over(NamedTuple):
+    """One goodput over another, or a bound of that."""
+
+    ratio: float
+    or_more: bool = False
+    or_less: bool = False
 
     @property
     def told(self) -> str:
         sign = {(True, True): "about ", (True, False): "≥ ", (False, True): "≤ "}
-        return f"{sign.get((self.is_open, self.other_is_open), '')}{self.ratio:.2f}"
+        return f"{sign.get((self.or_more, self.or_less), '')}{self.ratio:.2f}"
 
     def says(self, wanted: float) -> str:
-        """Whether it is so many times the other, if the bounds say that."""
+        """Whether it is so much, if the bounds say that."""
         if self.ratio >= wanted:
-            return "undecided" if self.other_is_open else "reached"
-        return "undecided" if self.is_open else "not reached"
+            return "undecided" if self.or_less else "reached"
+        return "undecided" if self.or_more else "not reached"
 
 
-def verdict(goodputs: Mapping[str, Mapping[str, float]], open_ways: Mapping[str, frozenset[str]]) -> str:
+def verdict(found: Mapping[str, Mapping[str, Kept]]) -> str:
     """Load by load: whether the one setting keeps up with the best of the others, by how much it is ahead of each
-    plain way, and where that leaves what is served by default. `open_ways`: who kept every rate that was tried."""
-    return "\n".join(
-        f"- {name}: {_verdict(by_way, open_ways.get(name, frozenset()))}" for name, by_way in goodputs.items()
-    )
+    plain way, and where that leaves what is served by default."""
+    return "\n".join(f"- {name}: {_verdict(by_way)}" for name, by_way in found.items())
 
 
-def _verdict(by_way: Mapping[str, float], is_open: frozenset[str]) -> str:
-    def over(way: str, others: Sequence[str]) -> tuple[str, Over]:
-        best = max(others, key=by_way.__getitem__)
-        return best, Over(by_way[way], by_way[best], way in is_open, best in is_open)
+def _verdict(by_way: Mapping[str, Kept]) -> str:
+    def best(ways: Sequence[str]) -> str:
+        return max(ways, key=lambda way: by_way[way].rate)
 
     others = [way for way in by_way if way != AUTO and "shortest" not in way]
-    best, best_over = over(AUTO, others)
-    chunks = [way for way in others if way.startswith("chunk")]
-    ahead = [over(AUTO, each) for each in (chunks, [TURNS], [SPLIT])]
-    rest, served = over(MIXED, [way for way in others if way != MIXED])
+    plain = (best([way for way in others if way.startswith("chunk")]), TURNS, SPLIT)
+    over = by_way[AUTO].over(by_way[best(others)])
+    ahead = {way: by_way[AUTO].over(by_way[way]) for way in plain}
+    rest = best([way for way in others if way != MIXED])
     return (
-        f"{best_over.told} × the best of the others ({best}); within {WITHIN:.0%}: {best_over.says(1 - WITHIN)}. "
-        f"{', '.join(f'{each.told} × {way}' for way, each in ahead)}; {AHEAD:g} × each: "
-        f"{min((each for _, each in ahead), key=lambda each: each.ratio).says(AHEAD)}. "
-        f"What is served by default, {MIXED}: {served.told} × the best of the rest but {AUTO} ({rest})."
+        f"{over.told} × the best of the others ({best(others)}); within {WITHIN:.0%}: {over.says(1 - WITHIN)}. "
+        f"{', '.join(f'{each.told} × {way}' for way, each in ahead.items())}; {AHEAD:g} × each: "
+        f"{min(ahead.values(), key=lambda each: each.ratio).says(AHEAD)}. What is served by default, {MIXED}: "
+        f"{by_way[MIXED].over(by_way[rest]).told} × the best of the rest but {AUTO} ({rest})."
     )
 
 
@@ -337,16 +339,14 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
         raise SystemExit("This machine gives the engine one core: there is nothing to divide. Give it two.")
     say(f"[bold]{engine.facts.means}[/]", highlight=False)
     parts = [f"## In {engine.facts.means}", model_section(engine, roofline), "### Goodput"]
-    goodputs: dict[str, Mapping[str, float]] = {}
-    open_ways: dict[str, frozenset[str]] = {}
+    kept: dict[str, Mapping[str, Kept]] = {}
     for number, name in enumerate(options.loads, 1):
         tries = Tries()
         field = field_of(engine, name, options.num_requests, tries)
         say(f"[bold]{name}[/]: {field.load.source}", highlight=False)
         ways = [way for way in field.settings if "shortest" not in way or name in options.ablation]
         found = swept(field, ways)
-        goodputs[name] = {way: contender.good for way, contender in found.items()}
-        open_ways[name] = frozenset(way for way, contender in found.items() if kept_all(contender))
+        kept[name] = {way: Kept.of(contender) for way, contender in found.items()}
         num_disturbed = sum(run.disturbed for contender in found.values() for run in contender.runs)
         parts.append(
             f"{load_section(field, found)}\n\n{tries.num_discarded} disturbed runs were thrown away and made again; "
@@ -354,7 +354,7 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
         )
         missing = options.loads[number:]
         broken_off = [f"Not run: {', '.join(missing)}."] if missing else []
-        yield "\n\n".join([*parts, *broken_off, "#### The one setting", verdict(goodputs, open_ways)])
+        yield "\n\n".join([*parts, *broken_off, "#### The one setting", verdict(kept)])
     engine.pool.close()
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from headway.bench import report
 from headway.bench.contest import JOINT, Contender, Run, contest
 from headway.bench.load import Load, p90_prompt, prompts, targets
-from headway.bench.multiplex import BALANCED, K_TPOT, K_TTFT, LOADS, compared, load_of, verdict
+from headway.bench.multiplex import BALANCED, K_TPOT, K_TTFT, LOADS, Kept, compared, load_of, verdict
 from headway.bench.policies import simulate
 from headway.bench.score import Score
 from headway.core.cost import CostFit, Share
@@ -112,17 +112,17 @@ def drawn(name: str, device: Device, ways: Sequence[str], num_requests: int, see
     return contest(starts, attain, JOINT, tolerance=0.015, growth=1.5, most_rates=24)
 
 
-def goodputs(name: str, device: Device, ways: Sequence[str], num_requests: int, draws: int) -> dict[str, float]:
+def goodputs(name: str, device: Device, ways: Sequence[str], num_requests: int, draws: int) -> dict[str, Kept]:
     """The median of some draws."""
     found = [drawn(name, device, ways, num_requests, seed) for seed in range(1, draws + 1)]
-    return {way: statistics.median(each[way].good for each in found) for way in ways}
+    return {way: Kept(statistics.median(each[way].good for each in found)) for way in ways}
 
 
-def section(means: str, found: Mapping[str, Mapping[str, float]]) -> str:
+def section(means: str, found: Mapping[str, Mapping[str, Kept]]) -> str:
     ways = list(dict.fromkeys(way for by_way in found.values() for way in by_way))
-    rows = [[way, *(f"{by_way[way]:.2f}" if way in by_way else "" for by_way in found.values())] for way in ways]
+    rows = [[way, *(by_way[way].told if way in by_way else "" for by_way in found.values())] for way in ways]
     table = report.table(["joint goodput, req/s", *found], rows)
-    return f"## On {means}\n\n{table}\n\n{verdict(found, {})}"
+    return f"## On {means}\n\n{table}\n\n{verdict(found)}"
 
 
 def sections(options: argparse.Namespace) -> Iterator[str]:

@@ -191,10 +191,7 @@ def comparison_page(
         f"{label_b}: attained all targets": f"{first.b:.1%}",
         **{f"{label_b} over {label_a}: {one.name}": _times(one.ratio) for one in ratios if one.name in _HEADLINES},
     }
-    rows = [
-        [one.name, f"{one.a:.4g}", f"{one.b:.4g}", _times(one.ratio), f"{one.low:.3f} … {one.high:.3f}"]
-        for one in ratios
-    ]
+    rows = [[one.name, f"{one.a:.4g}", f"{one.b:.4g}", _times(one.ratio), _interval(one)] for one in ratios]
     table = Table("Ratios", ["", label_a, label_b, "ratio", f"{CONFIDENCE:.0%} interval"], rows)
     runs = [
         [
@@ -239,8 +236,7 @@ def comparison_lines(ratios: Sequence[Ratio], labels: tuple[str, str], num_block
     """For the terminal."""
     told = [f"{'':<22}  {labels[0]:>10}  {labels[1]:>10}  {'ratio':>7}  {CONFIDENCE:.0%} interval"]
     told += [
-        f"{one.name:<22}  {one.a:>10.4g}  {one.b:>10.4g}  {one.ratio:>7.3f}  {one.low:.3f} … {one.high:.3f}"
-        for one in ratios
+        f"{one.name:<22}  {one.a:>10.4g}  {one.b:>10.4g}  {_plain(one.ratio):>7}  {_interval(one)}" for one in ratios
     ]
     if num_blocks < FEW_BLOCKS:
         told.append(f"Careful: few blocks ({num_blocks}); give --blocks {FEW_BLOCKS} or more to trust the intervals.")
@@ -265,6 +261,14 @@ def _notes(document: Mapping[str, Any]) -> dict[str, str]:
 
 def _times(ratio: float) -> str:
     return "none" if math.isnan(ratio) else f"{ratio:.3f} ×"
+
+
+def _plain(ratio: float) -> str:
+    return "–" if math.isnan(ratio) else f"{ratio:.3f}"
+
+
+def _interval(one: Ratio) -> str:
+    return "–" if math.isnan(one.low) else f"{one.low:.3f} … {one.high:.3f}"
 
 
 def _ms(seconds: float | None) -> str:

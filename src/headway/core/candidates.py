@@ -26,9 +26,9 @@ def number_of_ticket(key: int) -> int:
     return -1 - key
 
 
-def prefill_s(ticket: Ticket, cost: CostModel, *, as_fitted: bool = False) -> float:
-    """Seconds to compute what is not in pages yet, as far as is known."""
-    hint = ticket.num_cached_hint
+def prefill_s(ticket: Ticket, cost: CostModel, *, as_fitted: bool = False, promised: bool = False) -> float:
+    """Seconds to compute what is not in pages yet, as far as is known; `promised`: nor will be, when its turn comes."""
+    hint = max(ticket.num_cached_hint, ticket.num_promised) if promised else ticket.num_cached_hint
     return cost.prefill(ticket.num_to_compute - hint, ticket.num_computed + hint, as_fitted=as_fitted)
 
 

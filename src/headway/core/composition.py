@@ -53,23 +53,14 @@ class Composer:
         return self.steps.begin([*self._with_room(now), *members], now, decoding=False) if members else None
 
     def _from(self, first: Candidate, num_places: int, now: float) -> list[Candidate]:
-        """It and those behind it that there may be places for, but for those who will find in the cache what one in
-        front of them is going to compute."""
+        """It and those behind it that there may be places for."""
         others = (other for other in self.queue.in_order(now) if other.key != first.key)
         few = [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
-        computed: set[bytes] = set()
-        return [candidate for candidate in few if not self._is_twin(candidate, computed)]
-
-    def _is_twin(self, candidate: Candidate, computed: set[bytes]) -> bool:
-        """Whether one of those that are computed is its twin; else it is computed as well, or cached already."""
-        ticket = self.queue.ticket(number_of_ticket(candidate.key))
-        key = ticket.twin_key
-        if key is None or ticket.pages or not self.holdings.has_twin(ticket) or self.holdings.look_again(ticket):
-            return False
-        if key in computed:
-            return True
-        computed.add(key)
-        return False
+        for candidate in few:
+            ticket = self.queue.ticket(number_of_ticket(candidate.key))
+            if ticket.twin is not None and not ticket.pages:  # what it was promised may have come
+                self.holdings.look_again(ticket)
+        return few
 
     def _with_pages(self, wanted: list[tuple[Ticket, int | None]], now: float) -> list[tuple[Ticket, int | None]]:
         """Those of them that have pages, or find some, up to the first that does not: they leave the queue."""

@@ -57,7 +57,7 @@ class Forecaster:
 
     def forecast(self, ticket: Ticket, now: float) -> Forecast:
         """For a ticket that is not in the queue yet."""
-        alone_s = prefill_s(ticket, self.cost)
+        alone_s = prefill_s(ticket, self.cost, promised=True)
         spare = self.sharing.left_to_prompts(self._decode_share())
         candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
         own = standing(candidate, now, self.order)
@@ -76,7 +76,7 @@ class Forecaster:
         fixed_s = self.cost.predict(()) if rides else 0.0
         own_s = now - ticket.request.arrival + max(0.0, alone_s - fixed_s) / spare
         mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
-        undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True))
+        undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True, promised=True))
         return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s)
 
     def _room_s(self, ticket: Ticket, num_before: int) -> float:

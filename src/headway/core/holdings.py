@@ -4,45 +4,40 @@ from collections import Counter
 from collections.abc import Iterable
 
 from headway.core.pages import PageTable
-from headway.core.ticket import Ticket
+from headway.core.ticket import Ticket, Twin
 
 
 class Holdings:
     """Takes, shares, publishes and gives back pages on behalf of tickets. Prompts are read together up to
-    `pack_tokens`: of two equal ones that do not fit into that, the second waits for what the first leaves in the cache.
-    """
+    `pack_tokens`: of several answers to one that fits no two times into that, one reads it and the others find it
+    cached."""
 
     def __init__(self, pages: PageTable, prefix_caching: bool, counters: Counter[str], pack_tokens: int = 0) -> None:
         self.pages = pages
         self.prefix_caching = prefix_caching
         self.counters = counters
         self._pack_tokens = pack_tokens
-        self._twins: Counter[bytes] = Counter()  # open tickets by the key of all that can be cached of them
+        self._twins: Counter[Twin] = Counter()  # open tickets of each
 
     def expect_hits(self, ticket: Ticket) -> None:
-        """Note how much of the prompt is cached now, or will be when an equal one that is open has been read: a hint
-        for its price, not a promise."""
+        """Note how much of the prompt is cached now: a hint for its price, not a promise; and how much will be, when
+        another answer to the same prompt of the same call has begun."""
         if not self.prefix_caching:
             return
         ticket.update_keys(self.pages.page_tokens)
         self.look_again(ticket)
         num_usable = self._num_usable(ticket)
         if 2 * num_usable * self.pages.page_tokens > self._pack_tokens:
-            key = ticket.keys[num_usable - 1]
-            if self._twins[key] and not ticket.needs_every_row:
-                ticket.num_cached_hint = num_usable * self.pages.page_tokens
-            self._twins[key] += 1
-            ticket.twin_key = key
+            request = ticket.request
+            twin = ticket.keys[num_usable - 1], request.arrival, request.priority, request.slo
+            if self._twins[twin] and not ticket.needs_every_row:
+                ticket.num_promised = num_usable * self.pages.page_tokens
+            self._twins[twin] += 1
+            ticket.twin = twin
 
-    def has_twin(self, ticket: Ticket) -> bool:
-        """Whether another one of the same prompt is open."""
-        return ticket.twin_key is not None and self._twins[ticket.twin_key] > 1
-
-    def look_again(self, ticket: Ticket) -> bool:
-        """Note how much of it is cached now; whether that is all that can be."""
-        matched = len(self._match(ticket))
-        ticket.num_cached_hint = matched * self.pages.page_tokens
-        return matched == self._num_usable(ticket)
+    def look_again(self, ticket: Ticket) -> None:
+        """Note how much of it is cached by now."""
+        ticket.num_cached_hint = len(self._match(ticket)) * self.pages.page_tokens
 
     def take_prompt(self, ticket: Ticket, reserve: int, now: float) -> bool:
         """Shared and fresh pages for all its tokens, leaving `reserve` pages; False (nothing changed) if too few."""
@@ -95,11 +90,11 @@ class Holdings:
         """Give everything back; what was computed is lost to this ticket, but may stay cached."""
         # the end of a prefix is worth less than its start: given back first, it is evicted first
         self.pages.give_back(reversed(ticket.pages))
-        if ticket.twin_key is not None:
-            self._twins[ticket.twin_key] -= 1
-            if not self._twins[ticket.twin_key]:
-                del self._twins[ticket.twin_key]
-            ticket.twin_key = None
+        if ticket.twin is not None:
+            self._twins[ticket.twin] -= 1
+            if not self._twins[ticket.twin]:
+                del self._twins[ticket.twin]
+            ticket.twin, ticket.num_promised = None, 0
         ticket.pages = []
         ticket.num_computed = ticket.num_published = ticket.num_cached_hint = 0
 
@@ -118,7 +113,7 @@ class Holdings:
 
     def check_integrity(self, tickets: Iterable[Ticket]) -> None:
         """Assert that those who may have twins are counted, and nobody else."""
-        assert Counter(t.twin_key for t in tickets if t.twin_key is not None) == self._twins
+        assert Counter(ticket.twin for ticket in tickets if ticket.twin is not None) == self._twins
 
     def _starves(self, ticket: Ticket, now: float) -> None:
         if ticket.starved_since is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush, merge
 from typing import NamedTuple
 
-from headway.core.candidates import ticket_candidate
+from headway.core.candidates import prefill_s, ticket_candidate
 from headway.core.cost import CostModel
 from headway.core.policy import Candidate, Order, Tier, late_at, standing, starves_at
 from headway.core.tenants import Tenants
@@ -258,11 +258,14 @@ class Queue:
         return _Place(ticket, candidate, tier, (priority, due, ticket.number), amortized_s)
 
     def _amortized_s(self, ticket: Ticket, candidate: Candidate) -> float:
-        """The fixed part of a step is paid once for `pack_tokens` tokens."""
+        """The fixed part of a step is paid once for `pack_tokens` tokens, and a prompt once for all its answers."""
+        remaining_s, num_tokens = candidate.remaining_s, ticket.num_to_compute
+        if ticket.num_promised:
+            remaining_s, num_tokens = prefill_s(ticket, self.cost, promised=True), num_tokens - ticket.num_promised
         if not self.pack_tokens:
-            return candidate.remaining_s
-        share = min(1.0, ticket.num_to_compute / self.pack_tokens)
-        return max(0.0, candidate.remaining_s - (1 - share) * self.cost.prefill(0))
+            return remaining_s
+        share = min(1.0, num_tokens / self.pack_tokens)
+        return max(0.0, remaining_s - (1 - share) * self.cost.prefill(0))
 
     def _turn(self, place: _Place) -> float:
         """When it leaves its tier: a start becomes too late for its target, or it starves."""

@@ -7,10 +7,14 @@ from headway.core.ledger import Record
 from headway.core.lifecycle import State, check_move
 from headway.core.policy import Candidate
 from headway.core.prefix import extend_keys, root_key
-from headway.core.request import Request
+from headway.core.request import SLO, Request
 from headway.core.work import Work
 
 SAME_PACE = 0.1  # by so much it may change, as the step beside changes, and count as the same
+
+
+# Several answers to one prompt: the key of all that can be cached of it, and what gives them one place in the order.
+Twin = tuple[bytes, float, int, SLO]
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +35,8 @@ class Ticket:
     num_computed: int = 0
     num_cached_hint: int = 0
     num_published: int = 0
-    twin_key: bytes | None = None  # what an open ticket of the same prompt has as well, until it gives its pages back
+    twin: Twin | None = None  # what another answer to the same prompt has as well, until it gives its pages back
+    num_promised: int = 0  # of its tokens: what such a one, in front of it, will leave in the cache
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     step: "Step | None" = None

@@ -4,6 +4,7 @@ A grammar is built from its source once and copied for each request, which costs
 bounded by llguidance's own limits, and let other threads run meanwhile.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from headway.grammar.notation import notation
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+log = logging.getLogger("headway.grammar")
 
 MAX_KEPT = 64  # grammars
 MAX_KEPT_CHARACTERS = 2**20  # of their sources: what was made of them is some multiple
@@ -109,6 +112,11 @@ class Compiler:
             return self.build(constraint)
         except ConstraintError as error:
             return error
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the compiled library is none of ours, and no Exception
+            log.exception("A constraint cannot be built.")
+            return ConstraintError(f"The {NAMES[constraint.kind]} cannot be built: {_brief(str(error))}.")
 
     def _keep(self, constraint: Constraint, made: "LLMatcher | ConstraintError") -> "LLMatcher | ConstraintError":
         with self._lock:

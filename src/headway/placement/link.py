@@ -170,6 +170,8 @@ class FakeLink:
                 await asyncio.sleep(0.001)
             if self.state == "draining":
                 call.ending = Fate("refused", "draining", "The server is shutting down.", 1.0)
+            elif self.state == "down" and call.ending is None:
+                call.ending = Fate("refused", "engine_down", "The engine is not running.", 1.0)
             async for reply in self._answer(call):
                 hear(reply)
         finally:

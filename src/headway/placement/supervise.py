@@ -53,6 +53,12 @@ class _Call:
     num_tries: int = 0
     delivered: bool = False
     cancelled: bool = False  # by its caller: not worth another try
+    due: asyncio.TimerHandle | None = None  # while it waits for an engine
+
+    def stop_waiting(self) -> None:
+        if self.due is not None:
+            self.due.cancel()
+            self.due = None
 
 
 class Supervisor:
@@ -120,7 +126,7 @@ class Supervisor:
             self._send(call)
         elif self._leaving:
             self._refuse(call, "draining", LEAVING)
-        elif len(self._calls) > (most := self.settings.max_num_queued_reqs):
+        elif sum(not call.delivered for call in self._calls.values()) > (most := self.settings.max_num_queued_reqs):
             self._refuse(call, "queue_full", f"{most} requests wait for an engine already: try again in a moment.")
         else:
             self._let_wait(call)
@@ -142,6 +148,7 @@ class Supervisor:
     def _send(self, call: _Call) -> None:
         """Hand it to the engine if there is one; one that is starting gets it when it is ready."""
         if self.state == "ready":
+            call.stop_waiting()
             call.num_tries += 1
             self._say(wire.Submit(call.request))
         elif self.state == "draining":
@@ -155,7 +162,7 @@ class Supervisor:
         targets = [slo.ttft_s if self.settings.refuse_unattainable else None, slo.total_s]
         if (soonest := min((target for target in targets if target is not None), default=None)) is not None:
             left_s = call.request.arrival + soonest - time.monotonic()
-            asyncio.get_running_loop().call_later(max(0.0, left_s), self._give_up, call)
+            call.due = asyncio.get_running_loop().call_later(max(0.0, left_s), self._give_up, call)
 
     def _give_up(self, call: _Call) -> None:
         if self.state == "starting" and self._calls.get(call.request.id) is call and not call.delivered:
@@ -299,6 +306,7 @@ class Supervisor:
             if getattr(request.slo, f"{name}_s") is not None:
                 record.missed[name] = _CAUSES[kind]
         self._calls.pop(request.id, None)
+        call.stop_waiting()
         call.hear(wire.Ended(record))
 
     def _become(self, state: State) -> None:

@@ -140,7 +140,7 @@ class Door:
         content = await read_body(request, self._settings.max_body_bytes)
         arrival = time.monotonic()
         body = schema.decode(content, schema.CompletionBody)
-        room = self._admitting().max_model_len
+        room = self._loaded().max_model_len
         ask = await self._intake.completion(body, request.headers, request.scope["headway.call_id"], arrival, room)
         return await self._answer(request, ask, CompletionShape(ask, self._tokenizer))
 
@@ -148,7 +148,7 @@ class Door:
         content = await read_body(request, self._settings.max_body_bytes)
         arrival = time.monotonic()
         body = schema.decode(content, schema.ChatBody)
-        room = self._admitting().max_model_len
+        room = self._loaded().max_model_len
         ask = await self._intake.chat(body, request.headers, request.scope["headway.call_id"], arrival, room)
         return await self._answer(request, ask, ChatShape(ask, self._tokenizer))
 
@@ -156,7 +156,7 @@ class Door:
         content = await read_body(request, self._settings.max_body_bytes)
         arrival = time.monotonic()
         body = schema.decode(content, ResponsesBody)
-        room = self._admitting().max_model_len
+        room = self._loaded().max_model_len
         ask = await self._intake.response(body, request.headers, request.scope["headway.call_id"], arrival, room)
         shape = ResponsesShape(ask, body, self._tokenizer)
         return await self._answer(request, ask, shape, shape.framing)
@@ -165,7 +165,7 @@ class Door:
         content = await read_body(request, self._settings.max_body_bytes)
         arrival = time.monotonic()
         body = schema.decode(content, EmbeddingBody)
-        check_dimensions(body, self._admitting().hidden_size)
+        check_dimensions(body, self._loaded().hidden_size)
         ask = await self._texts(request, body, "embd", "input", arrival)
         return await self._condensed(request, ask, lambda made, usage: embeddings_of(body, ask, made, usage))
 
@@ -186,7 +186,7 @@ class Door:
         param: str,
         arrival: float,
     ) -> Ask:
-        room, call_id = self._admitting().max_model_len, request.scope["headway.call_id"]
+        room, call_id = self._loaded().max_model_len, request.scope["headway.call_id"]
         try:
             ask = await self._intake.completion(body.as_completion(), request.headers, call_id, arrival, room)
         except ApiError as error:
@@ -257,16 +257,9 @@ class Door:
         )
         return usage
 
-    def _admitting(self) -> EngineFacts:
-        """The engine's facts, if a request may enter. One that starts again keeps requests waiting instead."""
-        state = self._link.state
-        if state == "draining":
-            raise not_ready("draining", "The server is shutting down: send the request to another one.")
-        if state == "down":
-            raise not_ready("engine_down", "The engine is not running: try again later.")
-        return self._loaded()
-
     def _loaded(self) -> EngineFacts:
+        """The engine's facts, once it has been ready. Whether a request may enter then is the link's to say, so that a
+        refusal is counted like any other."""
         facts = self._link.facts
         if facts is None:
             raise not_ready("starting", "The model is still being loaded: try again in a moment.")
