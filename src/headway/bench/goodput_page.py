@@ -180,13 +180,14 @@ def write(folder: Path) -> None:
 
 
 def _measured_part(cases: Sequence[CaseResult], folder: Path) -> list[str]:
-    """Everything about the cases; the picture is of the first one."""
-    png([_panel(cases[0], name) for name in _drawn(cases[0])], folder / PICTURE, num_columns=3)
+    """Everything about the cases; the picture is of the first that something special is wanted of."""
+    drawn = next((case for name in WANTED for case in cases if case.name == name), cases[0])
+    png([_panel(drawn, name) for name in _drawn(drawn)], folder / PICTURE, num_columns=3)
     return [
         summary(cases),
         verdicts(cases),
         f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
-        f"simulated with the prices that the engine measured at its start ({cases[0].model}, {cases[0].name}).\n\n"
+        f"simulated with the prices that the engine measured at its start ({drawn.model}, {drawn.name}).\n\n"
         f"![attainment, measured and simulated]({PICTURE})",
         *(details(case) for case in cases),
     ]
@@ -344,5 +345,10 @@ def details(case: CaseResult) -> str:
         f"{case.num_discarded} disturbed runs were thrown away and made again; {disturbed} stayed disturbed and are "
         f"included."
     )
+    if 0 < case.most_rate < max(case.policy(OURS).rates, default=0.0):
+        lines.append(
+            f"At {case.most_rate:.3g} requests a second the prompts' own work would fill all time, were a step free: "
+            f"what is kept beyond that lasts as long as {case.num_requests} requests, and not for ever."
+        )
     lines.append(f"Printed by `{case.command}`. {case.provenance}" if case.command else case.provenance)
     return "\n\n".join(lines)

@@ -112,9 +112,9 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, ri
 
 def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: float, now: float) -> Candidate:
     """A step that has begun: as urgent as its most urgent member that can still be in time, if there is one."""
-    if step.members is None:
-        step.members = _members(step, cost, tile_s)
-    members, remaining_s = step.members, step.remaining_s
+    if step.candidates is None:
+        step.candidates = _candidates(step, cost, tile_s)
+    members, remaining_s = step.candidates, step.remaining_s
     parked_until = NEVER if step.parked_since is None else step.parked_since + max_parked_s
     due = [member for member in members if member.deadline is not None]
     in_time = [member for member in due if now < late_at(member, remaining_s)]
@@ -133,7 +133,7 @@ def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: flo
     )
 
 
-def _members(step: Step, cost: CostModel, tile_s: float) -> tuple[Candidate, ...]:
+def _candidates(step: Step, cost: CostModel, tile_s: float) -> tuple[Candidate, ...]:
     """What it is made of, by the prices at its beginning: each prompt, and the next token of those who decode."""
     if step.decoding:
         return (token_candidate(step.tickets, cost, tile_s),)

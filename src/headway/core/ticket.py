@@ -11,8 +11,6 @@ from headway.core.request import SLO, Request
 from headway.core.work import Work
 
 SAME_PACE = 0.1  # by so much it may change, as the step beside changes, and count as the same
-
-
 # Several answers to one prompt: the key of all that can be cached of it, and what gives them one place in the order.
 Twin = tuple[bytes, float, int, SLO]
 
@@ -117,13 +115,13 @@ class Step:
     beside_s: float = 0.0  # that it has had another beside it, until then; and what that is, by its pace, …
     done_beside_s: float = 0.0  # … in seconds alone on the device
     num_partings: int = 0  # how often it was left alone again, and went on
-    members: tuple[Candidate, ...] | None = None  # what the policy sees in it, once it has been looked up
+    candidates: tuple[Candidate, ...] | None = None  # what the policy sees in it, once it has been looked up
 
     def leave(self, ticket: Ticket) -> None:
         """One of its tickets goes, the others go on."""
         self.tickets.remove(ticket)
         ticket.step = None
-        self.members = None
+        self.candidates = None
 
     def keep_pace(self, pace: float, now: float, *, beside: bool) -> None:
         """It goes on at this pace, beside another or alone."""

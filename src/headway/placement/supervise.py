@@ -158,6 +158,7 @@ class Supervisor:
 
     def _let_wait(self, call: _Call) -> None:
         """For an engine that is starting: as long as the first token can still come in time."""
+        call.stop_waiting()
         slo = call.request.slo
         targets = [slo.ttft_s if self.settings.refuse_unattainable else None, slo.total_s]
         if (soonest := min((target for target in targets if target is not None), default=None)) is not None:
