@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headway.models.config import DecoderConfig, ModelError, parse_config, read_config
@@ -151,6 +151,8 @@ _JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*QWEN2, "rope_scaling", "head_dim", "layer_types"]), _JSON, max_size=3))
+@example({"eos_token_id": float("inf")})
+@example({"max_position_embeddings": float("inf")})
 def test_whatever_stands_in_a_field_the_answer_is_a_shape_or_a_sentence(changes):
     try:
         config = _parse(QWEN2, use_sliding_window=True, **changes)

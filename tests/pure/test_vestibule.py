@@ -75,23 +75,3 @@ def test_nothing_is_built_for_whoever_is_gone_or_late() -> None:
     plain = [ev.Arrived(replace(one, sampling=Sampling())) for one in (gone, late)]
     assert soon(letters, 4) == [ev.Arrived(first), plain[0], ev.Cancelled("gone"), plain[1]]
     assert compiler.built == [first.sampling.constraint]
-
-
-class Falling(Slow):
-    """A compiler that fails in a way that nobody foresaw."""
-
-    def matcher(self, constraint: Constraint) -> Any:
-        super().matcher(constraint)
-        raise MemoryError
-
-
-def test_a_failure_that_nobody_foresaw_ends_no_thread() -> None:
-    """Whoever comes next is served as well."""
-    letters: list[ev.Event] = []
-    compiler = Falling()
-    compiler.gate.set()
-    vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
-    both = [ev.Arrived(request(name, "a*")) for name in ("one", "other")]
-    for event in both:
-        vestibule.put(event)
-        assert soon(letters, both.index(event) + 1)[-1:] == [event]

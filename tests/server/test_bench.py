@@ -301,7 +301,7 @@ def test_a_server_that_does_not_answer_in_time(network: Open) -> None:
     assert (outcome.ending, outcome.reason, outcome.ttft_s) == ("failed", "timeout", None)
 
 
-def test_a_server_that_ends_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_ends_meanwhile() -> None:
     """It is told, and not taken for a rate that was too high."""
     from headway.bench.load import Load
     from headway.bench.measure import Bench

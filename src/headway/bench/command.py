@@ -7,7 +7,6 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,8 @@ def main(words: Sequence[str]) -> int:
     sides = flags.sides(options, found)
     flags.check(options, found)
     _needs_extra()
-    _make(options)
+    if options.out is not None:
+        flags.make_folder(options.out)
     if options.token_seed is None:
         options.token_seed = secrets.randbits(31)
     command = shlex.join(["headway", "bench", *_without_key(words)])
@@ -50,16 +50,6 @@ def _needs_extra() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError("`headway bench` needs its extra: pip install 'headway[bench]'.") from error
-
-
-def _make(options: argparse.Namespace) -> None:
-    """The folder for the results, if one is named: what would keep them from being written is found out before."""
-    if options.out is None:
-        return
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {options.out} cannot be made: {error.strerror}.") from error
 
 
 def _without_key(words: Sequence[str]) -> list[str]:
@@ -155,9 +145,15 @@ class _Command:
 
         start = options.start or self._bench.capacity(alone)
         look = Search(
-            attain, judge, one_request, share=options.share, tolerance=options.tolerance, repeats=options.repeats
+            attain,
+            judge,
+            one_request,
+            share=options.share,
+            tolerance=options.tolerance,
+            repeats=options.repeats,
+            lowest=max(Search.lowest, start / FEWEST),
         )
-        return replace(look, lowest=max(look.lowest, start / FEWEST)).run(start)
+        return look.run(start)
 
     def _alone_and_targets(self, server: "Server") -> tuple["Alone", dict[str, SLO]]:
         alone = self._bench.alone(server)

@@ -6,7 +6,7 @@ takes an `attain(name, rate)` that makes one run.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -42,27 +42,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Judge:
-    """What a run is judged by: the share that its worst class attained, or all of them as one."""
+    """What a run is judged by: the share that its worst class attained."""
 
     share: Callable[[Marks], float]
-    as_one: bool = False
 
     def __call__(self, run: Run) -> float:
-        return min(map(self.share, self._marks(run)))
+        return min(map(self.share, run.score.by_kind.values()))
 
     def is_close(self, run: Run) -> bool:
         """Whether this run alone decides nothing: near the line, or one more request of each class would reach it."""
         judged = self(run)
-        by_one = all(self.share(marks) + 1 / marks.num >= GOOD_SHARE for marks in self._marks(run))
+        by_one = all(self.share(marks) + 1 / marks.num >= GOOD_SHARE for marks in run.score.by_kind.values())
         return abs(judged - GOOD_SHARE) < NEAR or (judged < GOOD_SHARE and by_one)
-
-    def _marks(self, run: Run) -> list[Marks]:
-        return [run.score.overall] if self.as_one else list(run.score.by_kind.values())
 
 
 TTFT = Judge(lambda marks: marks.ttft_only)
 JOINT = Judge(lambda marks: marks.joint)
-OVERALL = Judge(lambda marks: marks.ttft_only, as_one=True)
 
 
 @dataclass
@@ -94,8 +89,7 @@ class Contender:
     def take(self, runs: Sequence[Run], judge: Judge) -> None:
         """Runs at one rate, judged by the median of those that were not disturbed, if there are any."""
         self.runs += runs
-        calm = [run for run in runs if not run.disturbed]
-        self.last_share = statistics.median(map(judge, calm or runs))
+        self.last_share = told((judge(run), run.disturbed) for run in runs)
         if self.last_share >= GOOD_SHARE:
             self.good = max(self.good, runs[0].rate)
         else:
@@ -109,13 +103,15 @@ class Contender:
         self.good = crossing(self.attained(judge))
 
     def attained(self, judge: Judge) -> list[tuple[float, float]]:
-        """(rate, share) for each rate at which it was run: the median of those that were not disturbed, if any were."""
-        found = []
-        for rate in dict.fromkeys(run.rate for run in self.runs):
-            runs = [run for run in self.runs if run.rate == rate]
-            calm = [run for run in runs if not run.disturbed]
-            found.append((rate, statistics.median(map(judge, calm or runs))))
-        return found
+        """(rate, share) for each rate at which it was run."""
+        rates = dict.fromkeys(run.rate for run in self.runs)
+        return [(rate, told((judge(run), run.disturbed) for run in self.runs if run.rate == rate)) for rate in rates]
+
+
+def told(runs: Iterable[tuple[float, bool]]) -> float:
+    """What runs at one rate say together, from what each attained and whether it was disturbed."""
+    known = list(runs)
+    return statistics.median([share for share, disturbed in known if not disturbed] or [share for share, _ in known])
 
 
 def contest(

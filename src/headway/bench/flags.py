@@ -260,3 +260,11 @@ def check(options: argparse.Namespace, found: Parser) -> None:
         found.error(f"--num-requests must be at least {MIN_REQUESTS}: of fewer no share means anything.")
     if options.arrivals == "trace" and options.load == "qwen":
         found.error("the load qwen has no arrivals of its own: give another process to --arrivals.")
+
+
+def make_folder(out: Path) -> None:
+    """For the results, before they are measured. Raises ValueError with one sentence."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be made: {error.strerror}.") from error

@@ -9,7 +9,7 @@ import msgspec
 
 from headway.bench import report
 from headway.bench.chart import COLOURS, Curve, Mark, Panel, Style, png
-from headway.bench.contest import Contender, Run, crossing
+from headway.bench.contest import Contender, Run, crossing, told
 from headway.bench.score import GOOD_SHARE
 
 OURS = "operator"
@@ -31,6 +31,7 @@ class Measured(msgspec.Struct, frozen=True):
     rate: float
     shares: dict[str, float]  # of TTFT targets met, by class
     overall: float
+    disturbed: bool = False
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -55,8 +56,7 @@ class Policy(msgspec.Struct, frozen=True):
     @property
     def overall(self) -> tuple[float, bool]:
         """Of the first draw, all classes as one; and whether no rate that was tried was too high for that."""
-        shares = [(rate, [run.overall for run in self.runs if run.rate == rate]) for rate in self.rates]
-        points = [(rate, statistics.median(each)) for rate, each in shares]
+        points = [(r, told((run.overall, run.disturbed) for run in self.runs if run.rate == r)) for r in self.rates]
         return crossing(points), all(share >= GOOD_SHARE for _, share in points)
 
     @property
@@ -132,7 +132,7 @@ def policy_of(
 
 def _measured(runs: Sequence[Run]) -> list[Measured]:
     return [
-        Measured(run.rate, run.score.shares(ttft_only=True), run.overall)
+        Measured(run.rate, run.score.shares(ttft_only=True), run.overall, run.disturbed)
         for run in sorted(runs, key=lambda run: run.rate)
     ]
 

@@ -21,6 +21,7 @@ from rich.text import Text
 from headway.bench import load as loads
 from headway.bench import simulated_flags as flags
 from headway.bench import simulated_telling as telling
+from headway.bench.flags import make_folder
 from headway.bench.load import Load
 from headway.bench.policies import simulate
 from headway.bench.score import Score
@@ -181,10 +182,7 @@ def _prepare(options: argparse.Namespace) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ValueError("`headway simulate --out` needs an extra: pip install 'headway[bench]'.") from error
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {options.out} cannot be made: {error.strerror}.") from error
+    make_folder(options.out)
 
 
 # Progress

@@ -113,7 +113,7 @@ class Scheduler:
         refused = refusal(request, self._limits, crowd)
         if refused is None:
             if ticket.expiry <= now:
-                return [self._expired(ticket, now)]
+                return [self._expired(ticket, max(1.0, crowd.backlog_s), now)]
             self._holdings.expect_hits(ticket)
             forecast = self._forecaster.forecast(ticket, now)
             ticket.record.predicted_prefill_s = prefill_s(ticket, self.cost)
@@ -255,10 +255,11 @@ class Scheduler:
 
     def _expire(self, now: float) -> list[ev.Effect]:
         """Whoever waits past the instant at which the whole answer was due goes before any prefill is spent on it."""
-        return [self._expired(ticket, now) for ticket in self._queue.expired(now)]
+        late = self._queue.expired(now)
+        wait_s = max(1.0, self._queue.backlog_s) if late else 0.0  # summed once: a whole queue may expire together
+        return [self._expired(ticket, wait_s, now) for ticket in late]
 
-    def _expired(self, ticket: Ticket, now: float) -> ev.End:
-        wait_s = max(1.0, self._queue.backlog_s)
+    def _expired(self, ticket: Ticket, wait_s: float, now: float) -> ev.End:
         ticket.record.message = (
             f"The deadline passed before the request could start: try again in {wait_s:.0f} s, or give it more time."
         )

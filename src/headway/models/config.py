@@ -107,7 +107,7 @@ def read_config(folder: Path) -> DecoderConfig:
         return config
     try:
         more_ids = _ids(_read_fields(generation).get("eos_token_id"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{generation} cannot be understood ({error}): download the model again.") from error
     return replace(config, eos_ids=tuple(dict.fromkeys((*config.eos_ids, *more_ids))))
 
@@ -139,7 +139,7 @@ def parse_config(fields: dict[str, Any]) -> DecoderConfig:
         raise
     except KeyError as error:
         raise ModelError(f"config.json lacks the field {error}: download the model again.") from error
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"config.json holds a field of the wrong type ({error}): download the model again.") from error
     _check(config)
     return config

@@ -166,10 +166,7 @@ class Supervisor:
             call.due = asyncio.get_running_loop().call_later(max(0.0, left_s), self._give_up, call)
 
     def _give_up(self, call: _Call) -> None:
-        if self.state == "starting" and self._calls.get(call.request.id) is call and not call.delivered:
-            self._refuse(
-                call, "deadline_expired", "The engine is starting again, and the deadline has passed: try again."
-            )
+        self._refuse(call, "deadline_expired", "The engine is starting again, and the deadline has passed: try again.")
 
     def _say(self, message: wire.ToEngine) -> None:
         if self._line is not None:

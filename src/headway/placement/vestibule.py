@@ -4,19 +4,17 @@ The driver never builds: when such a request arrives in its mailbox, the compile
 that waits, waits with it, and so does the word to drain: a request that was sent before it is not forgotten.
 """
 
-import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from headway.core import event as ev
 from headway.core.request import Constraint
 from headway.grammar.limits import ConstraintError
 from headway.grammar.matcher import Compiler
-
-log = logging.getLogger("headway.vestibule")
 
 
 class Vestibule:
@@ -57,12 +55,8 @@ class Vestibule:
         while True:
             request_id, constraint = self._to_build.get()
             if is_wanted := self._is_wanted(request_id):
-                try:
+                with suppress(ConstraintError):  # is said when the first token is drawn
                     self._compiler.matcher(constraint)
-                except ConstraintError:  # is said when the first token is drawn
-                    pass
-                except BaseException:  # likewise; whoever comes next must not wait for a thread that is gone
-                    log.exception("A constraint cannot be built.")
             with self._lock:
                 arrived, *later = self._waiting.pop(request_id)
                 for event in (arrived if is_wanted else _unconstrained(arrived), *later):
