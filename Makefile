@@ -13,11 +13,12 @@ CLIENTS_VENV := .venv-clients
 HEADWAY_DATA ?= $(patsubst %/traces,%,$(firstword $(wildcard $(CURDIR)/../*/data/traces)))
 export HEADWAY_DATA
 
-.PHONY: help install serve test test-browser test-clients test-gpu test-native bench-gpu bench-peers check results soak clean
+.PHONY: help install serve test test-browser test-clients test-gpu test-native test-arm bench-gpu bench-peers check results soak clean
 help:
 	@echo "make serve    set up .venv and serve the embedded model on http://127.0.0.1:8000"
 	@echo "make test     set up .venv and run every test this machine can run"
 	@echo "make test-native   the compiled operators under AddressSanitizer and UBSan"
+	@echo "make test-arm      the same for Arm, compiled and emulated; needs g++-aarch64-linux-gnu and qemu-user-static, and half an hour"
 	@echo "make test-browser  the page in headless Chromium, which is set up if it can be; takes the pictures in docs/"
 	@echo "make test-clients  clients that others wrote, in a venv of their own: litellm, langchain, lm-eval, schemathesis, aiperf"
 	@echo "make test-gpu      the tests of CUDA operators and recorded steps; needs a CUDA build of torch"
@@ -74,6 +75,9 @@ check: $(VENV)/.installed-dev
 test-native: $(VENV)/.installed-dev
 	@$(BIN)/python hatch_build.py runs/native -g -O1 -fsanitize=address,undefined -fno-sanitize-recover
 	@HEADWAY_NATIVE_FOLDER=$(CURDIR)/runs/native ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest tests/cpu/test_native.py tests/cpu/test_panels.py $(TEST_ARGS)
+
+test-arm: $(VENV)/.installed-dev
+	@tests/arm/run.sh $(TEST_ARGS)
 
 soak: $(VENV)/.installed-dev
 	@$(BIN)/python -m headway.bench.soak

@@ -4,7 +4,6 @@ Without a compiler, or where one of the kinds does not compile, nothing fails: t
 """
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,11 @@ KINDS = {  # as stages/native.py chooses among them
         "avx2": ["-mavx2", "-mfma"],
         "plain": [],
     },
-    "aarch64": {"neon": []},
+    "aarch64": {
+        "neonbf16": ["-march=armv8.2-a+dotprod+bf16"],
+        "neondot": ["-march=armv8.2-a+dotprod"],
+        "neon": [],
+    },
 }
 FLAGS = ["-O3", "-falign-loops=64", "-std=c++17", "-fPIC", "-shared", "-fopenmp"]
 
@@ -45,7 +48,8 @@ def compile_all(root: Path, folder: Path, extra: tuple[str, ...] = ()) -> list[P
     if compiler is None:
         return built
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, flags in KINDS.get(platform.machine(), {"plain": []}).items():
+    target = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=False).stdout
+    for kind, flags in KINDS.get(target.partition("-")[0], {"plain": []}).items():
         path, new = folder / f"kernels-{kind}.so", folder / f"kernels-{kind}.new"
         command = [compiler, *FLAGS, *flags, *extra, str(root / "csrc" / "kernels.cpp"), "-o", str(new)]
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:

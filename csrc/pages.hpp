@@ -8,7 +8,7 @@ namespace {
 constexpr int KEYS = 64;  // a block: every row's sum over keys is cut at multiples of it
 
 // What numbers are multiplied as: themselves where the processor does that, else float32.
-#if defined(__AVX512BF16__)
+#if defined(MULTIPLIES_PAIRS)
 template <class T>
 using Factor = T;
 #else
@@ -111,7 +111,7 @@ void gather(const T* const* rows, const Geometry& g, int num, float* k, float* v
     }
 }
 
-#if defined(__AVX512BF16__)
+#if defined(MULTIPLIES_PAIRS)
 // Keys as pairs of dimensions, (D / 2, KEYS, 2), values as pairs of positions, (KEYS / 2, D, 2); what is past `num` is
 // zero.
 void gather(const bf16* const* rows, const Geometry& g, int num, bf16* k, bf16* v) {

@@ -63,11 +63,17 @@ struct Together {
     static Int spread(Word a) { return Int{} + static_cast<int32_t>(a); }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(MULTIPLIES_PAIRS)
 template <>
 struct InVectors<bf16> : Together<2> {
     typedef Vec Sum;
-    static Vec add(Vec sum, Int a, Int b) { return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b); }
+    static Vec add(Vec sum, Int a, Int b) {
+#if defined(__AVX512BF16__)
+        return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+        return (Vec)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)a, (bfloat16x8_t)b);
+#endif
+    }
 };
 #else
 template <>
@@ -96,6 +102,14 @@ struct InVectors<int8_t> : Together<4> {  // one factor is unsigned: weights are
     typedef Int Sum;
     typedef int8_t Whole;
     static Int add(Int sum, Int a, Int b) { return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a); }
+};
+#elif defined(__ARM_FEATURE_DOTPROD)
+template <>
+struct InVectors<int8_t> : Together<4> {
+    static constexpr int ZERO = 0;
+    typedef Int Sum;
+    typedef int8_t Whole;
+    static Int add(Int sum, Int a, Int b) { return (Int)vdotq_s32((int32x4_t)sum, (int8x16_t)a, (int8x16_t)b); }
 };
 #else
 template <>

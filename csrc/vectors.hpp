@@ -11,6 +11,12 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define MULTIPLIES_PAIRS  // of bfloat16, by itself
 #endif
 
 namespace {
@@ -70,6 +76,11 @@ inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 #if defined(__AVX512BF16__)
 inline void store(bf16* p, Vec v) {  // what is too small for a normal number becomes zero
     const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &h, sizeof h);
+}
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline void store(bf16* p, Vec v) {
+    const bfloat16x4_t h = vcvt_bf16_f32((float32x4_t)v);
     std::memcpy(p, &h, sizeof h);
 }
 #else

@@ -77,6 +77,7 @@ def test_as_many_as_are_shown_leaves_nothing_to_choose() -> None:
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"best_of": 0}, "best_of"),
+        ({"best_of": 3, "temperature": 0}, "best_of"),
         ({"best_of": 129}, "best_of"),
         ({"best_of": 128, "prompt": ["x"] * 3}, "prompt"),
     ],

@@ -21,7 +21,8 @@ from headway.bench.contest import JOINT, Contender, contest, sweep
 from headway.bench.goodput import EXPECTED, Field, Tries, device_of, most_rate, say, steady_ttft_s
 from headway.bench.goodput_more import isolated_tpot_s
 from headway.bench.load import Load, prompts, targets
-from headway.bench.policies import policies
+from headway.bench.policies import policies, requests_of
+from headway.bench.replay import replay
 from headway.bench.score import quantile
 from headway.bench.traces import Asked
 from headway.config import EngineSettings
@@ -38,6 +39,8 @@ K_TTFT, K_TPOT = 3.0, 3.0
 FIRST_TRIES = 5  # runs of one way, to find where to compare all
 RATES = (0.62, 0.75, 0.9, 1.05, 1.25)  # times what it keeps: all are run at each
 WITHIN = 0.03  # of the best of the others: how far the one setting may be behind on any load
+STEADY_S, STEADY_PART = 150.0, 0.8  # how long the one setting is watched under one load, at which part of its goodput
+MOST_CHANGES = 1.0  # of its division, a minute
 AHEAD = 1.15  # times each of the plain ways: wanted where the model says that a share pays
 PROMPTS = ((Share(64, 0),), (Share(256, 0),), (Share(128, 512),))  # held out: the friction is measured with others
 TOKENS = ((Share(1, 128),) * 2, (Share(1, 512),) * 4, (Share(1, 256),) * 16)
@@ -331,6 +334,21 @@ def _verdict(by_way: Mapping[str, Kept]) -> str:
     )
 
 
+def steadiness(field: Field, goodput: float) -> str:
+    """How often the controller divides the device anew while the load stays what it is, but for chance."""
+    rate = STEADY_PART * goodput
+    load = load_of(field.load.name, max(2, round(STEADY_S * rate)), seed=2).within(field.engine.facts.max_model_len)
+    texts = prompts(load, field.engine.stage.model.config.vocab_size, 2)
+    run = replay(field.engine, requests_of(load.at_rate(rate), texts, field.slos), field.settings[AUTO])
+    num_changes, minutes = run.counters.get("repartitions", 0), run.duration_s / 60
+    per_minute = num_changes / minutes
+    return (
+        f"At {rate:.2f} requests/s for {minutes:.1f} minutes, {AUTO} divided the device anew {num_changes} times, "
+        f"{per_minute:.2f} a minute; at most {MOST_CHANGES:g}: "
+        f"{'reached' if per_minute <= MOST_CHANGES else 'not reached'}."
+    )
+
+
 def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[str]:
     """Everything of one kind of kernels, anew after each load: the next one may take long, and be broken off."""
     engine = build_engine(settings)
@@ -348,10 +366,12 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
         found = swept(field, ways)
         kept[name] = {way: Kept.of(contender) for way, contender in found.items()}
         num_disturbed = sum(run.disturbed for contender in found.values() for run in contender.runs)
+        steady = [steadiness(field, kept[name][AUTO].rate)] if name in options.steady else []
         parts.append(
             f"{load_section(field, found)}\n\n{tries.num_discarded} disturbed runs were thrown away and made again; "
             f"{num_disturbed} stayed disturbed and are included."
         )
+        parts += steady
         missing = options.loads[number:]
         broken_off = [f"Not run: {', '.join(missing)}."] if missing else []
         yield "\n\n".join([*parts, *broken_off, "#### The one setting", verdict(kept)])
@@ -365,6 +385,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS))
     parser.add_argument(
         "--ablation", nargs="*", choices=LOADS, default=["balanced"], help="loads with other orders too"
+    )
+    parser.add_argument(
+        "--steady", nargs="*", choices=LOADS, default=["balanced"], help="loads under which it is watched for long"
     )
     parser.add_argument("--num-requests", type=int, default=60, help="of a run")
     parser.add_argument("--max-model-len", type=int, default=2048)

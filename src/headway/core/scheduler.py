@@ -150,7 +150,8 @@ class Scheduler:
                 effects.append(self._fail(ticket, *commit.failure, now))
                 continue
             ticket.num_computed += len(segment.tokens)
-            ticket.num_scored += 0 if commit is None else len(commit.prompt_logprobs)
+            if commit is not None and commit.prompt_logprobs:
+                ticket.num_scored += len(commit.prompt_logprobs)
             self._tenants.charge(ticket.request.tenant, len(segment.tokens))
             self._holdings.publish(ticket)
             if ticket.state is State.LEAVING:
@@ -186,31 +187,30 @@ class Scheduler:
 
     def _commit(self, ticket: Ticket, commit: Commit, now: float, effects: list[ev.Effect]) -> None:
         record, request = ticket.record, ticket.request
-        num_kept, num_generated = 0, ticket.num_generated
-        reason = ""
-        for token in commit.tokens:
-            ticket.tokens.append(token)
+        tokens, reason = commit.tokens, ""
+        num_generated = len(ticket.tokens) - len(request.prompt)
+        num_kept = 0
+        for token in tokens:
             num_kept += 1
-            num_generated += 1
-            if token in request.stop_ids and num_generated > request.min_tokens:
+            if token in request.stop_ids and num_generated + num_kept > request.min_tokens:
                 reason, record.stop_id = "stop", token
-            elif num_generated >= ticket.max_tokens:
-                reason = "length"
-            if reason:
                 break
-        if commit.complete and num_kept == len(commit.tokens):
+            if num_generated + num_kept >= ticket.max_tokens:
+                reason = "length"
+                break
+        if num_kept < len(tokens):
+            commit = commit._replace(tokens=tokens[:num_kept], logprobs=commit.logprobs[:num_kept])
+        elif commit.complete:
             reason = "stop"
-        if num_kept:
-            last = record.last_token
-            if last is None:
-                record.begin_answer(now, self.cost.next_tokens(1, ticket.num_computed))
-                record.note(now, "first_token")
-            elif now - last > record.longest_gap_s:
-                record.longest_gap_s = now - last
-            record.last_token = now
-            record.num_output_tokens = num_generated
-        if num_kept < len(commit.tokens):
-            commit = commit._replace(tokens=commit.tokens[:num_kept], logprobs=commit.logprobs[:num_kept])
+        ticket.tokens += commit.tokens
+        last = record.last_token
+        if last is None:
+            record.begin_answer(now, self.cost.next_tokens(1, ticket.num_computed))
+            record.note(now, "first_token")
+        elif now - last > record.longest_gap_s:
+            record.longest_gap_s = now - last
+        record.last_token = now
+        record.num_output_tokens = num_generated + num_kept
         effects.append(ev.Deliver(commit))
         if reason:
             effects.append(self._end(ticket, State.FINISHED, reason, now))

@@ -294,6 +294,8 @@ def _check_completion(body: CompletionBody) -> None:
         raise bad_request("`max_tokens` must be at least 1, unless `echo` asks for the prompt itself.", "max_tokens")
     if body.best_of is not None and body.best_of < (body.n or 1):
         raise bad_request(f"`best_of` {body.best_of} is less than `n` {body.n}: draw at least as many.", "best_of")
+    if body.temperature == 0 and body.num_samples > 1:
+        raise bad_request("At `temperature` 0 all answers are the same: `best_of` must be 1.", "best_of")
     if body.best_of is not None and body.best_of > (body.n or 1) and body.stream:
         raise bad_request(
             "Which answers are the best is known at their end: leave `best_of` or `stream` out.", "best_of"

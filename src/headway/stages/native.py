@@ -34,6 +34,8 @@ KINDS = {  # library -> what the processor must be able to do, the best first
     "avx512bf16": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma", "avx512_bf16", "avx512_vnni"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"},
     "avx2": {"avx2", "fma"},
+    "neonbf16": {"asimd", "asimddp", "bf16"},
+    "neondot": {"asimd", "asimddp"},
     "neon": {"asimd"},
     "plain": set[str](),
 }

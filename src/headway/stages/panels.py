@@ -16,7 +16,7 @@ from headway.models.decoder import Linear
 from headway.stages.native import DTYPES, Library, abilities, library
 from headway.stages.tiling import Span
 
-DOTS = {"amx", "avx512bf16"}  # libraries that multiply bfloat16 as the processor does
+DOTS = {"amx", "avx512bf16", "neonbf16"}  # libraries that multiply bfloat16 as the processor does
 NATIVE_BFLOAT16 = {"avx512_bf16", "bf16"}  # such processors do: under other libraries, oneDNN is twice as fast there
 
 
