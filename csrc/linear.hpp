@@ -35,7 +35,10 @@ void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales
         float per_unit[PANEL] = {};
         for (int64_t column = 0; scales && column < here; ++column) {
             float largest = 0.0f;
-            for (int64_t k = 0; k < d_in; ++k) largest = std::max(largest, std::fabs(widened(rows[column * d_in + k])));
+            for (int64_t k = 0; k < d_in; ++k) {
+                const float size = std::fabs(widened(rows[column * d_in + k]));
+                if (size > largest || size != size) largest = size;  // what is no number stays: so will all that it gives
+            }
             per_unit[column] = largest > 0.0f ? 127.0f / largest : 0.0f;
             scales[panel * PANEL + column] = largest / 127.0f;
         }
@@ -47,8 +50,9 @@ void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales
                 if constexpr (std::is_same_v<E, T>) {
                     *to++ = x;
                 } else {
-                    const float units = std::clamp(widened(x) * per_unit[column], -127.0f, 127.0f);
-                    *to++ = static_cast<E>(std::lrint(units) + Layout::ZERO);
+                    const float units = widened(x) * per_unit[column];
+                    const float within = units == units ? std::clamp(units, -127.0f, 127.0f) : 0.0f;
+                    *to++ = static_cast<E>(std::lrint(within) + Layout::ZERO);
                 }
             });
         }

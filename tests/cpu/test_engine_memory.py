@@ -1,5 +1,7 @@
 """How much memory the pool gets, and what a user is told when it is not enough."""
 
+from dataclasses import replace
+
 import pytest
 
 from headway.config import ConfigError, EngineSettings
@@ -21,6 +23,14 @@ def test_half_of_what_the_weights_leave():
     assert shape.page_bytes == 24 * 2 * 2 * 16 * 64 * 2
     left = 10 * GIB - source().weight_bytes
     assert left // 2 - shape.page_bytes < shape.pool_bytes <= left // 2
+
+
+def test_a_tied_head_is_there_twice_where_it_is_packed():
+    """qwen2.5-0.5b's has 151,936 x 896 weights, which serve as embedding and, in another order, as head."""
+    plain = source()
+    assert replace(plain, is_packed=True).weight_bytes - plain.weight_bytes == 2 * 151_936 * 896
+    untied = replace(plain, config=replace(plain.config, tie_embeddings=False))
+    assert replace(untied, is_packed=True).weight_bytes == untied.weight_bytes
 
 
 def test_never_more_than_all_requests_could_use():

@@ -132,3 +132,19 @@ def test_chunks_equal_the_whole_prompt(tiny, tiny_folder):
     assert got["long"] == check_tokens[0]
     assert (engine.sampler.logits["long"][0] - logits[0]).abs().max() < 1e-4
     assert torch.stack(engine.sampler.logits["other"]).argmax(-1).tolist() == expected(tiny("qwen3"), other, 4)[0]
+
+
+def test_a_token_that_breaks_the_model_is_not_handed_on_with_the_pages_before_it(tiny_folder):
+    """One row of the embedding is no number. A prompt that holds it, in the middle, is read in pieces, the first of
+    which draws nothing: it fails then and there, and whoever begins with the same sixteen tokens gets its answer."""
+    shared, bad = prompt(16, 1), 7
+    shared = tuple(token + (token == bad) for token in shared)
+    good = (*shared, *(token + (token == bad) for token in prompt(10, 2)))
+    alone = Assembled(tiny_folder("llama2"))
+    alone.run([(0, greedy("good", good))])
+    engine = Assembled(tiny_folder("llama2"), chunk_tokens=24)
+    engine.stage.model.embedding_VE[bad] = float("nan")
+    engine.run([(0, greedy("bad", (*shared, 9, bad, *prompt(20, 3)))), (10_000, greedy("good", good))])
+    assert (engine.records["bad"].kind, engine.records["bad"].reason) == ("failed", "not_finite")
+    assert "bad" not in engine.answers
+    assert engine.answers["good"] == alone.answers["good"]

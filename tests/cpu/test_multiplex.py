@@ -14,18 +14,21 @@ import torch
 from headway.bench.replay import replay
 from headway.config import ConfigError, EngineSettings
 from headway.core import event as ev
-from headway.core.cost import CostModel
+from headway.core.cost import CostModel, Share
 from headway.core.pages import PageTable
 from headway.core.request import Request, Sampling
+from headway.core.roofline import Split
 from headway.core.scheduler import Scheduler
 from headway.core.settings import MAIN, TOKENS, Lane
 from headway.core.work import TokenLogprobs, Work
 from headway.llm import LLM
+from headway.placement import dividing
 from headway.placement.dividing import counts
 from headway.placement.driver import DeviceLane, Driver
 from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 from headway.placement.multiplex import Cores, _turn, lanes_of
+from headway.stages.language import LanguageStage
 
 NUM_THREADS = torch.get_num_threads()
 
@@ -82,6 +85,32 @@ def test_numbers_of_cores_that_are_looked_at(num_threads: int, looked_at: tuple[
     found = counts(num_threads)
     assert found == looked_at
     assert all(num_threads - units in found for units in found[:-1])
+
+
+def test_what_is_measured_is_no_longer_than_a_request_may_be(tiny_folder: object) -> None:
+    """Of an engine for short texts: rotations are known for as many positions as it takes, and no more are read."""
+    folder: Path = tiny_folder("llama2")  # type: ignore[operator]
+    for longest in (64, 200):
+        built = build_engine(
+            EngineSettings(model=str(folder), lanes="auto", num_threads=2, max_model_len=longest, cost_cache=False)
+        )
+        assert built.scheduler.sharing.roofline is not None
+        built.pool.close()
+    torch.set_num_threads(NUM_THREADS)
+
+
+def test_a_lane_that_breaks_while_it_is_measured_does_not_hang(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is raised where the other one waits for its times."""
+    step_s = dividing.step_s
+
+    def breaks(stage: LanguageStage, shape: tuple[Share, ...], name: str = "") -> float:
+        if name == "tokens":
+            raise MemoryError("no more")
+        return step_s(stage, shape, name)
+
+    monkeypatch.setattr(dividing, "step_s", breaks)
+    with torch.inference_mode(), pytest.raises(MemoryError, match="no more"):
+        dividing.side_by_side(engine.stage, dividing.PROMPT, dividing.TOKENS, Split(1, 1), 2)
 
 
 class Ear:

@@ -141,6 +141,20 @@ def test_what_is_no_number_stays_in_its_row(kind: type[Panels], dtype: torch.dty
     assert torch.equal(spoilt[others], clean[others])
 
 
+@each_kind
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_stays_in_its_column(kind: type[Panels], dtype: torch.dtype, value: float) -> None:
+    """Rounded to integers, too: a damaged file must not become a model that answers."""
+    assert FOUND is not None
+    weight = torch.randn(64, 64, dtype=dtype)
+    clean = kind(Linear(weight.clone(), None), FOUND).columns(torch.ones(3, 64, dtype=dtype), Span(0, 64))
+    weight[17, 5] = value
+    spoilt = kind(Linear(weight, None), FOUND).columns(torch.ones(3, 64, dtype=dtype), Span(0, 64))
+    assert not bool(spoilt[:, 17].isfinite().any())
+    others = torch.arange(64) != 17
+    assert torch.equal(spoilt[:, others], clean[:, others])
+
+
 def test_a_row_of_zeros_gives_the_bias() -> None:
     linear, panels = made(70, 33, biased=True, kind=IntegerPanels, dtype=torch.bfloat16)
     assert linear.bias is not None

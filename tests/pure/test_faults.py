@@ -137,3 +137,127 @@ def test_who_expires_in_the_queue_was_queued_behind() -> None:
     story.plan()
     story.passes(0.5)
     assert ending(story.tell(ev.Due())).missed == {"total": "queued_behind"}
+
+
+def test_a_neighbour_that_has_gone_refuses_for_ever() -> None:
+    """A neighbour made steps take three times their price and has left. Prices are learnt from steps: as long as every
+    prompt is refused none is, so the idle device would refuse the next one too, and the next."""
+    story = Story(refuse_unattainable=True)
+    for number in range(40):
+        story.arrives(f"slow{number}", 20, max_tokens=1)
+        story.passes(0.6)
+        story.done(story.plan(), 0.6, **{f"slow{number}": 7})
+    assert ending(story.tell(ev.Arrived(story.request("a", 50, slo=SLO(ttft_s=0.6))))).reason == "slo_unattainable"
+    story.passes(9.0)
+    assert ending(story.tell(ev.Arrived(story.request("b", 50, slo=SLO(ttft_s=0.6))))).reason == "slo_unattainable"
+    story.passes(2.0)
+    story.arrives("c", 50, max_tokens=1, slo=SLO(ttft_s=0.6))
+    assert ending(story.tell(ev.Arrived(story.request("d", 50, slo=SLO(ttft_s=0.6))))).reason == "slo_unattainable"
+    story.passes(0.5)
+    assert ending(story.done(story.plan(), 0.5, c=7)).missed == {}
+
+
+def test_a_reader_that_lost_its_pages_goes_behind_every_newcomer() -> None:
+    """It had its answer's beginning, its pages went to another, and reading it all again takes longer than a token may:
+    it was thought late for good, and whoever had a target went before it for a quarter of a minute."""
+    story = Story(num_pages=12, max_model_len=48, prefix_caching=False)
+    story.begins("first", 16, slo=SLO(tpot_s=0.05))
+    story.begins("reader", 20, slo=SLO(tpot_s=0.05))
+    while story.scheduler.counters["recomputes"] == 0:
+        work = story.plan()
+        assert work is not None
+        story.passes(0.02)
+        story.done(work, **{segment.request_id: 1 for segment in work.segments})
+    story.tell(ev.Cancelled("first"))
+    story.arrives("urgent", 8, max_tokens=1, slo=SLO(ttft_s=1.0))
+    work = story.plan()
+    assert work is not None
+    assert work.segments[0].request_id == "reader"
+
+
+def test_what_came_to_be_cached_is_priced_as_if_it_were_not() -> None:
+    """Three prompts share a hundred tokens and come at once. When the first is read the others take a tenth of what
+    they would have: whoever comes then has little before it, and was refused for seconds of work that nobody has."""
+    shared = tuple(range(100))
+    story = Story(num_pages=400, refuse_unattainable=True, pack=False)
+    for name in "abc":
+        story.arrives(name, (*shared, *prompt_of(name, 10)), max_tokens=1, slo=SLO(ttft_s=9.0))
+    work = story.plan()
+    story.passes(1.1)
+    story.done(work, a=7)
+    story.plan()
+    story.arrives("newcomer", 20, slo=SLO(ttft_s=0.6), priority=1)
+
+
+def test_a_step_that_has_run_since_it_was_last_seen_is_thought_late() -> None:
+    """A prompt of two seconds is due in time and has half of them behind it. Somebody comes who goes behind it: the
+    scheduler looked at how far it had come before that, took it for late, and promised the newcomer its place."""
+    story = Story(refuse_unattainable=True)
+    story.arrives("long", 200, slo=SLO(ttft_s=2.2))
+    story.plan()
+    story.passes(1.5)
+    (effect,) = story.tell(ev.Arrived(story.request("b", 100, slo=SLO(ttft_s=1.2))))
+    assert isinstance(effect, ev.End), "half a second goes first, and its own second: that is not within 1.2"
+    assert effect.record.predicted_ttft_s is not None
+    assert abs(effect.record.predicted_ttft_s - 1.5) < 1e-6
+
+
+def test_nobody_notices_that_a_prompt_starves() -> None:
+    """A prompt of a minute has the device and can still be in time; one without a target waits behind it. When that has
+    waited too long it goes before everything, but no event comes: a timer must ring."""
+    story = Story(num_pages=2000, max_model_len=7000)
+    story.arrives("long", 6000, slo=SLO(ttft_s=100.0))
+    story.plan()
+    story.passes(0.1)
+    story.arrives("short", 5, max_tokens=1)
+    story.plan(progress=0.1 / 60)
+    for _ in range(3):
+        instant = story.scheduler.next_due()
+        assert instant is not None, "nothing would happen for a minute"
+        story.now = instant
+        story.tell(ev.Due())
+        work = story.plan(progress=story.now / 60)
+        assert work is not None
+        if work.segments[0].request_id == "short":
+            break
+    assert work.segments[0].request_id == "short"
+    assert 12.0 < story.now < 13.0
+
+
+def test_a_switch_between_suspended_steps_parks_more_than_there_is_room_for() -> None:
+    """A short step has been suspended for too long and may take the place of a long one, which keeps four times as
+    much: where that would be beyond the bound, it goes on when the long one has ended."""
+    for most_parked, goes_on in ((400, "c"), (800, "a")):
+        story = Story(num_pages=400, max_parked_tokens=most_parked, max_parked_s=1.0)
+        story.arrives("a", 100, max_tokens=1)
+        story.plan()
+        story.arrives("b", 300, max_tokens=1, priority=-1, slo=SLO(ttft_s=3.1))
+        story.plan(progress=0.5)
+        story.arrives("c", 390, max_tokens=1, priority=-2, slo=SLO(ttft_s=4.0))
+        work = story.plan(progress=0.5)
+        assert work is not None
+        assert work.segments[0].request_id == "c"
+        story.passes(2.0)
+        story.tell(ev.Due())
+        work = story.plan(progress=0.5)
+        assert work is not None
+        assert work.segments[0].request_id == goes_on
+
+
+def test_a_prompt_that_is_read_in_pieces_was_never_queued_behind_anybody() -> None:
+    """It was begun at once, and others were served between its pieces for five seconds: that is why it was late, not
+    the hundredth of a second that one of its steps took beyond its price."""
+    record = Record("a", 0.0, SLO(ttft_s=3.0), 100, first_scheduled=0.01, first_token=6.0, last_token=6.0)
+    record.num_output_tokens, record.predicted_prefill_s, record.overrun_s = 1, 1.0, 0.02
+    settle(record, State.FINISHED, "length", 6.0)
+    assert record.missed == {"ttft": "queued_behind"}
+
+
+def test_who_asks_for_the_impossible_is_told_to_come_back() -> None:
+    """Everything was to be there in 5 ms and the way to the engine took them; the prompt alone takes half a second."""
+    story = Story(refuse_unattainable=True)
+    request = story.request("a", 50, slo=SLO(total_s=0.005))
+    story.passes(0.01)
+    record = ending(story.tell(ev.Arrived(request)))
+    assert (record.reason, record.retry_after_s) == ("deadline_expired", None)
+    assert "takes 500 ms by itself" in record.message

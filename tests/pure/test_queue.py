@@ -105,20 +105,39 @@ def check_instants(beside: Beside, found: list[Candidate]) -> None:
     assert beside.queue.next_expiry() == min((ticket.expiry for ticket in beside.waiting.values()), default=NEVER)
 
 
+def served_before(beside: Beside, found: list[Candidate], own: Candidate, nudge_s: float) -> float:
+    """One after another is served, whoever stands first, until it is the newcomer's turn. While tenants wait beside
+    each other, whoever is served makes those behind it, of the same tenant, due so much later."""
+    of = {candidate.key: beside.waiting[number_of_ticket(candidate.key)].request.tenant for candidate in found}
+    of[own.key] = beside.newcomer or ""
+    shares = bool(beside.tenants.debts(beside.newcomer))
+    served_s: Counter[str] = Counter()
+
+    def place(candidate: Candidate) -> tuple[float, ...]:
+        *tier, due = beside.place(candidate)
+        after_s = served_s[of[candidate.key]] if shares and tier[0] != Tier.STARVED else 0.0
+        if after_s:
+            due = (due if candidate.debt_s else max(due, beside.now)) + after_s
+        return (*tier, due + (nudge_s if candidate is own else 0.0))
+
+    left = list(found)
+    while left and place(first := min(left, key=place)) < place(own):
+        left.remove(first)
+        (seconds,) = set(beside.prices[number_of_ticket(first.key)][first.remaining_s])
+        served_s[of[first.key]] += seconds
+    return sum(served_s.values())
+
+
 def check_seconds(beside: Beside, newcomer: Ticket) -> None:
-    """What goes before a newcomer is the sum over those who stand before it, each at its price in a pack."""
+    """What goes before a newcomer is what is served before it, each at its price in a pack."""
     found = beside.in_order()
     for _ in beside.waiting:  # after a change of prices they are made anew with every look, a few at a time
         found = beside.in_order()
     seconds = beside.queue.before(newcomer, beside.now)[1]
+    if any(len(set(beside.prices[number_of_ticket(c.key)][c.remaining_s])) > 1 for c in found):
+        return  # one price alone, several in a pack: the queue may have any of them
     own = ticket_candidate(newcomer, beside.cost)._replace(debt_s=beside.debt_s(newcomer))
-    *tier, due = beside.place(own)
-
-    def prices_up_to(instant: float) -> list[list[float]]:
-        before = [c for c in found if beside.place(c) < (*tier, instant)]
-        return [beside.prices[number_of_ticket(c.key)][c.remaining_s] for c in before]
-
-    least, most = sum(map(min, prices_up_to(due - CLOSE_S))), sum(map(max, prices_up_to(due + CLOSE_S)))
+    least, most = (served_before(beside, found, own, nudge_s) for nudge_s in (-CLOSE_S, CLOSE_S))
     assert least - CLOSE_S <= seconds <= most + CLOSE_S
 
 

@@ -187,6 +187,19 @@ def test_a_flood_does_not_drown_a_drop(at: float, ttft: float | None) -> None:
     assert ttft_s(saved, "b") <= at + 0.1 + 0.1 + 0.1 + 0.01
 
 
+def test_a_flood_refuses_no_drop() -> None:
+    """A sends ten times what the device can do and is refused down to what fits its target; B sends little, with the
+    same target. Were B judged by A's whole queue it would be refused as often: but it is served in turn with A."""
+    rng = random.Random(4)
+    slo = SLO(ttft_s=2.0)
+    sent = [prompt(f"a{number}", number / 100, "a", slo) for number in range(2000)]
+    sent += [prompt(f"b{number}", number + rng.random(), "b", slo) for number in range(20)]
+    records = served(sent, refuse_unattainable=True)
+    of_b = [record for request_id, record in records.items() if request_id.startswith("b")]
+    assert sum(record.kind == "refused" for record in of_b) <= 1
+    assert sum(record.missed == {} for record in of_b) >= 18
+
+
 @pytest.mark.parametrize("ttft", [None, 60.0])
 def test_an_old_flood_does_not_drown_a_drop(ttft: float | None) -> None:
     """A has sent fifty seconds of work; ten seconds later B sends a prompt. Without a target it waits for its patience

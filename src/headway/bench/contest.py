@@ -13,7 +13,7 @@ from itertools import pairwise
 from headway.bench.score import GOOD_SHARE, Marks, Outcome, Score
 
 FAR = 0.75  # a share below this: the goodput is not near
-NEAR = 0.03  # of the line: closer than this, a single run does not decide; nor does a single request
+NEAR = 0.03  # above the line: with less than that, a single run does not decide; nor does one below it that is not far
 LOWEST = 1e-3  # requests per second: who does not pass there passes nowhere
 
 
@@ -50,10 +50,11 @@ class Judge:
         return min(map(self.share, run.score.by_kind.values()))
 
     def is_close(self, run: Run) -> bool:
-        """Whether this run alone decides nothing: near the line, or one more request of each class would reach it."""
+        """Whether this run alone decides nothing: near the line, or one more request of each class would reach it. Who
+        fails is out, and who passes is asked again at the next rate: so below the line more counts as near."""
         judged = self(run)
         by_one = all(self.share(marks) + 1 / marks.num >= GOOD_SHARE for marks in run.score.by_kind.values())
-        return abs(judged - GOOD_SHARE) < NEAR or (judged < GOOD_SHARE and by_one)
+        return FAR <= judged < GOOD_SHARE + NEAR or (judged < GOOD_SHARE and by_one)
 
 
 TTFT = Judge(lambda marks: marks.ttft_only)
@@ -184,7 +185,7 @@ def outlast(
     rate: float,
     *,
     growth: float = 1.12,
-    most_rates: int = 16,
+    most_rates: int = 40,
     repeats: int = 1,
     descend: bool = True,
 ) -> dict[str, Contender]:

@@ -6,6 +6,7 @@ from headway.core.policy import RESCUE_SHARE
 from headway.core.request import Request
 
 TENANT_SHARE = 0.5  # of as many requests as may wait: what a tenant with a name may have open
+PROVEN_S = 10.0  # so long a price counts as right after a step of its kind; then a prompt is let in to show it anew
 
 
 class Refusal(NamedTuple):

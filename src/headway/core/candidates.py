@@ -33,7 +33,8 @@ def prefill_s(ticket: Ticket, cost: CostModel, *, as_fitted: bool = False, promi
 
 
 def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
-    """A prompt alone. One that lost its pages in mid-answer counts from its last token."""
+    """A prompt alone. One that lost its pages in mid-answer counts from its last token, and keeps its place however
+    late it is: its caller is reading."""
     slo, last = ticket.request.slo, ticket.record.last_token
     if last is None:
         start, target = ticket.request.arrival, _first_token_within(ticket, cost)
@@ -51,6 +52,7 @@ def ticket_candidate(ticket: Ticket, cost: CostModel) -> Candidate:
         total_s=seconds,
         remaining_s=seconds,
         ripe_at=ALWAYS,
+        keeps_up=last is not None,
     )
 
 
@@ -114,7 +116,7 @@ def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: flo
     """A step that has begun: as urgent as its most urgent member that can still be in time, if there is one."""
     if step.candidates is None:
         step.candidates = _candidates(step, cost, tile_s)
-    members, remaining_s = step.candidates, step.remaining_s
+    members, remaining_s = step.candidates, step.remaining_at(now)
     parked_until = NEVER if step.parked_since is None else step.parked_since + max_parked_s
     due = [member for member in members if member.deadline is not None]
     in_time = [member for member in due if now < late_at(member, remaining_s)]

@@ -58,7 +58,7 @@ class Composer:
         few = [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
         for candidate in few:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
-            if ticket.twin is not None and not ticket.pages:  # what it was promised may have come
+            if self.holdings.more_has_come(ticket):
                 self.holdings.look_again(ticket)
         return few
 

@@ -1,7 +1,7 @@
 """Which request holds which pages: the ticket's side of the page table."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from headway.core.pages import PageTable
 from headway.core.ticket import Ticket, Twin
@@ -18,6 +18,7 @@ class Holdings:
         self.counters = counters
         self._pack_tokens = pack_tokens
         self._twins: Counter[Twin] = Counter()  # open tickets of each
+        self._awaiting: dict[bytes, set[int]] = {}  # key of a page that is not cached -> whose next one it is
 
     def expect_hits(self, ticket: Ticket) -> None:
         """Note how much of the prompt is cached now: a hint for its price, not a promise; and how much will be, when
@@ -36,8 +37,27 @@ class Holdings:
             ticket.twin = twin
 
     def look_again(self, ticket: Ticket) -> None:
-        """Note how much of it is cached by now."""
-        ticket.num_cached_hint = len(self._match(ticket)) * self.pages.page_tokens
+        """Note how much of it is cached by now, if it has no pages yet, and which page it would need next."""
+        if ticket.pages or not self.prefix_caching or ticket.needs_every_row:
+            return
+        num_matched = len(self._match(ticket))
+        ticket.num_cached_hint = num_matched * self.pages.page_tokens
+        self._await(ticket, ticket.keys[num_matched] if num_matched < self._num_usable(ticket) else None)
+
+    def more_has_come(self, ticket: Ticket) -> bool:
+        """Whether the page that it would need next is cached by now."""
+        return ticket.awaited is not None and self.pages.knows(ticket.awaited)
+
+    def _await(self, ticket: Ticket, key: bytes | None) -> None:
+        if ticket.awaited == key:
+            return
+        if ticket.awaited is not None and (others := self._awaiting.get(ticket.awaited)):
+            others.discard(ticket.number)
+            if not others:
+                del self._awaiting[ticket.awaited]
+        ticket.awaited = key
+        if key is not None:
+            self._awaiting.setdefault(key, set()).add(ticket.number)
 
     def take_prompt(self, ticket: Ticket, reserve: int, now: float) -> bool:
         """Shared and fresh pages for all its tokens, leaving `reserve` pages; False (nothing changed) if too few."""
@@ -57,6 +77,7 @@ class Holdings:
             if ticket.record.first_scheduled is None:
                 ticket.record.num_cached_tokens = ticket.num_computed
         ticket.num_cached_hint = 0
+        self._await(ticket, None)
         ticket.pages += matched + fresh
         self.no_longer_starves(ticket, now)
         return True
@@ -76,20 +97,24 @@ class Holdings:
         self.no_longer_starves(ticket, now)
         return True
 
-    def publish(self, ticket: Ticket) -> None:
-        """Full pages become hits for others."""
+    def publish(self, ticket: Ticket) -> Collection[int]:
+        """Full pages become hits for others: the numbers of those who wait for one of them."""
         num_full = ticket.num_computed // self.pages.page_tokens
         if not self.prefix_caching or num_full <= ticket.num_published:
-            return
+            return ()
         ticket.update_keys(self.pages.page_tokens)
+        found: list[int] = []
         for index in range(ticket.num_published, num_full):
             self.pages.publish(ticket.pages[index], ticket.keys[index])
+            found += self._awaiting.get(ticket.keys[index], ())
         ticket.num_published = num_full
+        return found
 
     def release(self, ticket: Ticket) -> None:
         """Give everything back; what was computed is lost to this ticket, but may stay cached."""
         # the end of a prefix is worth less than its start: given back first, it is evicted first
         self.pages.give_back(reversed(ticket.pages))
+        self._await(ticket, None)
         if ticket.twin is not None:
             self._twins[ticket.twin] -= 1
             if not self._twins[ticket.twin]:
@@ -112,8 +137,12 @@ class Holdings:
             ticket.starved_since = None
 
     def check_integrity(self, tickets: Iterable[Ticket]) -> None:
-        """Assert that those who may have twins are counted, and nobody else."""
+        """Assert that those who may have twins are counted, and those who wait for a page known by it; nobody else."""
+        tickets = list(tickets)
         assert Counter(ticket.twin for ticket in tickets if ticket.twin is not None) == self._twins
+        awaited = {(ticket.awaited, ticket.number) for ticket in tickets if ticket.awaited is not None}
+        assert awaited == {(key, number) for key, numbers in self._awaiting.items() for number in numbers}
+        assert not any(ticket.pages for ticket in tickets if ticket.awaited is not None)
 
     def _starves(self, ticket: Ticket, now: float) -> None:
         if ticket.starved_since is None:

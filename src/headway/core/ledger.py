@@ -150,14 +150,17 @@ def _cause(record: Record, ending: State, reason: str, target: str, target_s: fl
     alone_s = {"ttft": record.predicted_prefill_s, "tpot": record.predicted_token_s}
     if alone_s.get(target, record.predicted_prefill_s + tokens_s) > target_s:
         return "infeasible"
-    begun = record.first_scheduled if record.first_scheduled is not None else record.ended
-    waited_s = (record.arrival if begun is None else begun) - record.arrival
+    is_answered = record.first_token is not None
+    until = record.first_token if record.first_token is not None else record.ended
+    assert until is not None
+    own_s = record.predicted_prefill_s if record.first_scheduled is not None else 0.0
     lost_s: dict[Cause, float] = {
-        "queued_behind": waited_s - record.starved_s,
-        "parked": record.parked_s,
-        "starved_of_pages": record.starved_s,
+        "queued_behind": 0.0,
+        "parked": record.prefill_parked_s if is_answered else record.parked_s,
+        "starved_of_pages": record.prefill_starved_s if is_answered else record.starved_s,
         "predicted_wrong": record.overrun_s,
     }
+    lost_s["queued_behind"] = until - record.arrival - own_s - sum(lost_s.values())
     if target != "ttft" and record.first_token is not None and record.last_token is not None:
         # beyond what the tokens would have taken alone: their own steps were slow, or others were served in between
         between_s = record.last_token - record.first_token - tokens_s
@@ -167,9 +170,5 @@ def _cause(record: Record, ending: State, reason: str, target: str, target_s: fl
             "predicted_wrong": record.token_overrun_s,
         }
         after_s["queued_behind"] = between_s - sum(after_s.values())
-        if target == "tpot":
-            lost_s = after_s
-        else:
-            lost_s["queued_behind"] += after_s["queued_behind"]
-            lost_s["predicted_wrong"] += after_s["predicted_wrong"]
+        lost_s = after_s if target == "tpot" else {cause: lost_s[cause] + after_s[cause] for cause in lost_s}
     return max(lost_s, key=lambda cause: lost_s[cause])

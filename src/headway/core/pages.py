@@ -114,6 +114,10 @@ class PageTable:
             self._keys[page] = key
             self._by_key[key] = page
 
+    def knows(self, key: bytes) -> bool:
+        """Whether a page holds what the key stands for."""
+        return key in self._by_key
+
     def match(self, keys: Sequence[bytes]) -> list[int]:
         """The pages of the longest known run of keys, from the first on. Changes nothing: `share` them to use them."""
         pages = []

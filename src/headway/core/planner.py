@@ -91,7 +91,7 @@ class Planner:
             step = self._next_token(now)
             if step is not None:
                 return self._change(running, step, now)
-        # a token, or a parked step, adds nothing to what is parked
+        # a token adds nothing to what is parked, nor does a parked step, of which those that would are left out
         prompts = self.steps.may_park(running, settings.max_num_parked, settings.most_parked_tokens)
         step = self._first_that_can_start(
             lambda order: whom_to_switch_to(own, order, now, settings.tile_s, settings.order), now, prompts=prompts
@@ -170,7 +170,9 @@ class Planner:
     def _in_order(self, now: float, num_places: int, *, prompts: bool) -> Iterator[Candidate]:
         """Everything that is ripe and could have the device, but the step that has it; the first to start first."""
         order = self.settings.order
-        others = [self._step_candidate(step, now) for step in self._parked()]
+        running, most = self.steps.on_device, self.settings.most_parked_tokens
+        parked = [step for step in self._parked() if running is None or self.steps.may_swap(running, step, most)]
+        others = [self._step_candidate(step, now) for step in parked]
         token = self._token_candidate()
         if token is not None and token.ripe_at <= now and not self.sharing.is_divided:
             others.append(token)
@@ -192,7 +194,7 @@ class Planner:
             token = self._token_candidate()
             if token is not None:
                 instants.append(token.ripe_at)
-            instants.append(self.queue.next_start(now + tile_s) - tile_s)
+            instants += [self.queue.next_start(now + tile_s) - tile_s, self.queue.next_turn()]
             if parked:
                 instants += [c.deadline - c.remaining_s - tile_s for c in waiting if c.deadline is not None]
         soonest = min((instant for instant in instants if now < instant), default=NEVER)

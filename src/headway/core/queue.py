@@ -10,7 +10,7 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush, merge
 from typing import NamedTuple
 
@@ -60,15 +60,13 @@ class _Row:
 
 
 class _Shifted(NamedTuple):
-    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now.
+    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now. Keys that
+    say when somebody arrived, who is starved, count for nothing while the tenant is in debt."""
 
-    `are_starved`: its keys say when they arrived, which counts for nothing while the tenant is in debt.
-    """
-
+    tenant: str
     keys: list[_Key]
     amortized_s: list[float]
     debt_s: float = 0.0
-    are_starved: bool = False
 
     def shifted(self, now: float) -> Iterator[tuple[float, float, int, float]]:
         """Priority, due, number, debt, in order."""
@@ -87,16 +85,37 @@ class _Shifted(NamedTuple):
                 due = now  # among those due by now the number decides, whatever their age
         return self.amortized_s[: bisect_left(self.keys, (priority, due, number))]
 
+    def before_in_turn(self, key: tuple[float, float, int], now: float) -> list[float]:
+        """The same of another tenant, whose debt grows with each that is served: it makes the next one due later."""
+        priority, due, _ = key
+        found = self.before(key, now)
+        served_s = 0.0
+        for number, seconds in enumerate(found):
+            other_priority, other_due, _ = self.keys[number]
+            if other_priority == priority and served_s and max(other_due, now) + self.debt_s + served_s > due:
+                return found[:number]
+            served_s += seconds
+        return found
+
 
 class Queue:
     """Everybody who waits for a first, or another, step of prefill."""
 
-    def __init__(self, cost: CostModel, tenants: Tenants, order: Order = "slack", pack_tokens: int = 0) -> None:
-        """`pack_tokens`: prompts are read together up to so many tokens; 0: one by one."""
+    def __init__(
+        self,
+        cost: CostModel,
+        tenants: Tenants,
+        order: Order = "slack",
+        pack_tokens: int = 0,
+        look_again: Callable[[Ticket], None] = lambda ticket: None,
+    ) -> None:
+        """`pack_tokens`: prompts are read together up to so many tokens; 0: one by one. `look_again` notes what a price
+        depends on, before it is made anew."""
         self.cost = cost
         self.tenants = tenants
         self.order = order
         self.pack_tokens = pack_tokens
+        self._look_again = look_again
         self.begun: set[int] = set()  # numbers of those whose prompt is read in part
         self._places: dict[int, _Place] = {}  # by ticket number
         self._rows: dict[Tier, dict[str, _Row]] = {tier: {} for tier in Tier}
@@ -136,6 +155,10 @@ class Queue:
             for heap in (self._turns, self._starts, self._expiries):
                 heap.clear()
 
+    def reprice(self, numbers: Iterable[int]) -> None:
+        """What these tickets were priced by has changed: their prices are made anew, a few with every decision."""
+        self._stale.extend(numbers)
+
     def in_order(self, now: float) -> Iterator[Candidate]:
         """Candidates, the first to start first. The queue must not change meanwhile."""
         self._bring_up_to_date(now)
@@ -151,29 +174,33 @@ class Queue:
     def before(self, ticket: Ticket, now: float) -> tuple[int, float]:
         """How many would start before this ticket, were it in the queue, and the predicted seconds of that."""
         self._bring_up_to_date(now)
-        debts = self._debts_s(ticket.request.tenant)
+        tenant = ticket.request.tenant
+        debts = self._debts_s(tenant)
         place = self._place(ticket, now)
-        debt_s = debts.get(ticket.request.tenant, 0.0)
+        debt_s = debts.get(tenant, 0.0)
         own_tier = Tier.BEST_EFFORT if debt_s and place.tier is Tier.STARVED else place.tier
-        own = _Shifted([place.key], [0.0], debt_s, place.tier is Tier.STARVED and bool(debt_s))
-        key = next(own.shifted(now))
-        found = [
-            row.amortized_s if tier < own_tier else row.before(key[:3], now)
-            for tier in Tier
-            if tier <= own_tier
-            for row in self._rows_of(tier, debts)
-        ]
+        priority, due, number, _ = next(_Shifted(tenant, [place.key], [0.0], debt_s).shifted(now))
+        found = [row.amortized_s for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts)]
+        rows = self._rows_of(own_tier, debts)
+        if not debts or own_tier is Tier.STARVED:
+            found += [row.before((priority, due, number), now) for row in rows]
+        else:
+            mine = [row.before((priority, due, number), now) for row in rows if row.tenant == tenant]
+            own_s = sum(map(sum, mine))
+            due = max(due, now) + own_s if own_s else due  # what is served of its own tenant makes it later, too
+            found += mine
+            found += [row.before_in_turn((priority, due, number), now) for row in rows if row.tenant != tenant]
         return sum(map(len, found)), sum(map(sum, found))
 
     def _rows_of(self, tier: Tier, debts: Mapping[str, float]) -> "list[_Shifted]":
         """The rows that are in this tier now. Whoever has had more than its share does not starve."""
         rows = self._rows[tier].items()
         if tier is Tier.STARVED:
-            return [_Shifted(row.keys, row.amortized_s) for tenant, row in rows if not debts.get(tenant)]
-        found = [_Shifted(row.keys, row.amortized_s, debts.get(tenant, 0.0)) for tenant, row in rows]
+            return [_Shifted(tenant, r.keys, r.amortized_s) for tenant, r in rows if not debts.get(tenant)]
+        found = [_Shifted(tenant, r.keys, r.amortized_s, debts.get(tenant, 0.0)) for tenant, r in rows]
         if tier is Tier.BEST_EFFORT and debts:
             starved = self._rows[Tier.STARVED].items()
-            found += [_Shifted(r.keys, r.amortized_s, debts[t], True) for t, r in starved if debts.get(t)]
+            found += [_Shifted(t, r.keys, r.amortized_s, debts[t]) for t, r in starved if debts.get(t)]
         return found
 
     def _of(self, number: int, debt_s: float) -> Candidate:
@@ -198,6 +225,10 @@ class Queue:
 
     def next_expiry(self) -> float:
         return self._first(self._expiries, lambda place, instant: place.ticket.expiry == instant)
+
+    def next_turn(self) -> float:
+        """The next instant at which one of them is too late for its target, or has waited too long."""
+        return self._first(self._turns, lambda place, instant: self._turn(place) == instant)
 
     def next_start(self, now: float) -> float:
         """The next instant after `now` by which one of them must start to meet its target."""
@@ -288,6 +319,7 @@ class Queue:
         for _ in range(min(REPRICED_AT_ONCE, len(self._stale))):
             stale = self._places.get(self._stale.popleft())
             if stale is not None:
+                self._look_again(stale.ticket)
                 self._take_out(stale)
                 self._put(stale.ticket, now)
         while self._turns and self._turns[0][0] <= now:

@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from headway.core import event as ev
-from headway.core.admission import Crowd, Limits, refusal, unattainable
+from headway.core.admission import PROVEN_S, Crowd, Limits, refusal, unattainable
 from headway.core.candidates import prefill_s
 from headway.core.composition import Composer
-from headway.core.cost import CostModel
+from headway.core.cost import CostModel, Share
 from headway.core.forecast import Forecaster, Lengths
 from headway.core.holdings import Holdings
 from headway.core.ledger import settle
@@ -47,11 +47,12 @@ class Scheduler:
         self._decoding: dict[int, Ticket] = {}  # by ticket number, in a step or between two
         self._num_of: Counter[str] = Counter()  # open requests, by tenant
         self._num_arrived = 0
+        self._proven_at: dict[bool, float] = {}  # when a step bound by arithmetic, or by memory, last showed its price
         pack_tokens = settings.pack_tokens if settings.pack else 0
         cost.chunk_tokens = settings.chunk_tokens if settings.preempt == "chunk" else None
         self._tenants = Tenants()
-        self._queue = Queue(cost, self._tenants, settings.order, pack_tokens)
         self._holdings = Holdings(pages, settings.prefix_caching, self.counters, pack_tokens)
+        self._queue = Queue(cost, self._tenants, settings.order, pack_tokens, self._holdings.look_again)
         self._steps = Steps(settings.stage, cost, self._holdings, self.counters)
         composer = Composer(self._queue, self._decoding, self._steps, self._holdings, cost, settings.order, pack_tokens)
         self.sharing = Sharing(settings, cost, pages, roofline, self.counters)
@@ -72,6 +73,14 @@ class Scheduler:
             settings.takes_along,
         )
         self._limits = Limits(settings.max_model_len, settings.max_num_queued, pages.num_pages, pages.page_tokens)
+
+    def _is_to_prove(self, ticket: Ticket, now: float) -> bool:
+        """Whether it is let in to show what such a step takes at present: none has for long, and no other prompt is
+        there that would. Prices are learnt from what is let in, so who is refused by a wrong one would be for ever."""
+        if len(self._queue) or any(not step.decoding for step in self._steps.all()):
+            return False
+        kind = self.cost.fit.price((Share(ticket.num_to_compute, ticket.num_computed),)).is_arithmetic
+        return now - self._proven_at.setdefault(kind, now) > PROVEN_S
 
     # Events
 
@@ -118,7 +127,7 @@ class Scheduler:
             forecast = self._forecaster.forecast(ticket, now)
             ticket.record.predicted_prefill_s = prefill_s(ticket, self.cost)
             ticket.record.predicted_ttft_s = forecast.mean_s
-            if self.settings.refuse_unattainable:
+            if self.settings.refuse_unattainable and not self._is_to_prove(ticket, now):
                 refused = unattainable(request, forecast)
         if refused is not None:
             ticket.record.message = refused.message
@@ -131,12 +140,14 @@ class Scheduler:
 
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
+        step.stop(now)
         if len(step.tickets) == len(step.work.segments) and not step.scores:  # else it was not what its price was for
             if step.was_beside:
                 self.sharing.observe(step, done.busy_s, now)
             else:
                 self.cost.observe(step.price, done.busy_s)
-        over_s = done.busy_s - step.predicted_s
+                self._proven_at[step.price.is_arithmetic] = now
+        over_s = done.busy_s - step.predicted_s - (step.beside_s - step.done_beside_s)
         effects: list[ev.Effect] = []
         commits = {commit.request_id: commit for commit in done.outcome.commits}
         members = self._steps.members(step)
@@ -153,7 +164,8 @@ class Scheduler:
             if commit is not None and commit.prompt_logprobs:
                 ticket.num_scored += len(commit.prompt_logprobs)
             self._tenants.charge(ticket.request.tenant, len(segment.tokens))
-            self._holdings.publish(ticket)
+            if found := self._holdings.publish(ticket):
+                self._queue.reprice(found)
             if ticket.state is State.LEAVING:
                 effects.append(self._finish_leaving(ticket, now))
             elif commit is not None and commit.tokens:
@@ -260,10 +272,14 @@ class Scheduler:
         return [self._expired(ticket, wait_s, now) for ticket in late]
 
     def _expired(self, ticket: Ticket, wait_s: float, now: float) -> ev.End:
-        ticket.record.message = (
-            f"The deadline passed before the request could start: try again in {wait_s:.0f} s, or give it more time."
+        alone_s, total_s = prefill_s(ticket, self.cost, as_fitted=True), ticket.request.slo.total_s
+        is_hopeless = total_s is not None and alone_s > total_s
+        ticket.record.message = "The deadline passed before the request could start: " + (
+            f"this prompt takes {alone_s * 1000:.3g} ms by itself, give it more time."
+            if is_hopeless
+            else f"try again in {wait_s:.0f} s, or give it more time."
         )
-        ticket.record.retry_after_s = wait_s
+        ticket.record.retry_after_s = None if is_hopeless else wait_s
         return self._end(ticket, State.REFUSED, "deadline_expired", now)
 
     def _lose_everything(self, cause: str, now: float) -> list[ev.Effect]:

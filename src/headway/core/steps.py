@@ -90,6 +90,12 @@ class Steps:
         num_parked, num_tokens = self._kept()
         return num_parked < most and num_tokens + running.work.num_tokens <= most_tokens
 
+    def may_swap(self, running: Step, parked: Step, most_tokens: int) -> bool:
+        """Whether a suspended step may take the running one's place: that may keep more."""
+        if running.decoding or running.work.num_tokens <= parked.work.num_tokens:
+            return True
+        return self._kept()[1] - parked.work.num_tokens + running.work.num_tokens <= most_tokens
+
     def may_begin(self, most: int, most_tokens: int) -> bool:
         """Whether a prompt may begin that a token may have to suspend: one at least, or none ever would."""
         num_parked, num_tokens = self._kept()

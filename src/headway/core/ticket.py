@@ -35,6 +35,7 @@ class Ticket:
     num_published: int = 0
     twin: Twin | None = None  # what another answer to the same prompt has as well, until it gives its pages back
     num_promised: int = 0  # of its tokens: what such a one, in front of it, will leave in the cache
+    awaited: bytes | None = None  # the key of the first page that it needs and nobody has computed
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     step: "Step | None" = None

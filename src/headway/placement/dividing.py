@@ -26,6 +26,11 @@ TOKENS = (Share(1, 256),) * 8
 SIDE_BY_SIDE_S = 0.5  # for each split
 
 
+def _within(shape: tuple[Share, ...], longest: int) -> tuple[Share, ...]:
+    """As much of it as a request may be long."""
+    return tuple(Share(min(n, longest), max(0, min(context, longest - n))) for n, context in shape)
+
+
 class Pair(NamedTuple):
     """Seconds of a step in the lane for prompts and one in the lane for tokens."""
 
@@ -44,11 +49,13 @@ def measure_roofline(stage: LanguageStage, num_threads: int, num_touched_pages: 
     finally:
         torch.set_num_threads(num_threads)
     roofline = Roofline(anatomy(stage), powers)
-    alone = Pair(best_s(stage, PROMPT), best_s(stage, TOKENS))
+    longest = len(stage.model.rope)
+    prompt, tokens = _within(PROMPT, longest), _within(TOKENS, longest)
+    alone = Pair(best_s(stage, prompt), best_s(stage, tokens))
     friction = {}
     for split in roofline.splits:
-        together = side_by_side(stage, PROMPT, TOKENS, split, num_threads)
-        paces = roofline.paces(PROMPT, TOKENS, split)
+        together = side_by_side(stage, prompt, tokens, split, num_threads)
+        paces = roofline.paces(prompt, tokens, split)
         friction[split] = (
             _credible(together.prompts_s / (alone.prompts_s * paces[0])),
             _credible(together.tokens_s / (alone.tokens_s * paces[1])),
@@ -114,22 +121,28 @@ def side_by_side(
     neighbour makes steps slower, never faster."""
     taken: dict[str, list[float]] = {"prompts": [], "tokens": []}
     over = threading.Event()
+    broken: list[Exception] = []
 
     def again_and_again(name: str, shape: tuple[Share, ...], units: int) -> None:
         torch.set_num_threads(units)
-        with torch.inference_mode():
-            while not over.is_set():
-                taken[name].append(step_s(stage, shape, name))
+        try:
+            with torch.inference_mode():
+                while not over.is_set():
+                    taken[name].append(step_s(stage, shape, name))
+        except Exception as error:  # to be raised where somebody waits for it
+            broken.append(error)
 
     lane = threading.Thread(target=again_and_again, args=("tokens", tuple(tokens), split.tokens))
     begun = time.perf_counter()
     lane.start()
     torch.set_num_threads(split.prompts)
     try:
-        while time.perf_counter() - begun < SIDE_BY_SIDE_S or min(map(len, taken.values())) < 3:
+        while not broken and (time.perf_counter() - begun < SIDE_BY_SIDE_S or min(map(len, taken.values())) < 3):
             taken["prompts"].append(step_s(stage, tuple(prompts), "prompts"))
     finally:
         over.set()
         lane.join()
         torch.set_num_threads(num_threads)
+    if broken:
+        raise broken[0]
     return Pair(*(sorted(taken[name][1:-1] or taken[name])[len(taken[name][1:-1]) // 4] for name in taken))

@@ -111,7 +111,7 @@ class Driver:
         self._devote = devote
         self._happened: deque[ev.Event] = deque()  # on the device, since the last plan
         self._given_up: set[int] = set()  # Works of which something may still be said that nobody wants to hear
-        self._lock = threading.Lock()
+        self.still = threading.Lock()  # held: no lane decides, and what the scheduler knows does not change
         self.main = DeviceLane(MAIN)
         self.beside: DeviceLane | None = None
         self.broken: BaseException | None = None  # what a lane's thread died of
@@ -142,7 +142,7 @@ class Driver:
         is nothing to run. Closed, it leaves the step where it is."""
         if self.broken is not None:
             raise self.broken
-        with self._lock:
+        with self.still:
             lane.is_called = False
             lane.awake.clear()
             self._decide(lane)
@@ -163,7 +163,7 @@ class Driver:
         end everything that is open."""
         if self.beside is None:
             return False
-        with self._lock:
+        with self.still:
             return self.beside.current is not None or self.beside.awake.is_set()
 
     def wait(self) -> None:

@@ -28,13 +28,13 @@ from headway.placement.calibrate import Calibration
 from headway.placement.dividing import measure_roofline, slowest
 from headway.placement.driver import Driver, Mailbox
 from headway.placement.fitting import LONGEST_PROBE, saturation
-from headway.placement.memory import free_bytes, keep_freed_memory, num_cores
+from headway.placement.memory import free_bytes, give_back_freed_memory, keep_freed_memory, num_cores
 from headway.placement.multiplex import Cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
 from headway.stages.device import operators_for
 from headway.stages.language import LanguageStage
-from headway.stages.matrices import Matrices, packed
+from headway.stages.matrices import Matrices, packed, packs
 from headway.stages.native import suits
 from headway.stages.panels import panels_for
 from headway.stages.sample import Sampler, no_matcher
@@ -81,6 +81,8 @@ def build_engine(settings: EngineSettings) -> Engine:
         pool.fault_in(FIRST_FAULTED_BYTES)
     with _within_memory(), torch.inference_mode():
         model, matrices = packed(model, integers=settings.quantization == "int8")
+        if settings.quantization == "int8":  # made of twice as much
+            give_back_freed_memory()
         prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
         compiler = _compiler(settings)
         sampler = Sampler(model.config.vocab_size, no_matcher if compiler is None else compiler.matcher)
@@ -235,10 +237,13 @@ class _Source:
     folder: Path | None
     dtype: torch.dtype
     dtype_reason: str
+    is_packed: bool = False  # its matrices will be
 
     @property
     def weight_bytes(self) -> int:
-        return self.config.num_parameters * self.dtype.itemsize
+        """While they are loaded; a head that is tied to the embedding is packed a second time on a CPU."""
+        tied = self.config.vocab_size * self.config.hidden_size if self.config.tie_embeddings else 0
+        return (self.config.num_parameters + (tied if self.is_packed else 0)) * self.dtype.itemsize
 
 
 def _find(settings: EngineSettings, device: torch.device) -> _Source:
@@ -259,7 +264,7 @@ def _find(settings: EngineSettings, device: torch.device) -> _Source:
     else:
         dtype, reason = getattr(torch, settings.dtype), "as asked"
     name = str(settings.model or "embedded").rstrip("/")
-    return _Source(name, config, folder, dtype, reason)
+    return _Source(name, config, folder, dtype, reason, packs(dtype, device, integers=settings.quantization == "int8"))
 
 
 def _load(source: _Source, settings: EngineSettings, device: torch.device, num_positions: int) -> Decoder:

@@ -168,7 +168,8 @@ def serve(engine: Engine, connection: socket.socket) -> None:
             mouth.working = busy or driver.other_listens()
             now = time.monotonic()
             if not busy or now - snapshot_at >= SNAPSHOT_S:
-                mouth.beat, snapshot_at = _beat(engine, driver, now), now
+                with driver.still:  # another lane's thread may be at work
+                    mouth.beat, snapshot_at = _beat(engine, driver, now), now
             if busy:
                 continue
             if engine.scheduler.draining and engine.scheduler.num_open == 0:
@@ -184,8 +185,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
 def _beat(engine: Engine, driver: Driver, now: float) -> wire.Beat:
     scheduler = engine.scheduler
     num_running, num_waiting, num_parked = scheduler.loads()
-    counted = dict(scheduler.counters)  # at once: another lane's thread may be counting
-    counters = {name: float(count) for name, count in counted.items()} | {
+    counters = {name: float(count) for name, count in scheduler.counters.items()} | {
         "tiles": float(driver.num_tiles),
         "decision_seconds": driver.decisions_s,
         "page_evictions": float(scheduler.pages.num_evictions),

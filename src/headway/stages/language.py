@@ -23,7 +23,7 @@ from headway.models.decoder import Decoder, Layer
 from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LAUNCH_AHEAD, LaunchAhead, operators_for
 from headway.stages.matrices import Matrices, matrices_of
-from headway.stages.pooling import Pooler
+from headway.stages.pooling import NOT_FINITE, Pooler
 from headway.stages.recorded import Part, Recordable, Recording, Stand, sizes, standing_batch
 from headway.stages.sample import Sampler
 from headway.stages.stage import Running
@@ -48,7 +48,7 @@ class LanguageStage:
         self.launch_ahead = LAUNCH_AHEAD
         self._recordings: list[Recording] = []  # the smallest first
         self._page_lists = PageLists()
-        self._leaving: dict[int, set[str]] = {}
+        self._leaving: dict[int, frozenset[str]] = {}
 
     @property
     def bytes_per_token(self) -> int:
@@ -66,7 +66,8 @@ class LanguageStage:
         self._page_lists.forget(request_id)
 
     def drop(self, work_id: int, request_id: str) -> None:
-        self._leaving.setdefault(work_id, set()).add(request_id)
+        # made anew: another lane's thread may be looking at what there was
+        self._leaving[work_id] = self._leaving.get(work_id, frozenset()) | {request_id}
 
     def run(self, work: Work) -> Running:
         tiles = self._tiles(work)
@@ -112,7 +113,7 @@ class LanguageStage:
             else:
                 yield from self._head(step, drawn)
             vectors = [self.pooler.take(segment, sum_E) for segment, sum_E in sums]
-            return Outcome(_merged(chain(drawn, filter(None, vectors))))
+            return Outcome(_merged(chain(drawn, filter(None, vectors), self._spoilt(step))))
         finally:
             self._leaving.pop(work.id, None)
             if recording is not None:
@@ -133,7 +134,7 @@ class LanguageStage:
     def _cutting(self) -> Cutting:
         return Cutting(self.model, self.matrices, self.tiling, self.operators)
 
-    def _without(self, step: Step, leaving: set[str]) -> Step:
+    def _without(self, step: Step, leaving: frozenset[str]) -> Step:
         """The same step after some members have left; their pages are not touched any more."""
         pairs = list(zip(step.batch.segments, step.batch.rows, strict=True))
         staying = [(segment, rows) for segment, rows in pairs if segment.request_id not in leaving]
@@ -193,6 +194,16 @@ class LanguageStage:
                 yield step.tile("down", Boundary.LAYER if is_last else Boundary.OPERATOR)
 
     # The head
+
+    def _spoilt(self, step: Step) -> Iterator[Commit]:
+        """Whose prompt goes on in another step, but is no numbers any more: none of its pages may be shown to others.
+        Its last row has seen all that were before it."""
+        pairs = zip(step.batch.segments, step.batch.rows, strict=True)
+        ends = {segment.request_id: rows.end - 1 for segment, rows in pairs if not segment.logits_at}
+        if ends:
+            for request_id, is_whole in zip(ends, step.x_NE[[*ends.values()]].isfinite().all(1).tolist(), strict=True):
+                if not is_whole:
+                    yield Commit(request_id, (), failure=NOT_FINITE)
 
     def _pool(self, step: Step, sums: list[tuple[Segment, Tensor]]) -> Iterator[Tile]:
         """Final norm and sum, float64, of the rows that go into vectors."""

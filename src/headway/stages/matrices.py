@@ -161,6 +161,11 @@ def packed(model: Decoder, *, integers: bool = False) -> tuple[Decoder, Matrices
     return _hollow(model), Matrices(layers, head)
 
 
+def packs(dtype: torch.dtype, device: torch.device, *, integers: bool = False) -> bool:
+    """Whether matrices of this kind are packed on this device."""
+    return panels_for(dtype, device, integers=integers) is not None or is_packable(dtype, device)
+
+
 def _packing(model: Decoder, integers: bool) -> Callable[[Linear], Matrix] | None:
     """How this model's matrices are packed here, if they are."""
     found = panels_for(model.dtype, model.device, integers=integers)

@@ -15,7 +15,7 @@ from headway.core.request import Request
 from headway.core.work import Commit, Failure, Segment
 from headway.stages.tiling import Span
 
-_NOT_FINITE = Failure(
+NOT_FINITE = Failure(
     "not_finite", "The model's hidden states are not finite: its weights are damaged or overflow in this dtype."
 )
 
@@ -60,7 +60,7 @@ class Pooler:
         total = torch.stack([session.pieces[first] for first in sorted(session.pieces)]).sum(0)
         length = float(total.norm())
         if not math.isfinite(length):
-            return Commit(segment.request_id, (), failure=_NOT_FINITE)
+            return Commit(segment.request_id, (), failure=NOT_FINITE)
         unit = (total / length if length else total).float()
         return Commit(segment.request_id, (), vector=tuple(unit.tolist()))
 
