@@ -171,7 +171,7 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     held = 0
     for _ in range(20):
         ratios = compare([block(rng, 1.2) for _ in range(5)], TARGETS, seed=0, num_draws=200)
-        p50 = next(ratio for ratio in ratios if ratio.name == "TTFT p50 (s)")
+        p50 = next(ratio for ratio in ratios if ratio.name == "TTFT p50, answered (s)")
         assert p50.low <= p50.ratio <= p50.high
         assert p50.high - p50.low < 0.3
         held += p50.low <= 1.2 <= p50.high
@@ -203,7 +203,11 @@ def test_who_is_refused_has_no_end_to_compare() -> None:
 def test_more_blocks_make_it_surer() -> None:
     rng = random.Random(3)
     few, many = [
-        next(r for r in compare([block(rng, 1.5) for _ in range(n)], TARGETS, 0, 200) if r.name == "TTFT p50 (s)")
+        next(
+            r
+            for r in compare([block(rng, 1.5) for _ in range(n)], TARGETS, 0, 200)
+            if r.name == "TTFT p50, answered (s)"
+        )
         for n in (2, 30)
     ]
     assert many.high - many.low < few.high - few.low

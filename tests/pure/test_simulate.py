@@ -325,7 +325,7 @@ def test_few_requests_of_a_class_are_told(capsys: pytest.CaptureFixture[str]) ->
         (["qwen", "--policies", "chunk:8:deadline"], 2, "there is no policy"),
         (["qwen", "--policies", "ours", "--order", "fcfs"], 2, "give that or --policies, not both"),
         (["qwen", "--chunk-tokens", "64"], 2, "give both, or --policies chunk:N"),
-        (["qwen", "--out", "/dev/null/folder"], 1, "cannot be made: Not a directory"),
+        (["qwen", "--out", "/dev/null/folder"], 1, "cannot be written to: Not a directory"),
         (["qwen", "--costs", "/dev/zero"], 1, "larger than any file"),
     ],
 )

@@ -19,7 +19,9 @@ from starlette.routing import Route
 from headway import cli
 from headway.bench.chart import Curve, Mark, Panel, cdf, svg
 from headway.bench.client import Server, ServerError, meet, replay
-from headway.bench.score import Outcome
+from headway.bench.measure import Run
+from headway.bench.score import Outcome, score
+from headway.bench.telling import warnings
 from headway.bench.traces import Asked
 from headway.core.request import SLO
 from headway.placement.link import Fate
@@ -159,7 +161,7 @@ def test_two_servers_in_turns(network: Open, tmp_path: Path, capsys: pytest.Capt
     assert len({run["token_seed"] for run in result["runs"]}) == 4
     assert all(run["score"]["overall"]["num"] == 12 for run in result["runs"])
     ratios = {ratio["name"]: ratio for ratio in result["ratios"]}
-    ttft = ratios["TTFT p50 (s)"]
+    ttft = ratios["TTFT p50, answered (s)"]
     assert ttft["ratio"] == pytest.approx(ttft["b"] / ttft["a"])
     assert ttft["low"] <= ttft["ratio"] <= ttft["high"]
     lengths = [sorted(len(r.prompt) for r in desk.link.requests if r.slo.ttft_s) for desk in (one, other)]
@@ -315,7 +317,50 @@ def test_results_have_a_place_before_they_are_measured(tmp_path: Path, capsys: p
     """A file stands where the folder would be: said at once, before any server is asked."""
     (tmp_path / "out").write_text("")
     assert bench("http://127.0.0.1:9", "--out", tmp_path / "out" / "deeper") == 1
-    assert "cannot be made" in capsys.readouterr().err
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_what_is_told_is_what_was_judged(network: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First tokens come at once, a pace of a millionth of a second nobody keeps: by first tokens alone all are in time,
+    and the report says that of them and of no others."""
+    slo = ["--slo", *(f"{kind}=5000:0.001" for kind in ("text", "image", "search", "file"))]
+    few = ["--num-requests", 12, "--max-tokens", 9, "--seed", 1, "--rates", 40]
+    net = network(Desk("one two three four five", max_model_len=2048))
+    out = tmp_path / "out"
+    assert bench(net.url, *few, *slo, "--ttft-only", "--out", out) == 0
+    told = capsys.readouterr().out
+    assert "Goodput: 40 or more requests/s with 90% of every class in time for their first token." in told
+    assert "100.0%" in told
+    report = (out / "report.html").read_text()
+    assert "90% of every class in time for their first token" in report
+    assert "Requests that attained their TTFT target" in report
+    assert bench(net.url, *few, *slo, "--out", out) == 0
+    assert "Goodput: under 40 requests/s with 90% of every class in time." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_output", "num_asked", "warns"), [(5, 100, True), (100, 100, False), (5, 0, False)])
+def test_answers_that_are_shorter_than_asked(num_output: int, num_asked: int, warns: bool) -> None:
+    """A server that ends them early does less, and is quicker for it; who does not say how long they were is not
+    judged."""
+    outcomes = tuple(
+        Outcome("text", float(n), 3, num_output, "finished", 1.0, 0.5, num_asked=num_asked) for n in range(12)
+    )
+    run = Run(1.0, 1, score(outcomes, {}), outcomes, {"p99": 0.0}, {})
+    told = warnings([run])
+    assert told == (["Careful: half of the answers had no more than 5% of their tokens: less work was done."] * warns)
+
+
+def test_a_target_that_a_lone_request_misses(network: Open, capsys: pytest.CaptureFixture[str]) -> None:
+    """No rate could be found, and looking for one would take hours."""
+    net = network(Desk("one two three four five", max_model_len=2048))
+    assert bench(net.url, *FEW, "--slo", "text=0.001") != 0
+    assert "No rate can keep text's TTFT target of 0.001 ms: a lone request takes" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is there, but no file can be made in it: told before anything is measured."""
+    assert bench("http://127.0.0.1:9", *FEW, "--out", "/proc") != 0
+    assert "--out /proc cannot be written to" in capsys.readouterr().err
 
 
 def test_nobody_is_there(capsys: pytest.CaptureFixture[str]) -> None:

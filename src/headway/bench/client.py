@@ -255,6 +255,7 @@ class _Heard:
             tpot_s=tpot_s,
             gaps_s=tuple(self._gaps_s),
             reason=reason,
+            num_asked=asked.num_output if self._num_tokens is not None and not (reason or refused) else 0,
         )
 
 

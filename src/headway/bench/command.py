@@ -34,7 +34,7 @@ def main(words: Sequence[str]) -> int:
     sides = flags.sides(options, found)
     flags.check(options, found)
     _needs_extra()
-    if options.out is not None:
+    if options.out is not None:  # else it is made when the servers have answered
         flags.make_folder(options.out)
     if options.token_seed is None:
         options.token_seed = secrets.randbits(31)
@@ -84,6 +84,9 @@ class _Command:
         contexts = [options.context or server.context for server in self._servers]
         self._load = flags.load_of(options, min((c for c in contexts if c is not None), default=None))
         self._bench = Bench(self._load, options.vocab_size, options.token_seed, self._steps)
+        if options.out is None:
+            options.out = Path(f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+            flags.make_folder(options.out)
         self._say(f"{self._load.name}: {len(self._load.requests)} requests; {self._load.source}")
 
     def one(self) -> int:
@@ -100,9 +103,11 @@ class _Command:
             "goodput": {"rate": found.rate, "failed_at": found.failed_at},
             "points": [of_point(point) for point in found.points],
         }
-        self._tell([*telling.lines(found, options.share), *self._load.cautions()])
+        told = telling.lines(found, options.share, ttft_only=options.ttft_only)
+        self._tell([*told, *self._load.cautions()])
         page = telling.page_of(found, self._load, alone, targets, document)
-        shown = panels(found.points, telling.shown_point(found), targets, options.share)
+        at = telling.shown_point(found)
+        shown = panels(found.points, at, targets, options.share, ttft_only=options.ttft_only)
         return self._write(document, page, shown)
 
     def two(self) -> int:
@@ -139,6 +144,8 @@ class _Command:
         judge = by_every_class_ttft if options.ttft_only else by_every_class
         if options.rates is not None:
             return self._bench.at_each(server, options.rates, targets, judge, options.share)
+
+        flags.check_reachable(targets, alone.ttft_s, alone.tpot_s, ttft_only=options.ttft_only)
 
         def attain(rate: float) -> "Run":
             return self._bench.at(server, rate, targets)
@@ -191,6 +198,7 @@ class _Command:
             "load": {"name": load.name, "source": load.source, "num_requests": len(load.requests)},
             "seeds": {"load": self._options.seed, "tokens": self._options.token_seed},
             "share": self._options.share,
+            "ttft_only": self._options.ttft_only,
             "alone": plain(alone),
             "targets": plain(targets),
             "late_ms": [run.late_ms for run in runs],
@@ -210,11 +218,13 @@ class _Command:
         from headway.bench.page import html
         from headway.bench.result import plain
 
-        folder: Path = self._options.out or Path(f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(plain(document), indent=1) + "\n", encoding="utf8")
-        png(panels, folder / "chart.png")
-        (folder / "report.html").write_text(html(page), encoding="utf8")
+        folder: Path = self._options.out
+        try:
+            (folder / "result.json").write_text(json.dumps(plain(document), indent=1) + "\n", encoding="utf8")
+            png(panels, folder / "chart.png")
+            (folder / "report.html").write_text(html(page), encoding="utf8")
+        except OSError as error:
+            raise ValueError(f"The result cannot be written to {folder}: {error.strerror}.") from error
         print(f"Written: {folder / 'report.html'}, {folder / 'chart.png'} and {folder / 'result.json'}")
         return 0
 

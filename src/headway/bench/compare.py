@@ -60,9 +60,9 @@ def _statistics(targets: Mapping[str, SLO]) -> dict[str, _Statistic]:
 
     return {
         "attained, all targets": _Statistic(in_time, lambda values: float(values.mean())),
-        "TTFT p50 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.5)),
-        "TTFT p90 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.9)),
-        "TTFT p99 (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.99)),
+        "TTFT p50, answered (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.5)),
+        "TTFT p90, answered (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.9)),
+        "TTFT p99, answered (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.99)),
         "TPOT p50 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.5)),
         "TPOT p99 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.99)),
         "end p50, finished (s)": _Statistic(lambda o: o.end_s if o.ending == "finished" else None, at(0.5)),

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -266,5 +267,21 @@ def make_folder(out: Path) -> None:
     """For the results, before they are measured. Raises ValueError with one sentence."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # it may be there, and be somebody else's
+            pass
     except OSError as error:
-        raise ValueError(f"--out {out} cannot be made: {error.strerror}.") from error
+        raise ValueError(f"--out {out} cannot be written to: {error.strerror}.") from error
+
+
+def check_reachable(
+    targets: Mapping[str, SLO], ttft_s: Mapping[str, float], tpot_s: float | None, *, ttft_only: bool
+) -> None:
+    """Raise ValueError where no rate can be found: a lone request misses already."""
+    for kind, slo in targets.items():
+        asked = {"TTFT": (slo.ttft_s, ttft_s[kind]), "TPOT": (None if ttft_only else slo.tpot_s, tpot_s)}
+        for name, (target_s, alone_s) in asked.items():
+            if target_s is not None and alone_s is not None and target_s < alone_s:
+                raise ValueError(
+                    f"No rate can keep {kind}'s {name} target of {target_s * 1000:.3g} ms: a lone request takes "
+                    f"{alone_s * 1000:.3g} ms. Give it more time with --slo, or rates to look at with --rates."
+                )

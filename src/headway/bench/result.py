@@ -16,7 +16,7 @@ from headway import __version__
 from headway.bench.chart import COLOUR_OF, INK, Curve, Mark, Panel, cdf
 from headway.bench.compare import Ratio
 from headway.bench.measure import Run
-from headway.bench.score import Outcome
+from headway.bench.score import Marks, Outcome
 from headway.bench.search import Point
 from headway.core.request import SLO
 
@@ -78,30 +78,38 @@ def of_ratios(ratios: Sequence[Ratio]) -> list[Any]:
 # Panels
 
 
-def panels(points: Sequence[Point[Run]], shown: Point[Run], targets: Mapping[str, SLO], share: float) -> list[Panel]:
+def panels(
+    points: Sequence[Point[Run]],
+    shown: Point[Run],
+    targets: Mapping[str, SLO],
+    share: float,
+    *,
+    ttft_only: bool = False,
+) -> list[Panel]:
     """Attainment and TTFT over the rate; at one rate the distribution of TTFT, and other scales of the targets."""
     outcomes = [outcome for run in shown.runs for outcome in run.outcomes]
     return [
-        attainment(points, share),
+        attainment(points, share, ttft_only=ttft_only),
         ttft_over_rate(points),
         distribution(outcomes, targets, f"Time to first token at {shown.rate:.3g} requests/s"),
         scales(shown, share),
     ]
 
 
-def attainment(points: Sequence[Point[Run]], share: float) -> Panel:
+def attainment(points: Sequence[Point[Run]], share: float, *, ttft_only: bool = False) -> Panel:
+    def of(marks: Marks) -> float:
+        return marks.ttft_only if ttft_only else marks.joint
+
     rates = [point.rate for point in points]
     curves = []
     for kind in _kinds(points):
         # a class that did not occur at a rate has no point there
-        some = [
-            (p.rate, _mean([r.score.by_kind[kind].joint for r in p.runs if kind in r.score.by_kind])) for p in points
-        ]
+        some = [(p.rate, _mean([of(r.score.by_kind[kind]) for r in p.runs if kind in r.score.by_kind])) for p in points]
         known = [(rate, attained) for rate, attained in some if not math.isnan(attained)]
         curves.append(Curve(kind, [x for x, _ in known], [y for _, y in known], colour=COLOUR_OF.get(kind, "")))
-    everybody = [_mean([run.score.overall.joint for run in point.runs]) for point in points]
+    everybody = [_mean([of(run.score.overall) for run in point.runs]) for point in points]
     curves.append(Curve("all", rates, everybody, "dashed", INK))
-    title = "Requests that attained all their targets"
+    title = "Requests that attained " + ("their TTFT target" if ttft_only else "all their targets")
     return Panel(title, "requests/s", "share", curves, [Mark("y", share)], y_range=(-0.02, 1.04))
 
 

@@ -38,6 +38,7 @@ class Outcome:
     tpot_s: float | None = None
     gaps_s: tuple[float, ...] = ()
     reason: str = ""
+    num_asked: int = 0  # tokens that the load asked for, of one that finished; 0: as many as there were
 
     def meets_ttft(self, slo: SLO, scale: float = 1.0) -> bool:
         if slo.ttft_s is None:

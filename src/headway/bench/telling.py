@@ -15,6 +15,7 @@ from headway.bench.search import Found, Point
 from headway.core.request import SLO
 
 LATE_MS = 10.0  # a generator later than this at p99 is part of what it measures
+SHORT = 0.95  # of the tokens asked for: answers with fewer are less work than the load says
 
 
 def shown_point(found: Found[Run]) -> Point[Run]:
@@ -26,23 +27,33 @@ def page_of(
     found: Found[Run], load: Load, alone: Alone, targets: Mapping[str, SLO], document: Mapping[str, Any]
 ) -> Page:
     """The report of one server."""
-    shown, share = shown_point(found), document["share"]
+    shown, share, ttft_only = shown_point(found), document["share"], document["ttft_only"]
     run = shown.runs[0]
     facts = {
-        f"requests/s with {share:.0%} of every class in time": verdict(found),
-        f"attained at {shown.rate:.3g} requests/s": f"{run.score.overall.joint:.1%}",
+        f"requests/s with {_in_time(share, ttft_only)}": verdict(found),
+        f"attained at {shown.rate:.3g} requests/s": f"{_judged(run.score.overall, ttft_only):.1%}",
         f"TTFT p99 at {shown.rate:.3g} requests/s": _ms(run.score.overall.ttft_s.p99),
         "refused or failed": str(run.score.overall.num_refused + run.score.overall.num_failed),
     }
     tables = [
-        _by_rate(found, share),
-        _by_class(shown, targets, share),
+        _by_rate(found, share, ttft_only),
+        _by_class(shown, targets, share, ttft_only),
         _targets(alone, targets),
         _scales(shown, share),
     ]
     title = f"{document['server']['model'] or 'A server'}: in time, up to which rate"
     lead = f"{document['server']['url']}, {load.name}, {len(load.requests)} requests in each run"
-    return Page(title, lead, facts, panels(found.points, shown, targets, share), tables, _notes(document))
+    drawn = panels(found.points, shown, targets, share, ttft_only=ttft_only)
+    return Page(title, lead, facts, drawn, tables, _notes(document))
+
+
+def _judged(marks: Marks, ttft_only: bool) -> float:
+    """The share that the goodput goes by."""
+    return marks.ttft_only if ttft_only else marks.joint
+
+
+def _in_time(share: float, ttft_only: bool) -> str:
+    return f"{share:.0%} of every class in time" + (" for their first token" if ttft_only else "")
 
 
 def verdict(found: Found[Run]) -> str:
@@ -52,18 +63,18 @@ def verdict(found: Found[Run]) -> str:
     return f"{found.rate:.3g}" if found.failed_at < math.inf else f"{found.rate:.3g} or more"
 
 
-def lines(found: Found[Run], share: float) -> list[str]:
+def lines(found: Found[Run], share: float, *, ttft_only: bool = False) -> list[str]:
     """For the terminal."""
     told = [f"{'requests/s':>10}  {'attained':>8}  {'worst class':>16}  {'TTFT p50':>9}  {'p99':>9}  {'TPOT p50':>9}"]
     for point in found.points:
         run, worst = point.runs[0], min(point.shares, key=lambda kind: point.shares[kind])
         marks = run.score.overall
         told.append(
-            f"{point.rate:>10.3g}  {marks.joint:>8.1%}  {worst + f' {point.shares[worst]:.1%}':>16}  "
+            f"{point.rate:>10.3g}  {_judged(marks, ttft_only):>8.1%}  {worst + f' {point.shares[worst]:.1%}':>16}  "
             f"{_ms(marks.ttft_s.p50):>9}  {_ms(marks.ttft_s.p99):>9}  {_ms(marks.tpot_s.p50):>9}  "
             f"{'passed' if point.passed else 'missed'}"
         )
-    told.append(f"Goodput: {verdict(found)} requests/s with {share:.0%} of every class in time.")
+    told.append(f"Goodput: {verdict(found)} requests/s with {_in_time(share, ttft_only)}.")
     return told + warnings([run for point in found.points for run in point.runs])
 
 
@@ -73,6 +84,9 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     late = max(run.late_ms["p99"] for run in runs)
     if late > LATE_MS:
         told.append(f"Careful: the generator itself was up to {late:.0f} ms late (p99), so the machine was too busy.")
+    got = [outcome.num_output / outcome.num_asked for run in runs for outcome in run.outcomes if outcome.num_asked]
+    if (part := quantile(got, 0.5)) < SHORT:
+        told.append(f"Careful: half of the answers had no more than {part:.0%} of their tokens: less work was done.")
     reasons: dict[str, int] = {}
     complaints: dict[str, str] = {}
     for run in runs:
@@ -84,13 +98,14 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     return told
 
 
-def _by_rate(found: Found[Run], share: float) -> Table:
+def _by_rate(found: Found[Run], share: float, ttft_only: bool) -> Table:
     rows: list[list[str | Cell]] = []
     for point in found.points:
         for run in point.runs:
             overall = run.score.overall
-            worst = min(run.score.by_kind, key=lambda kind: run.score.by_kind[kind].joint)
-            lowest = run.score.by_kind[worst].joint
+            shares = run.score.shares(ttft_only=ttft_only)
+            worst = min(shares, key=lambda kind: shares[kind])
+            lowest = shares[worst]
             rows.append(
                 [
                     f"{point.rate:.3g}",
@@ -126,7 +141,7 @@ def _latencies(marks: Marks) -> list[str]:
     return [_ms(ttft.p50), _ms(ttft.p90), _ms(ttft.p99), _ms(tpot.p50), _ms(tpot.p99), _ms(marks.itl_s.p99)]
 
 
-def _by_class(point: Point[Run], targets: Mapping[str, SLO], share: float) -> Table:
+def _by_class(point: Point[Run], targets: Mapping[str, SLO], share: float, ttft_only: bool) -> Table:
     rows: list[list[str | Cell]] = []
     for kind, marks in point.runs[0].score.by_kind.items():
         slo = targets.get(kind, SLO())
@@ -136,8 +151,8 @@ def _by_class(point: Point[Run], targets: Mapping[str, SLO], share: float) -> Ta
                 str(marks.num),
                 _ms(slo.ttft_s),
                 _ms(slo.tpot_s),
-                Cell(f"{marks.joint:.1%}", marks.joint >= share),
-                f"{marks.ttft_only:.1%}",
+                f"{marks.joint:.1%}" if ttft_only else Cell(f"{marks.joint:.1%}", marks.joint >= share),
+                Cell(f"{marks.ttft_only:.1%}", marks.ttft_only >= share) if ttft_only else f"{marks.ttft_only:.1%}",
                 *_latencies(marks),
             ]
         )
@@ -185,10 +200,11 @@ def comparison_page(
 ) -> Page:
     """The report of two servers."""
     label_a, label_b = labels
-    first = ratios[0]
+    first, lost = ratios[0], ratios[-1]
     facts = {
         f"{label_a}: attained all targets": f"{first.a:.1%}",
         f"{label_b}: attained all targets": f"{first.b:.1%}",
+        f"{label_a}, {label_b}: refused or failed": f"{lost.a:.1%}, {lost.b:.1%}",
         **{f"{label_b} over {label_a}: {one.name}": _times(one.ratio) for one in ratios if one.name in _HEADLINES},
     }
     rows = [[one.name, f"{one.a:.4g}", f"{one.b:.4g}", _times(one.ratio), _interval(one)] for one in ratios]
@@ -210,7 +226,7 @@ def comparison_page(
     return Page(title, lead, facts, comparison_panels(turns, labels, targets), [table, order], notes)
 
 
-_HEADLINES = ("TTFT p50 (s)", "TTFT p99 (s)")
+_HEADLINES = ("TTFT p50, answered (s)", "TTFT p99, answered (s)")
 
 
 def comparison_panels(turns: Turns, labels: tuple[str, str], targets: Mapping[str, SLO]) -> list[Panel]:
