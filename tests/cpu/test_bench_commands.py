@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.bench import blocking, decisions, goodput, goodput_page, goodput_simulated, packing
+from headway.bench import blocking, contention, decisions, goodput, goodput_page, goodput_simulated, gpu, packing
 from headway.bench.blocking import Blocked
 from headway.bench.load import Load
 from headway.config import EngineSettings
@@ -151,3 +151,17 @@ def test_targets_and_rates_go_with_the_machine(engine: Engine, monkeypatch: pyte
     run = field.attain("fcfs", 50.0)
     assert asked == [(pytest.approx(25.0), pytest.approx(2 * (field.slos["text"].ttft_s or 0.0)))] * 2
     assert (run.rate, run.disturbed, field.tries.num_discarded) == (50.0, False, 1)
+
+
+def test_prices_that_never_become_right_are_told_as_that() -> None:
+    """Steps take twice as long from the first on. Prices that follow are right at the third; prices that do not follow
+    are never right, however long they are looked at."""
+    follows = [(float(n), 2.0, min(2.0, 1.0 + 0.3 * n)) for n in range(1, 11)]
+    assert contention.noticed(follows) == 3.0
+    assert contention.noticed([(float(n), 2.0, 1.2) for n in range(1, 11)]) is None
+
+
+@pytest.mark.parametrize(("p99", "said"), [("1.93", "reached, 1.93 ms"), ("2.16", "not reached, 2.16 ms")])
+def test_the_longest_waits_on_a_gpu_are_judged(p99: str, said: str) -> None:
+    waits = [["1", "1.0", "9.00", "9.9"], ["4", "0.8", p99, "2.5"]]
+    assert gpu.waiting(waits, 4) == f"At 4 tiles a p99 of at most 2 ms: {said}."

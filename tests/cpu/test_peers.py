@@ -177,15 +177,16 @@ def test_our_own_failure_is_no_result(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def said(case: str, rates: dict[tuple[str, str], float], of_reading: float | None = None, ours: str = "Headway") -> str:
     wanted = next(each for each in verdicts.WANTED if (each.case, each.ours) == (case, ours))
-    return verdicts.verdict(wanted, rates, of_reading)
+    return verdicts.verdict(wanted, [rates], of_reading)
 
 
 def test_what_is_wanted_is_judged_against_the_best_peer() -> None:
     """The best one counts, by the factor that was asked for."""
     rates = {("Headway", "decode B8"): 115.0, ("OpenVINO", "decode B8"): 100.0, ("vLLM", "decode B8"): 99.0,
              ("llama.cpp", "decode B8"): 500.0}  # fmt: skip
-    assert said("decode B8", rates).startswith("decode B8: reached, 1.15 × OpenVINO;")
-    assert said("decode B8", rates | {("vLLM", "decode B8"): 101.0}).startswith("decode B8: short, 1.14 × vLLM;")
+    alone = ", in a single round;"
+    assert said("decode B8", rates).startswith(f"decode B8: reached, 1.15 × OpenVINO{alone}")
+    assert said("decode B8", rates | {("vLLM", "decode B8"): 101.0}).startswith(f"decode B8: short, 1.14 × vLLM{alone}")
     del rates["vLLM", "decode B8"]
     assert said("decode B8", rates).endswith("(without vLLM).")
     del rates["OpenVINO", "decode B8"]
@@ -196,11 +197,33 @@ def test_what_is_wanted_is_judged_against_the_best_peer() -> None:
 def test_a_lone_decode_may_be_at_memory_instead() -> None:
     """1.1 times llama.cpp, or 92 % of what memory gives; int8 has its own peer and no such way out."""
     rates = {("Headway", "decode B1"): 40.0, ("llama.cpp", "decode B1"): 39.0}
-    assert said("decode B1", rates, 0.9).startswith("decode B1: short, 1.03 × llama.cpp, 90% of the read bandwidth;")
+    alone = ", in a single round"
+    short = f"decode B1: short, 1.03 × llama.cpp{alone}, 90% of the read bandwidth;"
+    assert said("decode B1", rates, 0.9).startswith(short)
     assert said("decode B1", rates, 0.92).startswith("decode B1: reached")
     assert said("decode B1", rates | {("Headway", "decode B1"): 43.0}, 0.5).startswith("decode B1: reached")
     integers = {("Headway int8", "decode B1"): 50.0, ("OpenVINO int8", "decode B1"): 51.0}
-    assert said("decode B1", integers, 0.99, "Headway int8").startswith("decode B1, int8: short, 0.98 × OpenVINO int8;")
+    short = f"decode B1, int8: short, 0.98 × OpenVINO int8{alone};"
+    assert said("decode B1", integers, 0.99, "Headway int8").startswith(short)
+
+
+@pytest.mark.parametrize(
+    ("ours", "says"),
+    [
+        ((120.0, 116.0, 121.0), "reached, 1.20 × OpenVINO (1.16 … 1.21)"),
+        ((120.0, 114.0, 121.0), "undecided, 1.20 × OpenVINO (1.14 … 1.21)"),
+        ((100.0, 114.0, 113.0), "short, 1.13 × OpenVINO (1.00 … 1.14)"),
+    ],
+)
+def test_rounds_that_disagree_decide_nothing(ours: tuple[float, ...], says: str) -> None:
+    """A ratio is one of the same round: the machine is another in the next. What was wanted between the least and the
+    most of them is neither reached nor missed."""
+    wanted = next(each for each in verdicts.WANTED if each.case == "decode B8")
+    rounds = [
+        {("Headway", "decode B8"): each * slower, ("OpenVINO", "decode B8"): 100.0 * slower}
+        for each, slower in zip(ours, (1.0, 0.5, 2.0), strict=True)
+    ]
+    assert verdicts.verdict(wanted, rounds).startswith(f"decode B8: {says};")
 
 
 def test_limits_are_arithmetic_or_reading() -> None:
@@ -212,7 +235,7 @@ def test_limits_are_arithmetic_or_reading() -> None:
     assert limits.decode_s(config, 64, 512, "bf16", machine) == pytest.approx(64 * 2 * 0.494e9 / 4e11, rel=0.1)
     assert limits.prefill_s(config, [512], "bf16", machine) == pytest.approx(512 * 2 * 0.358e9 / 4e11, rel=0.1)
     both = limits.together([Limits(1, 5, 3), Limits(2, 4, 7), Limits(1, 1, 4)])
-    assert both == Limits(2, 5, 4)
+    assert both == Limits(2, 5, 7)
 
 
 def test_an_environment_that_cannot_be_made_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from headway.bench import goodput_page
@@ -216,3 +217,28 @@ def test_the_line_is_crossed_where_shares_that_never_rise_cross_it(
     points: list[tuple[float, float]], rate: float
 ) -> None:
     assert crossing(points) == pytest.approx(rate)
+
+
+def test_sections_go_with_the_case_that_they_are_about(tmp_path: Path) -> None:
+    """What was measured at multiples of a goodput says nothing any more when that is found anew."""
+    goodput_page.keep(tmp_path, case("one"))
+    goodput_page.keep(tmp_path, Section("around it", "at half of it", case("one").full_name))
+    goodput_page.keep(tmp_path, Section("elsewhere", "something", case("two").full_name))
+    goodput_page.keep(tmp_path, case("one"))
+    assert [section.title for section in goodput_page.read(tmp_path).sections] == ["elsewhere"]
+
+
+def test_an_open_end_decides_nothing_against_it() -> None:
+    """A chunk size that kept every rate may keep more: being ahead of it is not shown; being behind ours, which kept
+    every rate, is not either."""
+    runs = [Measured(1.0, {"text": 0.95}, 0.95), Measured(2.0, {"text": 0.93}, 0.95)]
+    found = case("one")
+    ours, chunk, fcfs = found.policies
+    chunk_is_open = msgspec.structs.replace(found, policies=[ours, msgspec.structs.replace(chunk, runs=runs), fcfs])
+    assert goodput_page.verdicts([chunk_is_open]) == (
+        "- m, one: undecided, since no rate was too high for chunk 64, 2.00 × chunk 64 against 0.95."
+    )
+    behind = [msgspec.structs.replace(ours, runs=runs, goodputs=[1.0, 1.0, 1.0]), chunk, fcfs]
+    assert "undecided, since no rate was too high for operator" in goodput_page.verdicts(
+        [msgspec.structs.replace(found, policies=behind)]
+    )

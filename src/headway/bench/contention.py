@@ -6,6 +6,7 @@ its core waits for whole time slices. The cost model is told of each step as the
 """
 
 import argparse
+import math
 import os
 import signal
 import statistics
@@ -32,6 +33,8 @@ COMMAND = "python -m headway.bench.contention"
 CASES = (Case(64), Case(256), Case(1024), Case(1, 512, 16))
 MOST = 3.0  # bounds, that the longest of a hundred tiles may take beside the neighbour
 NOTICED = 0.15  # the correction is as near as that to what steps take
+LEAST_STEPS = 24  # beside the neighbour, before it is said that prices do not know
+WITHIN_S = 10.0  # they should by then
 
 
 @dataclass(slots=True)
@@ -71,10 +74,13 @@ def run(engine: Engine, work: Work, least_s: float, told: Told) -> None:
         told.steps_s.append(found.whole_s)
 
 
-def seconds_to_notice(engine: Engine, work: Work, busy: subprocess.Popen[bytes], least_s: float) -> tuple[float, float]:
-    """From the neighbour's first moment until prices are right again, and by how much they were corrected at the end.
+def seconds_to_notice(
+    engine: Engine, work: Work, busy: subprocess.Popen[bytes], least_s: float
+) -> tuple[float | None, float]:
+    """From the neighbour's first moment until prices are right again, None if they are not as long as it is looked at,
+    and by how much they were corrected at the end.
 
-    Right is what steps take in the second half of the time.
+    Right is what steps take in the second half of that time.
     """
     cost = CostModel(engine.facts.cost_fit)
     price = cost.fit.price(shares_of(work.segments))
@@ -83,14 +89,19 @@ def seconds_to_notice(engine: Engine, work: Work, busy: subprocess.Popen[bytes],
     course: list[tuple[float, float, float]] = []  # since the start, what the step took, what was predicted next
     busy.send_signal(signal.SIGCONT)
     begun = time.perf_counter()
-    while time.perf_counter() - begun < least_s:
+    while time.perf_counter() - begun < least_s or len(course) < LEAST_STEPS:
         taken_s = timed(engine.stage.run(work)).whole_s
         cost.observe(price, taken_s)
         course.append((time.perf_counter() - begun, taken_s, cost.seconds(price)))
     busy.send_signal(signal.SIGSTOP)
-    right_s = statistics.mean(taken_s for at, taken_s, _ in course if at >= least_s / 2)
-    noticed_s = next((at for at, _, predicted_s in course if abs(predicted_s / right_s - 1) <= NOTICED), least_s)
-    return noticed_s, course[-1][2] / price.fitted_s
+    return noticed(course), course[-1][2] / price.fitted_s
+
+
+def noticed(course: Sequence[tuple[float, float, float]]) -> float | None:
+    """The first instant at which what is predicted is near to what such steps then take. `course`: of each step its
+    end, what it took, and what was predicted of the next one."""
+    right_s = statistics.mean(taken_s for at, taken_s, _ in course if at >= course[-1][0] / 2)
+    return next((at for at, _, predicted_s in course if abs(predicted_s / right_s - 1) <= NOTICED), None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine = build_engine(EngineSettings(model=options.model, max_num_seqs=3, max_tile_ms=options.max_tile_ms))
     engine.pool.fault_in(engine.pool.shape.pool_bytes)
     bound_s = options.max_tile_ms / 1e3
-    rows, worst = [], 0.0
+    rows, worst, slowest_s = [], 0.0, 0.0
     with torch.inference_mode(), neighbour(max(os.sched_getaffinity(0))) as busy:
         for case in track(CASES, description="cases"):
             work = work_of(engine, case)
@@ -122,17 +133,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for segment in work.segments:
                 engine.stage.close(segment.request_id)
             worst = max(worst, quantile(beside.tiles_s, 0.99))
-            rows.append([case, *alone.cells(), *beside.cells(), f"{noticed_s:.1f}", f"{correction:.2f}"])
+            slowest_s = max(slowest_s, math.inf if noticed_s is None else noticed_s)
+            told = "never" if noticed_s is None else f"{noticed_s:.1f}"
+            rows.append([case, *alone.cells(), *beside.cells(), told, f"{correction:.2f}"])
     header = ["tokens", "alone: step ms", "tile p50", "p99", "longest", "beside it: step ms", "tile p50", "p99",
               "longest", "noticed after s", "prices then ×"]  # fmt: skip
     verdict = (
         f"p99 of tiles beside the neighbour at most {MOST:g} × B = {1e3 * MOST * bound_s:g} ms: "
-        f"{'reached' if worst <= MOST * bound_s else 'not reached'}, {1e3 * worst:.1f} ms."
+        f"{'reached' if worst <= MOST * bound_s else 'not reached'}, {1e3 * worst:.1f} ms. "
+        f"Noticed within {WITHIN_S:g} s: {'reached' if slowest_s <= WITHIN_S else 'not reached'}, "
+        f"{'never in some case' if slowest_s == math.inf else f'{slowest_s:.1f} s at most'}."
     )
     body = (
         f"{options.model}, {engine.facts.means}, B = {options.max_tile_ms:g} ms. The neighbour computes on one core "
         f"without a pause; {options.turns} turns of {options.seconds:g} s alone and beside it for each case. Noticed: "
-        f"a price is within {NOTICED:.0%} of what such a step then takes.\n\n"
+        f"a price is within {NOTICED:.0%} of what such a step then takes, looked at for {LEAST_STEPS} steps at least."
+        f"\n\n"
         f"{report.table(header, rows)}\n\n{verdict}"
     )
     report.write("contention", "Beside a busy neighbour", report.command(COMMAND, arguments), body, options.folder)

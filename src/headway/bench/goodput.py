@@ -3,13 +3,13 @@
 Goodput is the highest rate at which every class of requests meets its TTFT target for at least 90 % of its requests.
 Here it is found, on one engine with one set of weights, for this project's scheduler and for what others do: suspended
 at operators or at layers, in chunks of 16 … 2048 tokens, never suspended in the order of deadlines or of arrival. The
-policies take turns run by run; chunk sizes all begin at the goodput of FCFS, and those that pass go on to higher
-rates until the last one fails.
+policies take turns run by run; chunk sizes all begin where the best of them is expected, lower if none passes there,
+and those that pass go on to higher rates until the last one fails.
 
 These machines are shared, and their clocks drift. So before and after each run a lone prompt is timed: the run's rate
 and targets are scaled by the isolated TTFT before it, as if the machine had stayed what it was at the beginning, and if
-the two differ by more than `DRIFT` the run is thrown away and made again. One whose result is close to the line is made
-three times, and the median counts.
+the two differ by more than `DRIFT` the run is thrown away and made again. One whose result is close to the line, or
+that fails but not by far, is made three times, and the median counts.
 
 Results are kept case by case in docs/results/goodput.json; the page is made from that file.
 """
@@ -215,7 +215,7 @@ def run_case(engine: Engine, case: Case, options: argparse.Namespace, tries: Tri
             names = list(options.only or ALWAYS)
         starts = {name: max(EXPECTED * predicted_now[name].good, LOWEST) for name in names}
         draws.append(contest(starts, field.attain, TTFT, tolerance=options.tolerance, repeats=REPEATS))
-        draws[-1] |= _chunks(field, draws[-1])
+        draws[-1] |= _chunks(field, draws[-1], predicted_now)
     assert first is not None
     num_requests = len(first.load.requests)
     return goodput_page.CaseResult(
@@ -274,12 +274,12 @@ def _bytes_per_token(engine: Engine) -> int:
     return engine.stage.bytes_per_token + shape.page_bytes // shape.page_tokens
 
 
-def _chunks(field: Field, draw: Mapping[str, Contender]) -> dict[str, Contender]:
-    """The chunk sizes that are not in the draw, from the goodput of those that are on; if none is, from that of FCFS:
-    a chunk that is longer than any prompt is much like that."""
+def _chunks(field: Field, draw: Mapping[str, Contender], predicted: Mapping[str, Contender]) -> dict[str, Contender]:
+    """The chunk sizes that are not in the draw, from the goodput of those that are on; if none is, from where the best
+    of them is expected, and lower if none passes there."""
     known = [name for name in CHUNK_NAMES if name in draw]
     others = [name for name in CHUNK_NAMES if name not in draw]
-    start = max(draw[name].good for name in known or ["fcfs"])
+    start = max([draw[name].good for name in known] or [EXPECTED * predicted[name].good for name in CHUNK_NAMES])
     return outlast(others, field.attain, TTFT, max(start, LOWEST), repeats=REPEATS, descend=not known)
 
 

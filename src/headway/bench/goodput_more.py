@@ -34,7 +34,7 @@ COMMAND = "python -m headway.bench.goodput_more"
 
 def sweep(field: Field, case: goodput_page.CaseResult) -> str:
     """One rate, targets from 0.4 to 2 times those of the case, set anew for each run."""
-    rate = SWEEP_LOAD * case.policy(OURS).goodput
+    rate = SWEEP_LOAD * goodput_now(field, case)
     names = [OURS, case.best_chunk.name, "fcfs"]
     rows = []
     holds = dict.fromkeys(names, "never")
@@ -51,6 +51,11 @@ def sweep(field: Field, case: goodput_page.CaseResult) -> str:
         f"together.\n\n{report.table(['targets ×', *names], rows[::-1])}\n\nThe smallest scale in the table at which "
         f"every class keeps 90 %: {held}."
     )
+
+
+def goodput_now(field: Field, case: goodput_page.CaseResult) -> float:
+    """Ours in the case, on a machine that is as fast as this one is now."""
+    return case.policy(OURS).goodput * case.isolated_ttft_ms / (1e3 * field.isolated_s)
 
 
 def joint(engine: Engine, case: Case, options: argparse.Namespace, tries: Tries) -> str:
@@ -119,7 +124,7 @@ def uniform(field: Field, case: goodput_page.CaseResult) -> str:
 
 def light_and_heavy(field: Field, case: goodput_page.CaseResult) -> str:
     """A tenth of our goodput, where nobody waits, and half as much again, where not everybody can be served."""
-    ours = case.policy(OURS).goodput
+    ours = goodput_now(field, case)
     plain: SchedulerSettings = field.settings[OURS]
     more = {
         "operator, nobody refused": replace(plain, refuse_unattainable=False),
@@ -143,7 +148,10 @@ def light_and_heavy(field: Field, case: goodput_page.CaseResult) -> str:
                 ]
             )
     header = ["rate", "scheduler", "TTFT ms, p50 / p99", "met, all", "met, by class", "refused"]
-    return f"Multiples of our goodput in {case.name}, {ours:.3g} req/s at the time.\n\n{report.table(header, rows)}"
+    return (
+        f"Multiples of our goodput in {case.name}, {ours:.3g} req/s on a machine as fast as it is here.\n\n"
+        f"{report.table(header, rows)}"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         say(f"[bold]{title}[/]")
         body = f"{options.model}. {make()}\n\nPrinted by `{report.command(COMMAND, arguments)}`. {report.provenance()}"
-        goodput_page.keep(options.folder, goodput_page.Section(title, body))
+        goodput_page.keep(options.folder, goodput_page.Section(title, body, case.full_name))
         goodput_page.write(options.folder)  # the next one may take long, and be broken off
 
 

@@ -54,6 +54,14 @@ class Policy(msgspec.Struct, frozen=True):
         return statistics.median(self.goodputs)
 
     @property
+    def is_open(self) -> bool:
+        """Whether no rate that was tried in the first draw was too high: its goodput may be higher."""
+        worst = {
+            rate: [(min(r.shares.values()), r.disturbed) for r in self.runs if r.rate == rate] for rate in self.rates
+        }
+        return all(told(runs) >= GOOD_SHARE for runs in worst.values())
+
+    @property
     def overall(self) -> tuple[float, bool]:
         """Of the first draw, all classes as one; and whether no rate that was tried was too high for that."""
         points = [(r, told((run.overall, run.disturbed) for run in self.runs if run.rate == r)) for r in self.rates]
@@ -87,6 +95,10 @@ class CaseResult(msgspec.Struct, frozen=True):
     alone: dict[str, float] = {}  # share of each class that would be in time if nobody else were there
     most_rate: float = 0.0  # at which the prompts' own work would fill all time, were a step free; 0: not known
     command: str = ""  # that made it
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.model}: {self.name}"
 
     def policy(self, name: str) -> Policy:
         return next(policy for policy in self.policies if policy.name == name)
@@ -138,10 +150,12 @@ def _measured(runs: Sequence[Run]) -> list[Measured]:
 
 
 class Section(msgspec.Struct, frozen=True):
-    """A part of the page that is not a case: a title, and its text with tables."""
+    """A part of the page that is not a case: a title, and its text with tables. `case` names the one whose rates it
+    goes by: it says nothing any more when that is made anew."""
 
     title: str
     body: str
+    case: str = ""
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -159,7 +173,7 @@ def keep(folder: Path, found: CaseResult | Section) -> None:
         kept = Kept(kept.cases, [*sections, found])
     else:
         cases = [case for case in kept.cases if (case.model, case.name) != (found.model, found.name)]
-        kept = Kept([*cases, found], kept.sections)
+        kept = Kept([*cases, found], [section for section in kept.sections if section.case != found.full_name])
     folder.mkdir(parents=True, exist_ok=True)
     report.replace(folder / FILE, msgspec.json.format(msgspec.json.encode(kept), indent=1))
 
@@ -237,7 +251,7 @@ def _first(policy: Policy) -> str:
     good = policy.goodputs[0]
     if not good:
         return f"< {policy.too_much:.3g}"
-    return f"{good:.3g}" if policy.too_much < math.inf else f"≥ {good:.3g}"
+    return f"≥ {good:.3g}" if policy.is_open else f"{good:.3g}"
 
 
 def verdicts(cases: Sequence[CaseResult]) -> str:
@@ -255,6 +269,8 @@ def verdicts(cases: Sequence[CaseResult]) -> str:
                 continue
             found = statistics.median(ratios)
             said = "reached" if found >= wanted else "not reached"
+            if (other if found >= wanted else case.policy(OURS)).is_open:
+                said = "undecided, since no rate was too high for " + (other.name if found >= wanted else OURS)
             bound = "" if found >= wanted else _bound(case.most_rate, other) + _alone(case)
             if min(ratios) < wanted <= max(ratios) and len(ratios) > 1:
                 bound = f", which lies within the spread of the draws{bound}"

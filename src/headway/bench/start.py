@@ -50,8 +50,11 @@ def generated_s() -> float:
     begun = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.read(1)
-        return time.monotonic() - begun
+        is_there = bool(process.stdout.read(1))
+        taken_s = time.monotonic() - begun
+    if not is_there:
+        raise SystemExit(f"`{' '.join(command)}` ended without a letter: there is nothing to time.")
+    return taken_s
 
 
 def served_s() -> float:

@@ -1,7 +1,6 @@
 """What this machine does at best, in a process of its own: `python -m headway.bench.peers.limits THREADS`."""
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -36,12 +35,8 @@ def measured(num_threads: int) -> Limits:
 
 
 def together(found: list[Limits]) -> Limits:
-    """Of several rounds: the best products, the usual reading."""
-    return Limits(
-        max(each.bf16 for each in found),
-        max(each.int8 for each in found),
-        statistics.median(each.read for each in found),
-    )
+    """Of several measurements the best: what a limit was once, it is."""
+    return Limits(*(max(each) for each in zip(*found, strict=True)))
 
 
 def operations(config: DecoderConfig, lengths: list[int]) -> float:

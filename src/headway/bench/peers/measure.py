@@ -172,6 +172,7 @@ def measure(
             if not each.failure:
                 tell(f"round {number + 1} of {rounds}: {each.engine.name}")
                 _attempt(each, partial(one_round, root, model, each, num_threads, plan, number))
+        measured.limits.append(limits(num_threads))
     return measured
 
 

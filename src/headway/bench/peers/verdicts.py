@@ -1,5 +1,6 @@
 """What was wanted of Headway beside its peers, and whether it was reached: figures in, words out."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -45,8 +46,11 @@ def best(rates: Rates, case: str, names: Sequence[str]) -> Best | None:
     return max(there, key=lambda each: each.rate, default=None)
 
 
-def verdict(wanted: Wanted, rates: Rates, of_reading: float | None = None) -> str:
-    """One sentence. `of_reading` is our share of the read bandwidth, where that counts too."""
+def verdict(wanted: Wanted, rounds: Sequence[Rates], of_reading: float | None = None) -> str:
+    """One sentence. `rounds`: what each found; a ratio is one of the same round, and the median of them counts, unless
+    what was wanted lies between the least and the most. `of_reading` is our share of the read bandwidth, where that
+    counts too."""
+    rates = medians(rounds)
     case = f"{wanted.case}{', int8' if 'int8' in wanted.ours else ''}"
     ours = rates.get((wanted.ours, wanted.case))
     peer = best(rates, wanted.case, wanted.peers)
@@ -58,16 +62,37 @@ def verdict(wanted: Wanted, rates: Rates, of_reading: float | None = None) -> st
         asked += f" or {OF_READING:.0%} of the read bandwidth"
     if absent := [name for name in wanted.peers if (name, wanted.case) not in rates]:
         missing = f" (without {', '.join(absent)})"
-    shown, reached = [], False
+    shown, said = [], "short"
     if peer is not None:
-        shown.append(f"{ours / peer.rate:.2f} × {peer.name}")
-        reached = ours >= wanted.times * peer.rate
+        ratios = _ratios(wanted, rounds)
+        spread = f" ({min(ratios):.2f} … {max(ratios):.2f})" if len(ratios) > 1 else ", in a single round"
+        shown.append(f"{statistics.median(ratios):.2f} × {peer.name}{spread}")
+        if min(ratios) < wanted.times <= max(ratios):
+            said = "undecided"
+        elif min(ratios) >= wanted.times:
+            said = "reached"
     if reads and of_reading is not None:
         shown.append(f"{of_reading:.0%} of the read bandwidth")
-        reached = reached or of_reading >= OF_READING
+        said = "reached" if of_reading >= OF_READING else said
     if not shown:
         return f"{case}: cannot be said, wanted {asked}{missing}."
-    return f"{case}: {'reached' if reached else 'short'}, {', '.join(shown)}; wanted {asked}{missing}."
+    return f"{case}: {said}, {', '.join(shown)}; wanted {asked}{missing}."
+
+
+def medians(rounds: Sequence[Rates]) -> Rates:
+    """Of each engine and case, over the rounds."""
+    keys = dict.fromkeys(key for rates in rounds for key in rates)
+    return {key: statistics.median([rates[key] for rates in rounds if key in rates]) for key in keys}
+
+
+def _ratios(wanted: Wanted, rounds: Sequence[Rates]) -> list[float]:
+    """Ours over the best of the peers, round by round."""
+    ratios = []
+    for rates in rounds:
+        peer = best(rates, wanted.case, wanted.peers)
+        if peer is not None and (wanted.ours, wanted.case) in rates:
+            ratios.append(rates[wanted.ours, wanted.case] / peer.rate)
+    return ratios
 
 
 def _either(names: Sequence[str]) -> str:
