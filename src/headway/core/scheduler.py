@@ -74,14 +74,6 @@ class Scheduler:
         )
         self._limits = Limits(settings.max_model_len, settings.max_num_queued, pages.num_pages, pages.page_tokens)
 
-    def _is_to_prove(self, ticket: Ticket, now: float) -> bool:
-        """Whether it is let in to show what such a step takes at present: none has for long, and no other prompt is
-        there that would. Prices are learnt from what is let in, so who is refused by a wrong one would be for ever."""
-        if len(self._queue) or any(not step.decoding for step in self._steps.all()):
-            return False
-        kind = self.cost.fit.price((Share(ticket.num_to_compute, ticket.num_computed),)).is_arithmetic
-        return now - self._proven_at.setdefault(kind, now) > PROVEN_S
-
     # Events
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -137,6 +129,14 @@ class Scheduler:
         self._queue.add(ticket, now)
         ticket.record.note(now, "admitted", f"first token expected after {forecast.mean_s * 1000:.0f} ms")
         return [ev.Admit(request, forecast.mean_s)]
+
+    def _is_to_prove(self, ticket: Ticket, now: float) -> bool:
+        """Whether it is let in to show what such a step takes at present: none has for long, and no other prompt is
+        there that would. Prices are learnt from what is let in, so who is refused by a wrong one would be for ever."""
+        if len(self._queue) or any(not step.decoding for step in self._steps.all()):
+            return False
+        kind = self.cost.fit.price((Share(ticket.num_to_compute, ticket.num_computed),)).is_arithmetic
+        return now - self._proven_at.setdefault(kind, now) > PROVEN_S
 
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
@@ -200,8 +200,7 @@ class Scheduler:
     def _commit(self, ticket: Ticket, commit: Commit, now: float, effects: list[ev.Effect]) -> None:
         record, request = ticket.record, ticket.request
         tokens, reason = commit.tokens, ""
-        num_generated = len(ticket.tokens) - len(request.prompt)
-        num_kept = 0
+        num_generated, num_kept = ticket.num_generated, 0
         for token in tokens:
             num_kept += 1
             if token in request.stop_ids and num_generated + num_kept > request.min_tokens:
