@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from story import Story
 
 from headway.bench import storm
 from headway.core import event as ev
@@ -268,3 +269,22 @@ def test_tokens_ride_along_with_as_much_of_a_prompt_as_leaves_them_in_time() -> 
         assert reader.tpot_s is not None
         assert reader.tpot_s <= 0.2
         assert simulation.ended["second"][0].kind == "finished"
+
+
+@pytest.mark.parametrize(
+    ("ttft_s", "step"), [(1.0, {"reader": 1, "b": 13}), (0.06, {"reader": 1, "b": 25}), (0.05, {"b": 25})]
+)
+def test_a_prompt_that_cannot_wait_for_its_parts_rides_along_whole(ttft_s: float, step: dict[str, int]) -> None:
+    """A step costs 20 ms and a token one, and the reader wants its next one within 40. With time the prompt of 25 is
+    read in parts; with less, which would be late in parts, whole, and the token comes 46 ms after the last one: by
+    itself it would cost that more. One that cannot spare the reader's millisecond is read alone."""
+    story = Story(lanes="mixed")
+    story.scheduler.cost.fit = CostFit(step_s=0.02, token_s=0.001)
+    story.arrives("reader", 4, slo=SLO(tpot_s=0.04))
+    work = story.plan()
+    story.passes(0.024)
+    story.done(work, 0.024, reader=7)
+    story.arrives("b", 25, max_tokens=1, slo=SLO(ttft_s=ttft_s))
+    work = story.plan()
+    assert work is not None
+    assert {segment.request_id: len(segment.tokens) for segment in work.segments} == step

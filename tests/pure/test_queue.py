@@ -16,7 +16,7 @@ from headway.core import candidates, composition, forecast, policy, queue, sched
 from headway.core import event as ev
 from headway.core.candidates import number_of_ticket, ticket_candidate
 from headway.core.cost import CostFit, CostModel, Share
-from headway.core.policy import Candidate, Order, Tier, standing
+from headway.core.policy import Candidate, Order, Tier, standing, starves_at
 from headway.core.queue import Queue
 from headway.core.request import SLO, Request
 from headway.core.settings import Lane
@@ -136,6 +136,8 @@ def check_seconds(beside: Beside, newcomer: Ticket) -> None:
     seconds = beside.queue.before(newcomer, beside.now)[1]
     if any(len(set(beside.prices[number_of_ticket(c.key)][c.remaining_s])) > 1 for c in found):
         return  # one price alone, several in a pack: the queue may have any of them
+    if any(c.debt_s and starves_at(c) <= beside.now for c in found):
+        return  # they are taken to go before the others of their tenant, whatever their priority
     own = ticket_candidate(newcomer, beside.cost)._replace(debt_s=beside.debt_s(newcomer))
     least, most = (served_before(beside, found, own, nudge_s) for nudge_s in (-CLOSE_S, CLOSE_S))
     assert least - CLOSE_S <= seconds <= most + CLOSE_S

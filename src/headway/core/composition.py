@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from headway.core.candidates import ALONG, number_of_ticket
+from headway.core.candidates import ALONG, WHOLE, number_of_ticket
 from headway.core.cost import Amount, CostModel, Share
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
@@ -90,9 +90,10 @@ class Composer:
         self, token: Candidate, candidates: list[Candidate], spare_s: float, sharing: Sharing, now: float
     ) -> list[tuple[Ticket, int | None]]:
         """How much of which prompts goes into one step with the next token of all, so that it comes in time: all that
-        fits, the last one cut. Nobody waits for others behind it who cannot. If they end sooner, the token gains if it
-        adds less to them than the part of a step of its own that it saves: one that comes when half of its time is over
-        saves half a step. None of them if it does not, or if the first would be late for it."""
+        fits, the last one cut, or whole, and the token a little later, if it would be late in parts. Nobody waits for
+        others behind it who cannot. If they end sooner, the token gains if it adds less to them than the part of a step
+        of its own that it saves: one that comes when half of its time is over saves half a step. None of them if it
+        does not, or if the first would be late for it."""
         assert token.deadline is not None
         left_s = max((token.deadline - now) / self.cost.upper(1.0), ALONG * token.total_s)
         context = [ticket.num_computed for ticket in self.between_steps()]
@@ -108,9 +109,16 @@ class Composer:
             most = share.num_tokens if fits else int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
             read_s = seconds if fits else left_s * share.num_tokens / max(most, 1)
             slack_s = self._spare_s(candidate, now)
+            if (
+                not fits
+                and seconds <= WHOLE * token.rescue_s
+                and seconds - candidate.remaining_s <= slack_s < read_s - candidate.remaining_s
+            ):
+                fits, read_s = True, seconds  # whole, or it is late: alone it would cost the token more
             if not members and 0 <= slack_s < read_s - candidate.remaining_s:
                 return []
-            if (members and min(seconds, left_s) > spare_s) or (not fits and sharing.is_divided):
+            taken_s = seconds if fits else left_s
+            if (members and taken_s > spare_s) or (not fits and sharing.is_divided):
                 seconds = before_s
                 break
             if not fits:

@@ -9,9 +9,10 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 """
 
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heappop, heappush, merge
+from itertools import accumulate
 from typing import NamedTuple
 
 from headway.core.candidates import prefill_s, ticket_candidate
@@ -85,17 +86,19 @@ class _Shifted(NamedTuple):
                 due = now  # among those due by now the number decides, whatever their age
         return self.amortized_s[: bisect_left(self.keys, (priority, due, number))]
 
-    def before_in_turn(self, key: tuple[float, float, int], now: float) -> list[float]:
-        """The same of another tenant, whose debt grows with each that is served: it makes the next one due later."""
+    def before_in_turn(self, key: tuple[float, float, int], now: float, served_s: float) -> list[float]:
+        """The same of another tenant, whose debt grows with each that is served: it makes the next one due later.
+        `served_s`: so much of it goes before these."""
         priority, due, _ = key
         found = self.before(key, now)
-        served_s = 0.0
-        for number, seconds in enumerate(found):
-            other_priority, other_due, _ = self.keys[number]
-            if other_priority == priority and served_s and max(other_due, now) + self.debt_s + served_s > due:
-                return found[:number]
-            served_s += seconds
-        return found
+        begun_s = list(accumulate(found, initial=served_s))
+
+        def comes_later(place: int) -> bool:
+            other_priority, other_due, _ = self.keys[place]
+            later = max(other_due, now) + self.debt_s + begun_s[place] > due
+            return later and other_priority == priority and begun_s[place] > 0
+
+        return found[: bisect_left(range(len(found)), True, key=comes_later)]
 
 
 class Queue:
@@ -180,16 +183,23 @@ class Queue:
         debt_s = debts.get(tenant, 0.0)
         own_tier = Tier.BEST_EFFORT if debt_s and place.tier is Tier.STARVED else place.tier
         priority, due, number, _ = next(_Shifted(tenant, [place.key], [0.0], debt_s).shifted(now))
-        found = [row.amortized_s for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts)]
+        first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts)]
+        found = [row.amortized_s for row in first]
         rows = self._rows_of(own_tier, debts)
         if not debts or own_tier is Tier.STARVED:
             found += [row.before((priority, due, number), now) for row in rows]
         else:
+            served_s: dict[str, float] = defaultdict(float)
+            for row in first:
+                served_s[row.tenant] += sum(row.amortized_s)
             mine = [row.before((priority, due, number), now) for row in rows if row.tenant == tenant]
-            own_s = sum(map(sum, mine))
+            own_s = served_s[tenant] + sum(map(sum, mine))
             due = max(due, now) + own_s if own_s else due  # what is served of its own tenant makes it later, too
             found += mine
-            found += [row.before_in_turn((priority, due, number), now) for row in rows if row.tenant != tenant]
+            for row in reversed(rows):  # who was starved, and is in debt, comes before the others of its tenant
+                if row.tenant != tenant:
+                    found.append(row.before_in_turn((priority, due, number), now, served_s[row.tenant]))
+                    served_s[row.tenant] += sum(found[-1])
         return sum(map(len, found)), sum(map(sum, found))
 
     def _rows_of(self, tier: Tier, debts: Mapping[str, float]) -> "list[_Shifted]":
