@@ -25,7 +25,11 @@ if [ ! -e "$ROOT/complete" ]; then
 fi
 PYTHON=$(cat "$ROOT/complete")
 
+rm -rf "$ROOT/native"
 CXX=aarch64-linux-gnu-g++ .venv/bin/python hatch_build.py "$ROOT/native"
+for kind in neonbf16 neondot neon; do
+    [ -e "$ROOT/native/kernels-$kind.so" ] || { echo "kernels-$kind.so did not compile" >&2; exit 1; }
+done
 test_as() {  # a processor with these features, as Linux names them
     echo "As a processor with $1:"
     echo "Features : fp $1" > "$ROOT/cpuinfo"

@@ -1,5 +1,7 @@
 """Faults that were found by reading, each with the story that shows it: none may come back."""
 
+from dataclasses import replace
+
 from story import Story, ending, prompt_of
 
 from headway.core import event as ev
@@ -157,6 +159,21 @@ def test_a_neighbour_that_has_gone_refuses_for_ever() -> None:
     assert ending(story.done(story.plan(), 0.5, c=7)).missed == {}
 
 
+def test_one_that_proves_nothing_lets_in_all_that_come_after_it() -> None:
+    """Let in to show a price it goes away again before it is read: the next one is judged by its forecast, and so is
+    one that finds no place."""
+    story = Story(refuse_unattainable=True, max_num_seqs=1)
+    asks = {"slo": SLO(ttft_s=0.1)}
+    assert ending(story.tell(ev.Arrived(story.request("a", 50, **asks)))).reason == "slo_unattainable"
+    story.passes(11.0)
+    story.arrives("b", 50, max_tokens=1, **asks)
+    story.tell(ev.Cancelled("b"))
+    assert ending(story.tell(ev.Arrived(story.request("c", 50, **asks)))).reason == "slo_unattainable"
+    story.begins("reader", 4, max_tokens=300)
+    story.passes(20.0)
+    assert ending(story.tell(ev.Arrived(story.request("d", 50, **asks)))).reason == "slo_unattainable"
+
+
 def test_a_reader_that_lost_its_pages_goes_behind_every_newcomer() -> None:
     """It had its answer's beginning, its pages went to another, and reading it all again takes longer than a token may:
     it was thought late for good, and whoever had a target went before it for a quarter of a minute."""
@@ -242,6 +259,24 @@ def test_a_switch_between_suspended_steps_parks_more_than_there_is_room_for() ->
         work = story.plan(progress=0.5)
         assert work is not None
         assert work.segments[0].request_id == goes_on
+
+
+def test_a_suspended_token_waits_for_room_that_it_does_not_need() -> None:
+    """A prompt has taken the place of a token's step, and a large one is parked. That step keeps next to nothing: it
+    goes on whatever the bound on what is suspended says."""
+    story = Story(num_pages=400, max_parked_tokens=400, lanes="turns")
+    story.begins("reader", 4, slo=SLO(tpot_s=0.1))
+    story.arrives("large", 300, max_tokens=1)
+    large = story.plan()
+    story.now = story.scheduler.next_due() or 0.0
+    story.tell(ev.Due())
+    token = story.plan(progress=0.02)
+    assert token is not None
+    assert [segment.request_id for segment in token.segments] == ["reader"]
+    steps = story.scheduler._steps
+    running = replace(steps[large.id], work=replace(large, segments=large.segments * 2))  # type: ignore[union-attr]
+    assert steps.may_swap(running, steps[token.id], 400)
+    assert not steps.may_swap(running, steps[large.id], 400)  # type: ignore[union-attr]
 
 
 def test_a_prompt_that_is_read_in_pieces_was_never_queued_behind_anybody() -> None:

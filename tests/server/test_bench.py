@@ -1,10 +1,12 @@
 """`headway bench` against the door, and against servers that do what they should not."""
 
+import argparse
 import asyncio
 import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from starlette.routing import Route
 from headway import cli
 from headway.bench.chart import Curve, Mark, Panel, cdf, svg
 from headway.bench.client import Server, ServerError, meet, replay
+from headway.bench.flags import check_reachable
+from headway.bench.load import Load
 from headway.bench.measure import Run
 from headway.bench.score import Outcome, score
 from headway.bench.telling import warnings
@@ -305,7 +309,6 @@ def test_a_server_that_does_not_answer_in_time(network: Open) -> None:
 
 def test_a_server_that_ends_meanwhile() -> None:
     """It is told, and not taken for a rate that was too high."""
-    from headway.bench.load import Load
     from headway.bench.measure import Bench
 
     load = Load("l", "", (Asked(0.0, 3, 1), Asked(0.1, 3, 1)))
@@ -350,11 +353,35 @@ def test_answers_that_are_shorter_than_asked(num_output: int, num_asked: int, wa
     assert told == (["Careful: half of the answers had no more than 5% of their tokens: less work was done."] * warns)
 
 
-def test_a_target_that_a_lone_request_misses(network: Open, capsys: pytest.CaptureFixture[str]) -> None:
-    """No rate could be found, and looking for one would take hours."""
+def test_a_target_that_a_lone_request_misses(
+    network: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No rate could be found, and looking for one would take hours. Nothing is left behind."""
+    monkeypatch.chdir(tmp_path)
     net = network(Desk("one two three four five", max_model_len=2048))
     assert bench(net.url, *FEW, "--slo", "text=0.001") != 0
+    assert list(tmp_path.iterdir()) == []
     assert "No rate can keep text's TTFT target of 0.001 ms: a lone request takes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("slo", "alone_s", "share", "num_output", "ttft_only", "refused"),
+    [
+        (SLO(ttft_s=0.2), (0.4, 0.01), 0.9, 9, False, True),  # the p90 prompt alone takes twice as long
+        (SLO(ttft_s=0.2), (0.4, 0.01), 0.5, 9, False, False),  # but half of them may be late
+        (SLO(ttft_s=1.0, tpot_s=0.005), (0.4, 0.01), 0.9, 9, False, True),
+        (SLO(ttft_s=1.0, tpot_s=0.005), (0.4, 0.01), 0.9, 9, True, False),
+        (SLO(ttft_s=1.0, tpot_s=0.005), (0.4, 0.01), 0.9, 1, False, False),  # one token has no pace
+    ],
+)
+def test_what_no_rate_can_keep(
+    slo: SLO, alone_s: tuple[float, float], share: float, num_output: int, ttft_only: bool, refused: bool
+) -> None:
+    options = argparse.Namespace(share=share, ttft_only=ttft_only)
+    load = Load("l", "", (Asked(0.0, 3, num_output, "text"),))
+    ttft_s, tpot_s = alone_s
+    with pytest.raises(ValueError, match="No rate can keep") if refused else nullcontext():
+        check_reachable(options, load, {"text": slo}, {"text": ttft_s}, tpot_s)
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

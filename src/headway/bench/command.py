@@ -34,8 +34,7 @@ def main(words: Sequence[str]) -> int:
     sides = flags.sides(options, found)
     flags.check(options, found)
     _needs_extra()
-    if options.out is not None:  # else it is made when the servers have answered
-        flags.make_folder(options.out)
+    flags.make_folder(options.out or Path())
     if options.token_seed is None:
         options.token_seed = secrets.randbits(31)
     command = shlex.join(["headway", "bench", *_without_key(words)])
@@ -84,9 +83,6 @@ class _Command:
         contexts = [options.context or server.context for server in self._servers]
         self._load = flags.load_of(options, min((c for c in contexts if c is not None), default=None))
         self._bench = Bench(self._load, options.vocab_size, options.token_seed, self._steps)
-        if options.out is None:
-            options.out = Path(f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-            flags.make_folder(options.out)
         self._say(f"{self._load.name}: {len(self._load.requests)} requests; {self._load.source}")
 
     def one(self) -> int:
@@ -145,7 +141,7 @@ class _Command:
         if options.rates is not None:
             return self._bench.at_each(server, options.rates, targets, judge, options.share)
 
-        flags.check_reachable(targets, alone.ttft_s, alone.tpot_s, ttft_only=options.ttft_only)
+        flags.check_reachable(options, self._load, targets, alone.ttft_s, alone.tpot_s)
 
         def attain(rate: float) -> "Run":
             return self._bench.at(server, rate, targets)
@@ -218,8 +214,9 @@ class _Command:
         from headway.bench.page import html
         from headway.bench.result import plain
 
-        folder: Path = self._options.out
+        folder: Path = self._options.out or Path(f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / "result.json").write_text(json.dumps(plain(document), indent=1) + "\n", encoding="utf8")
             png(panels, folder / "chart.png")
             (folder / "report.html").write_text(html(page), encoding="utf8")

@@ -11,6 +11,7 @@ from headway.bench import load as loads
 from headway.bench import traces
 from headway.bench.load import Load
 from headway.bench.named import TRACES, named
+from headway.bench.score import GOOD_SHARE
 from headway.core.request import SLO
 
 DESCRIPTION = """\
@@ -274,11 +275,20 @@ def make_folder(out: Path) -> None:
 
 
 def check_reachable(
-    targets: Mapping[str, SLO], ttft_s: Mapping[str, float], tpot_s: float | None, *, ttft_only: bool
+    options: argparse.Namespace,
+    load: Load,
+    targets: Mapping[str, SLO],
+    ttft_s: Mapping[str, float],
+    tpot_s: float | None,
 ) -> None:
-    """Raise ValueError where no rate can be found: a lone request misses already."""
+    """Raise ValueError where no rate can be found: more than may be late are when they are alone. `ttft_s` is that of
+    each class's p90 prompt."""
     for kind, slo in targets.items():
-        asked = {"TTFT": (slo.ttft_s, ttft_s[kind]), "TPOT": (None if ttft_only else slo.tpot_s, tpot_s)}
+        has_pace = any(asked.kind == kind and asked.num_output > 1 for asked in load.requests)
+        asked = {
+            "TTFT": (slo.ttft_s if options.share >= GOOD_SHARE else None, ttft_s[kind]),
+            "TPOT": (slo.tpot_s if has_pace and not options.ttft_only else None, tpot_s),
+        }
         for name, (target_s, alone_s) in asked.items():
             if target_s is not None and alone_s is not None and target_s < alone_s:
                 raise ValueError(

@@ -109,12 +109,12 @@ class Composer:
             most = share.num_tokens if fits else int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
             read_s = seconds if fits else left_s * share.num_tokens / max(most, 1)
             slack_s = self._spare_s(candidate, now)
-            if (
-                not fits
+            if (  # late in parts, and after the token, but not with it: by itself it would cost that more
+                not sharing.is_divided
                 and seconds <= WHOLE * token.rescue_s
-                and seconds - candidate.remaining_s <= slack_s < read_s - candidate.remaining_s
+                and seconds - candidate.remaining_s <= slack_s < min(token.total_s, read_s - candidate.remaining_s)
             ):
-                fits, read_s = True, seconds  # whole, or it is late: alone it would cost the token more
+                fits, read_s = True, seconds
             if not members and 0 <= slack_s < read_s - candidate.remaining_s:
                 return []
             taken_s = seconds if fits else left_s

@@ -113,14 +113,16 @@ class Scheduler:
         self._num_of[request.tenant] += 1
         refused = refusal(request, self._limits, crowd)
         if refused is None:
+            self._holdings.expect_hits(ticket)
             if ticket.expiry <= now:
                 return [self._expired(ticket, max(1.0, crowd.backlog_s), now)]
-            self._holdings.expect_hits(ticket)
             forecast = self._forecaster.forecast(ticket, now)
             ticket.record.predicted_prefill_s = prefill_s(ticket, self.cost)
             ticket.record.predicted_ttft_s = forecast.mean_s
-            if self.settings.refuse_unattainable and not self._is_to_prove(ticket, now):
+            if self.settings.refuse_unattainable:
                 refused = unattainable(request, forecast)
+            if refused is not None and self._proves(ticket, now):
+                refused = None
         if refused is not None:
             ticket.record.message = refused.message
             ticket.record.retry_after_s = refused.retry_after_s
@@ -130,13 +132,22 @@ class Scheduler:
         ticket.record.note(now, "admitted", f"first token expected after {forecast.mean_s * 1000:.0f} ms")
         return [ev.Admit(request, forecast.mean_s)]
 
-    def _is_to_prove(self, ticket: Ticket, now: float) -> bool:
-        """Whether it is let in to show what such a step takes at present: none has for long, and no other prompt is
-        there that would. Prices are learnt from what is let in, so who is refused by a wrong one would be for ever."""
-        if len(self._queue) or any(not step.decoding for step in self._steps.all()):
+    def _proves(self, ticket: Ticket, now: float) -> bool:
+        """Whether it is let in to show what such a step takes at present: none has for long, nor has one been let in
+        for that, and no other prompt is there that would. Prices are learnt from what is let in, so who is refused by
+        a wrong one would be for ever."""
+        hint = ticket.num_cached_hint
+        num_pages = self.pages.pages_for(ticket.num_to_compute - hint) + len(self._decoding)
+        if len(self._queue) or self._num_places() <= 0 or num_pages > self.pages.num_available:
             return False
-        kind = self.cost.fit.price((Share(ticket.num_to_compute, ticket.num_computed),)).is_arithmetic
-        return now - self._proven_at.setdefault(kind, now) > PROVEN_S
+        if any(not step.decoding for step in self._steps.all()):
+            return False
+        share = Share(ticket.num_to_compute - hint, ticket.num_computed + hint)
+        kind = self.cost.fit.price((share,)).is_arithmetic
+        if now - self._proven_at.setdefault(kind, now) <= PROVEN_S:
+            return False
+        self._proven_at[kind] = now
+        return True
 
     def _step_done(self, done: ev.StepDone, now: float) -> list[ev.Effect]:
         step = self._steps.remove(done.work_id)
@@ -271,7 +282,8 @@ class Scheduler:
         return [self._expired(ticket, wait_s, now) for ticket in late]
 
     def _expired(self, ticket: Ticket, wait_s: float, now: float) -> ev.End:
-        alone_s, total_s = prefill_s(ticket, self.cost, as_fitted=True), ticket.request.slo.total_s
+        alone_s = min(prefill_s(ticket, self.cost), prefill_s(ticket, self.cost, as_fitted=True))
+        total_s = ticket.request.slo.total_s
         is_hopeless = total_s is not None and alone_s > total_s
         ticket.record.message = "The deadline passed before the request could start: " + (
             f"this prompt takes {alone_s * 1000:.3g} ms by itself, give it more time."

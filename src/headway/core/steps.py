@@ -92,7 +92,7 @@ class Steps:
 
     def may_swap(self, running: Step, parked: Step, most_tokens: int) -> bool:
         """Whether a suspended step may take the running one's place: that may keep more."""
-        if running.decoding or running.work.num_tokens <= parked.work.num_tokens:
+        if running.decoding or parked.decoding or running.work.num_tokens <= parked.work.num_tokens:
             return True
         return self._kept()[1] - parked.work.num_tokens + running.work.num_tokens <= most_tokens
 

@@ -197,9 +197,10 @@ class LanguageStage:
 
     def _spoilt(self, step: Step) -> Iterator[Commit]:
         """Whose prompt goes on in another step, but is no numbers any more: none of its pages may be shown to others.
-        Its last row has seen all that were before it."""
+        Its last row has seen all that were before it, or as far back as the layers' windows reach. Of who is drawn for,
+        or scored, the logits tell."""
         pairs = zip(step.batch.segments, step.batch.rows, strict=True)
-        ends = {segment.request_id: rows.end - 1 for segment, rows in pairs if not segment.logits_at}
+        ends = {s.request_id: rows.end - 1 for s, rows in pairs if not (s.logits_at or s.scored_at)}
         if ends:
             for request_id, is_whole in zip(ends, step.x_NE[[*ends.values()]].isfinite().all(1).tolist(), strict=True):
                 if not is_whole:
