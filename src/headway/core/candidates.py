@@ -8,7 +8,7 @@ from headway.core.ticket import Step, Ticket
 SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
 IN_TURN = 2.0  # times as long as a token's step is its target at least: the other half of the time is for prompts …
 ALONG = 1.25  # … a fifth, if prompts get on in the same step
-WHOLE = 1.5  # times its target: a step may take so long that a prompt rides along whole in, which else would be late
+WHOLE = 1.5  # times its target: so late a token may be that a prompt rides along whole which else would be late
 LONGEST_GAP = 2.0  # times its target: an answer that is ahead of its pace may be kept waiting for prompts so long
 SHORTEST_GAP = 0.75  # times its target: one that is behind its pace is due so soon
 PACE = 0.95  # of its target: the last token may be late by what nobody foresaw

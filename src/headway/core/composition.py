@@ -109,10 +109,10 @@ class Composer:
             most = share.num_tokens if fits else int(share.num_tokens * (left_s - before_s) / (seconds - before_s))
             read_s = seconds if fits else left_s * share.num_tokens / max(most, 1)
             slack_s = self._spare_s(candidate, now)
-            if (  # late in parts, and after the token, but not with it: by itself it would cost that more
+            if (  # late in parts, but not whole: by itself it would cost the token more
                 not sharing.is_divided
-                and seconds <= WHOLE * token.rescue_s
-                and seconds - candidate.remaining_s <= slack_s < min(token.total_s, read_s - candidate.remaining_s)
+                and now + seconds - token.arrival <= WHOLE * token.rescue_s
+                and seconds - candidate.remaining_s <= slack_s < read_s - candidate.remaining_s
             ):
                 fits, read_s = True, seconds
             if not members and 0 <= slack_s < read_s - candidate.remaining_s:
