@@ -90,7 +90,9 @@ class CostFit:
 class CostModel:
     """A fit, two running corrections (exponentially weighted ratios of taken to fitted seconds), and its own error."""
 
-    WEIGHT = 0.2  # of the newest step
+    WEIGHT = 0.2  # of the newest step, however short
+    WEIGHT_A_SECOND = 0.15  # of one that took long: few of them are seen, and each tells of much time
+    MOST_WEIGHT = 0.6
     BOUNDS = (0.2, 20.0)  # a correction outside of these is a broken clock or a suspended machine
     BELIEVED = 2.0  # times the prediction: more than this, up or down, one step alone is not believed
     UPPER_SHARE = 0.9  # of the steps take no longer than `upper` says
@@ -153,7 +155,8 @@ class CostModel:
         self.mean_error += self.WEIGHT / 4 * (abs(surprise - 1) - self.mean_error)
         step = self.UPPER_STEP * (self.UPPER_SHARE if surprise > self._upper else self.UPPER_SHARE - 1)
         self._upper = min(max(self._upper + step, self.UPPER_BOUNDS[0]), self.UPPER_BOUNDS[1])
-        correction = before + self.WEIGHT * (ratio - before)
+        weight = min(max(self.WEIGHT, self.WEIGHT_A_SECOND * ratio * fitted), self.MOST_WEIGHT)
+        correction = before + weight * (ratio - before)
         self._correction[is_arithmetic] = correction
         if abs(correction / self._priced_at[is_arithmetic] - 1) > self.DRIFT:
             self._priced_at[is_arithmetic] = correction
