@@ -150,7 +150,7 @@ def test_best_effort_is_never_refused_for_its_time() -> None:
     """Nothing was asked for but steady tokens; it will take an hour, and is let in."""
     story = busy(max_model_len=4000, num_pages=2000)
     for number in range(30):
-        story.arrives(f"r{number}", 300, priority=-1, slo=SLO(tpot_s=0.001) if number % 2 else SLO())
+        story.arrives(f"r{number}", 300, priority=-1, slo=SLO(tpot_s=0.011) if number % 2 else SLO())
     story.arrives("last", 3999)
 
 

@@ -92,6 +92,36 @@ def test_a_division_that_does_harm_is_left_soon_and_not_tried_again_soon() -> No
     assert divider.decide(calm, lambda split: (3.0, 2.5), 4.0 + 2 * HOLD_S) is None, "where nothing is late either"
 
 
+def test_harm_is_not_counted_from_when_it_was_merely_not_needed() -> None:
+    """Calm for two seconds, then one prediction that says that the division does harm: that may be noise."""
+    divider = Divider("auto", HALVES)
+    calm = LATE._replace(due_s=10.0)
+    divider.decide(LATE, free, 0.0)
+    for instant in (1.0, 2.0):
+        divider.decide(calm, free, instant)
+    assert divider.decide(calm, lambda split: (3.0, 2.5), 3.0) == Split(1, 1)
+    assert divider.decide(calm, free, 3.5) == Split(1, 1)
+    assert divider.decide(calm, lambda split: (3.0, 2.5), 4.5) == Split(1, 1)
+
+
+def test_what_was_left_because_it_was_not_needed_is_not_taken_again_at_once() -> None:
+    """Needed once in seventy seconds: divided and left are one change a minute at most."""
+    divider = Divider("auto", HALVES)
+    calm = LATE._replace(due_s=10.0)
+    for second in range(0, 3600):
+        divider.decide(LATE if second % 70 == 0 else calm, free, float(second))
+    assert divider.num_changes <= 60
+
+
+def test_where_tokens_are_favoured_a_division_is_judged_by_them() -> None:
+    """Pages are few: tokens come sooner beside prompts, which take longer. That is no harm."""
+    divider = Divider("auto", HALVES)
+    few = LATE._replace(pages_used=0.9)
+    assert divider.decide(few, lambda split: (2.0, 1.2), 0.0) == Split(1, 1)
+    for tick in range(20):
+        assert divider.decide(few._replace(due_s=10.0), lambda split: (2.0, 1.2), 1.0 + tick / 2) == Split(1, 1)
+
+
 def test_harm_is_left_each_time_and_comes_back_after_two_minutes() -> None:
     """A load that goes on as it was, ten looks a second: dividing looks good until it is done."""
     divider = Divider("auto", HALVES)

@@ -1,13 +1,19 @@
 """Faults that were found by reading, each with the story that shows it: none may come back."""
 
 from dataclasses import replace
+from itertools import pairwise
 
+import pytest
 from story import Story, ending, prompt_of
 
 from headway.core import event as ev
+from headway.core.cost import CostFit
 from headway.core.ledger import Record, settle
 from headway.core.lifecycle import State
+from headway.core.policy import STARVED_SHARE
 from headway.core.request import SLO, Request
+from headway.core.settings import SchedulerSettings
+from headway.placement.simulate import Device, fleet, priced
 
 
 def test_an_answer_that_outgrows_the_pool_hangs_for_ever() -> None:
@@ -296,3 +302,72 @@ def test_who_asks_for_the_impossible_is_told_to_come_back() -> None:
     record = ending(story.tell(ev.Arrived(request)))
     assert (record.reason, record.retry_after_s) == ("deadline_expired", None)
     assert "takes 500 ms by itself" in record.message
+
+
+def test_a_flood_without_targets_keeps_out_who_could_be_in_time() -> None:
+    """Two hundred prompts of half a second without targets come at once, and every second a chat of 20 ms that wants
+    its token within 0.7 s. Once the flood has starved it has a share of the time, not all of it: chats go on to be
+    served, and so does the flood."""
+    device = Device(fit=CostFit(token_s=0.001), tile_s=0.005, num_pages=20_000)
+    settings = SchedulerSettings(max_model_len=1000, pack_tokens=0, prefix_caching=False)
+    flood = [Request(f"flood {n}", prompt_of(f"flood {n}", 500), 1, 0.001 * n) for n in range(200)]
+    chats = [Request(f"chat {n}", prompt_of(f"chat {n}", 20), 1, 1.0 + n, SLO(ttft_s=0.7)) for n in range(90)]
+    sent = sorted([*flood, *chats], key=lambda request: request.arrival)
+    records = fleet(sent, [priced(settings, device)]).records
+    met = [records[chat.id].kind == "finished" and not records[chat.id].missed for chat in chats]
+    assert sum(met) >= 0.9 * len(chats)
+    last = max(records[request.id].ended or 0.0 for request in flood)
+    assert last == pytest.approx(101.8, abs=0.5), "and the device was never idle"
+
+
+def test_the_starved_have_their_share_however_urgent_others_are() -> None:
+    """Prompts that can just be in time never stop coming; three without targets have waited too long. One goes first,
+    the next when others have had the rest of the time, and whoever comes in between is told of both."""
+    story = Story(num_pages=400)
+    for number in range(3):
+        request = Request(f"old {number}", prompt_of(f"old {number}", 10), 1, -100.0 + number)
+        story.tell(ev.Arrived(request))
+    started, number = [], 0
+    while story.now < 2.5:
+        story.arrives(f"new {number}", 10, max_tokens=1, slo=SLO(ttft_s=0.25))
+        work = story.plan()
+        assert work is not None
+        started.append((story.now, [segment.request_id for segment in work.segments]))
+        story.passes(work.num_tokens * 0.01)
+        story.done(work, **{segment.request_id: 1 for segment in work.segments})
+        number += 1
+    old = [(at, ids) for at, ids in started if any(name.startswith("old") for name in ids)]
+    assert [name for _, ids in old for name in ids if name.startswith("old")] == ["old 0", "old 1", "old 2"]
+    gaps = [later - sooner for (sooner, _), (later, _) in pairwise(old)]
+    assert all(gap == pytest.approx(0.1 / STARVED_SHARE, abs=0.25) for gap in gaps)
+
+
+def test_a_target_between_tokens_that_nobody_could_meet_is_refused() -> None:
+    """A token takes 10 ms by itself: one a microsecond would only take the device from others; and so would ten within
+    a tenth of a second whatever happens."""
+    story = Story(refuse_unattainable=True)
+    for slo, wishes in ((SLO(tpot_s=1e-6), {}), (SLO(total_s=0.15), {"min_tokens": 10})):
+        record = ending(story.tell(ev.Arrived(story.request("a", 10, max_tokens=20, slo=slo, **wishes))))
+        assert (record.kind, record.reason, record.retry_after_s) == ("refused", "slo_unattainable", None)
+        assert "10 ms by itself" in record.message or "by themselves" in record.message
+    story.arrives("b", 10, max_tokens=1, slo=SLO(tpot_s=1e-6))
+    story.arrives("c", 10, max_tokens=20, slo=SLO(tpot_s=0.02, total_s=0.3))
+
+
+def test_tokens_take_pages_from_a_prompt_that_is_read_in_part() -> None:
+    """In chunks of four a long prompt is read in part when the chat needs a page more than there is: the prompt is read
+    anew later, the chat is not."""
+    story = Story(num_pages=13, preempt="chunk", chunk_tokens=5, prefix_caching=False)
+    story.begins("chat", 4, max_tokens=20)
+    story.arrives("long", 40, max_tokens=1)
+    for token in range(12):
+        work = story.plan()
+        assert work is not None
+        drawn = {"chat": token, "long": 1} if any(s.request_id == "long" and s.logits_at for s in work.segments) else {}
+        story.done(work, **(drawn or {"chat": token}))
+        if story.scheduler.counters["recomputes"]:
+            break
+    assert story.scheduler.counters["recomputes"] == 1
+    assert story.scheduler.loads()[0] >= 1
+    assert story.scheduler._tickets["long"].record.num_recomputes == 1
+    assert story.scheduler._tickets["chat"].record.num_recomputes == 0

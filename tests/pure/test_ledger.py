@@ -147,6 +147,17 @@ def test_who_was_cancelled_after_its_first_token_had_that_in_time() -> None:
     assert ending(story.tell(ev.Cancelled("a"))).missed == {"total": "cancelled"}
 
 
+def test_an_answer_that_broke_off_met_nothing() -> None:
+    """Its first token came in time, then the step of its second raised."""
+    story = Story()
+    story.begins("a", 10, slo=SLO(ttft_s=9.0, tpot_s=9.0))
+    work = story.plan()
+    assert work is not None
+    record = ending(story.tell(ev.StepFailed(work.id, "RuntimeError")))
+    assert record.ttft_s is not None
+    assert record.missed == {"ttft": "step_failed", "tpot": "step_failed"}
+
+
 def test_one_token_has_no_gaps() -> None:
     """An answer of a single token cannot miss a target between tokens."""
     record = Record("a", 0.0, SLO(tpot_s=0.001), 5, first_token=1.0, last_token=1.0, num_output_tokens=1)

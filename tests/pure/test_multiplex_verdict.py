@@ -2,7 +2,8 @@
 
 import pytest
 
-from headway.bench.multiplex import AUTO, MIXED, SPLIT, TURNS, Kept, verdict
+from headway.bench.multiplex_loads import AUTO, MIXED, SPLIT, TURNS
+from headway.bench.multiplex_verdict import Kept, verdict
 
 FIGURE, AT_LEAST, BELOW = Kept(2.0), Kept(2.0, or_more=True), Kept(2.0, or_less=True)
 
@@ -34,4 +35,7 @@ def test_one_load_in_a_line() -> None:
         "1.30 × turns, 1.56 × fixed split; 1.15 × each: reached. What is served by default, turns, riding along: "
         "1.33 × the best of the rest but auto (turns)."
     )
+    slower = {way: Kept(1.0) for way in rates}
+    told = verdict({"balanced": kept}, {"balanced": slower})
+    assert " On prices 1.00 × chunk 32, 1.00 × turns, 1.00 × fixed split; 1.15 × each: not reached. What" in told
     assert "within 3%: undecided" in verdict({"balanced": kept | {MIXED: Kept(4.0, or_more=True)}})

@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from headway.bench.multiplex import AUTO, LOADS, MIXED, SPLIT, TURNS
+from headway.bench.multiplex_loads import AUTO, LOADS, MIXED, SPLIT, TURNS
 from headway.bench.multiplex_simulated import MACHINES, attained
 
 RATES = {

@@ -16,7 +16,7 @@ from headway.core import candidates, composition, forecast, policy, queue, sched
 from headway.core import event as ev
 from headway.core.candidates import number_of_ticket, ticket_candidate
 from headway.core.cost import CostFit, CostModel, Share
-from headway.core.policy import Candidate, Order, Tier, standing, starves_at
+from headway.core.policy import STARVED_SHARE, Candidate, Order, Tier, standing, starves_at
 from headway.core.queue import Queue
 from headway.core.request import SLO, Request
 from headway.core.settings import Lane
@@ -121,11 +121,17 @@ def served_before(beside: Beside, found: list[Candidate], own: Candidate, nudge_
         return (*tier, due + (nudge_s if candidate is own else 0.0))
 
     left = list(found)
+    starved: list[float] = []
     while left and place(first := min(left, key=place)) < place(own):
         left.remove(first)
         (seconds,) = set(beside.prices[number_of_ticket(first.key)][first.remaining_s])
         served_s[of[first.key]] += seconds
-    return sum(served_s.values())
+        if place(first)[0] == Tier.STARVED:
+            starved.append(seconds)
+    if place(own)[0] != Tier.ON_TIME or not starved or beside.order != "slack":
+        return sum(served_s.values())
+    rest_s = sum(served_s.values()) - sum(starved)
+    return rest_s + min(sum(starved), starved[0] + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
 
 
 def check_seconds(beside: Beside, newcomer: Ticket) -> None:

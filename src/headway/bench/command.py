@@ -82,6 +82,7 @@ class _Command:
         self._servers = [self._meet(side.url) for side in sides]
         contexts = [options.context or server.context for server in self._servers]
         self._load = flags.load_of(options, min((c for c in contexts if c is not None), default=None))
+        options.rates = flags.rates_of(options, self._load)
         self._bench = Bench(self._load, options.vocab_size, options.token_seed, self._steps)
         self._say(f"{self._load.name}: {len(self._load.requests)} requests; {self._load.source}")
 

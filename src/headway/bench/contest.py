@@ -29,6 +29,7 @@ class Run:
     decision_p99_s: float = 0.0
     disturbed: bool = False
     outcomes: tuple[Outcome, ...] = ()
+    num_repartitions: int = 0
 
     @property
     def worst(self) -> float:

@@ -92,10 +92,18 @@ def _rate_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rates", type=positive, nargs="+", metavar="R", help="requests/s to measure (default: search for goodput)"
     )
+    rate_scale_flag(group)
     group.add_argument("--start", type=positive, metavar="R", help="where the search begins (default: an estimate)")
     group.add_argument("--tolerance", type=positive, default=0.1, metavar="X", help="where it ends (default: 0.1)")
     group.add_argument("--repeats", type=count, default=2, metavar="N", help="runs near the line (default: 2)")
     group.add_argument("--blocks", type=count, default=5, metavar="N", help="of A B B A, to compare (default: 5)")
+
+
+def rate_scale_flag(group: argparse._ArgumentGroup) -> None:
+    """For `rates_of`."""
+    group.add_argument(
+        "--rate-scale", type=positive, nargs="+", metavar="X", help="the same as multiples of the load's own rate"
+    )
 
 
 def _target_flags(group: argparse._ArgumentGroup) -> None:
@@ -197,7 +205,7 @@ def sides(options: argparse.Namespace, found: Parser) -> tuple[Side, ...]:
         return (Side("", _url(options.url, found)),)
     if options.url is not None:
         found.error("give either one URL or --compare with two, not both.")
-    if options.rates is None or len(options.rates) != 1:
+    if len(options.rates or options.rate_scale or ()) != 1:
         found.error("--compare needs one rate for both servers: give --rates R.")
     named_ = []
     for letter, word in zip("AB", options.compare, strict=True):
@@ -238,6 +246,13 @@ def load_of(options: argparse.Namespace, context: int | None) -> Load:
     return load if context is None else load.within(context)
 
 
+def rates_of(options: argparse.Namespace, load: Load) -> list[float] | None:
+    """Requests per second to measure; None: to be searched for. Raises ValueError."""
+    if options.rate_scale is None:
+        return options.rates  # type: ignore[no-any-return]
+    return [load.faster(scale).rate for scale in options.rate_scale]
+
+
 def fitting_scale(load: Load, context: int | None) -> float:
     """So that the longest request fits the context, rounded down to two digits; 1 if it does, or nobody knows."""
     longest = max(asked.num_prompt + asked.num_output for asked in load.requests)
@@ -260,6 +275,8 @@ def check(options: argparse.Namespace, found: Parser) -> None:
     """Refuse what could only give a meaningless number."""
     if options.num_requests < MIN_REQUESTS:
         found.error(f"--num-requests must be at least {MIN_REQUESTS}: of fewer no share means anything.")
+    if options.rates is not None and options.rate_scale is not None:
+        found.error("give either --rates or --rate-scale, not both.")
     if options.arrivals == "trace" and options.load == "qwen":
         found.error("the load qwen has no arrivals of its own: give another process to --arrivals.")
 

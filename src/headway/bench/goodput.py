@@ -127,6 +127,7 @@ class Field:
             quantile(run.decisions_s, 0.99),
             is_disturbed,
             tuple(outcomes),
+            run.counters.get("repartitions", 0),
         )
         shares = " ".join(f"{kind} {share:.0%}" for kind, share in found.score.shares(ttft_only=True).items())
         say(f"  {name:<16} {rate:7.3f}/s  × {1 / slower:.2f}  {shares}", highlight=False)

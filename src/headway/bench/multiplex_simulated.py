@@ -14,7 +14,8 @@ from typing import NamedTuple
 from headway.bench import report
 from headway.bench.contest import JOINT, Contender, Run, contest
 from headway.bench.load import Load, p90_prompt, prompts, targets
-from headway.bench.multiplex import BALANCED, K_TPOT, K_TTFT, LOADS, Kept, compared, load_of, verdict
+from headway.bench.multiplex_loads import BALANCED, K_TPOT, K_TTFT, LOADS, compared, load_of
+from headway.bench.multiplex_verdict import Kept, verdict
 from headway.bench.policies import simulate
 from headway.bench.score import Score
 from headway.core.cost import CostFit, Share

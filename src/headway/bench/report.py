@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def command(module: str, arguments: Sequence[str] | None) -> str:
         if flag in given:
             at = given.index(flag)
             del given[at : at + 2]
-    return " ".join([module, *given])
+    return f"{module} {shlex.join(given)}".strip()
 
 
 def write(name: str, title: str, command: str, body: str, folder: Path = RESULTS) -> Path:

@@ -41,14 +41,15 @@ class Outcome:
     num_asked: int = 0  # tokens that the load asked for, of one that finished; 0: as many as there were
 
     def meets_ttft(self, slo: SLO, scale: float = 1.0) -> bool:
-        if slo.ttft_s is None:
-            return self.ending == "finished" or self.ttft_s is not None
-        return self.ttft_s is not None and self.ttft_s <= slo.ttft_s * scale
+        """Whether its first token came in time; an answer that broke off after it is none."""
+        if self.ending != "finished":
+            return False
+        return slo.ttft_s is None or (self.ttft_s is not None and self.ttft_s <= slo.ttft_s * scale)
 
     def meets_all(self, slo: SLO, scale: float = 1.0) -> bool:
         on_pace = slo.tpot_s is None or self.tpot_s is None or self.tpot_s <= slo.tpot_s * scale
         in_time = slo.total_s is None or self.end_s <= slo.total_s * scale
-        return self.ending == "finished" and self.meets_ttft(slo, scale) and on_pace and in_time
+        return self.meets_ttft(slo, scale) and on_pace and in_time
 
 
 def outcome_of(record: Record, begun: float) -> Outcome:

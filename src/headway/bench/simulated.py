@@ -21,7 +21,7 @@ from rich.text import Text
 from headway.bench import load as loads
 from headway.bench import simulated_flags as flags
 from headway.bench import simulated_telling as telling
-from headway.bench.flags import make_folder
+from headway.bench.flags import make_folder, rates_of
 from headway.bench.load import Load
 from headway.bench.policies import simulate
 from headway.bench.score import Score
@@ -85,6 +85,7 @@ class Simulator:
         self.options = options
         self.plan = flags.plan_of(options)
         self.load: Load = self.plan.load
+        options.rates = rates_of(options, self.load)
         self.prompts = (
             loads.prompts(self.load, VOCABULARY, options.seed) if options.prefix_caching else blank_prompts(self.load)
         )

@@ -82,6 +82,7 @@ def _rate_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--rates", "--rate", type=positive, nargs="+", metavar="R", help="requests/s (default: search for goodput)"
     )
+    flags.rate_scale_flag(group)
     group.add_argument("--tolerance", type=positive, default=0.03, metavar="X", help="of the search (default: 0.03)")
     group.add_argument("--share", type=share, default=0.9, metavar="X", help="of each class in time (default: 0.9)")
     group.add_argument(

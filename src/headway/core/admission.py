@@ -38,11 +38,12 @@ class Crowd(NamedTuple):
 class Forecast(NamedTuple):
     """Seconds from arrival to first token: the mean; the same with what goes before it priced so that nine in ten stay
     below (refusing where nobody waits would help nobody); and what it would take alone if nothing slowed the device
-    either."""
+    either. `token_s`: so long would another token take, likewise alone."""
 
     mean_s: float
     upper_s: float
     alone_s: float
+    token_s: float = 0.0
 
 
 def refusal(request: Request, limits: Limits, crowd: Crowd) -> Refusal | None:
@@ -73,7 +74,11 @@ def refusal(request: Request, limits: Limits, crowd: Crowd) -> Refusal | None:
 
 
 def unattainable(request: Request, forecast: Forecast) -> Refusal | None:
-    """None if the first token can be expected in time, or nobody asked for that."""
+    """None if the first token can be expected in time, or nobody asked for that, and the others could come in time were
+    nobody else there."""
+    hopeless = _hopeless(request, forecast)
+    if hopeless is not None:
+        return Refusal("slo_unattainable", hopeless)
     targets = [target for target in (request.slo.ttft_s, request.slo.total_s) if target is not None]
     if not targets or forecast.upper_s <= min(targets) * (1 + RESCUE_SHARE):
         return None
@@ -90,3 +95,20 @@ def unattainable(request: Request, forecast: Forecast) -> Refusal | None:
         f"{asked}, and is expected after {forecast.mean_s * 1000:.3g} ms: try again in {wait_s:.1f} s.",
         wait_s,
     )
+
+
+def _hopeless(request: Request, forecast: Forecast) -> str | None:
+    """What its tokens after the first cannot do even alone on the device, if there is something."""
+    slo, num_more = request.slo, request.min_tokens - 1
+    if slo.tpot_s is not None and request.max_tokens > 1 and forecast.token_s > slo.tpot_s:
+        return (
+            f"A token was asked for every {slo.tpot_s * 1000:.3g} ms, and one takes {forecast.token_s * 1000:.3g} ms "
+            "by itself: give it more time."
+        )
+    least_s = forecast.alone_s + num_more * forecast.token_s
+    if slo.total_s is not None and num_more > 0 and least_s > slo.total_s:
+        return (
+            f"The answer was asked for within {slo.total_s * 1000:.3g} ms, and {request.min_tokens} tokens take "
+            f"{least_s * 1000:.3g} ms by themselves: give it more time, or ask for fewer."
+        )
+    return None

@@ -69,9 +69,13 @@ class Composer:
             if not (ticket.number in self.queue.begun or self._take_pages(ticket, now)):
                 break
             members.append((ticket, most))
-        for ticket, _ in members:
-            self.queue.discard(ticket)
+        self._start(members, now)
         return members
+
+    def _start(self, members: list[tuple[Ticket, int | None]], now: float) -> None:
+        """They leave the queue, with all that there is of them or so many tokens."""
+        for ticket, most in members:
+            self.queue.start(ticket, now, 1.0 if most is None else most / ticket.num_to_compute)
 
     def _packed(self, candidates: list[Candidate], spare_s: float, now: float) -> list[tuple[Ticket, int | None]]:
         """As many of them, the first one included, as can be read together."""
@@ -155,8 +159,7 @@ class Composer:
             budget -= min(budget, ticket.num_to_compute)
             if budget <= 0 or not self.pack_tokens:
                 break
-        for ticket, _ in members[num_decoding:]:
-            self.queue.discard(ticket)
+        self._start(members[num_decoding:], now)
         return self.steps.begin(members, now, decoding=len(members) == num_decoding) if members else None
 
     def _prompts_with_pages(self, num_places: int, now: float) -> Iterator[Ticket]:
@@ -177,21 +180,27 @@ class Composer:
                 return
 
     def _with_room(self, now: float) -> list[tuple[Ticket, int | None]]:
-        """All between two steps, with a page for the next token; who finds none may cost the latest comer its own."""
+        """All between two steps, with a page for the next token. Who finds none may cost others their own: first
+        prompts that are read in part and in no step, then those who decode, the latest comer of them first."""
         between = self.between_steps()
         in_need = [ticket for ticket in between if not self.holdings.has_room(ticket)]
         for ticket in sorted(in_need, key=_urgency):
             while ticket.state is State.DECODING and not self.holdings.take_room(ticket, now):
-                self._recompute_later(max(self.between_steps(), key=_urgency), now)
+                begun = [self.queue.ticket(number) for number in self.queue.begun]
+                self._recompute_later(max(begun or self.between_steps(), key=_urgency), now)
         return [(ticket, None) for ticket in (self.between_steps() if in_need else between)]
 
     def _recompute_later(self, ticket: Ticket, now: float) -> None:
-        """Back to the queue without its pages: its tokens are kept, their keys and values are computed again."""
+        """Back to the queue, or to its place in it, without its pages: its tokens are kept, their keys and values are
+        computed again."""
         self.holdings.counters["recomputes"] += 1
         ticket.record.num_recomputes += 1
         ticket.record.note(now, "recomputed", "its pages were given to others")
-        del self.decoding[ticket.number]
-        ticket.move(State.QUEUED)
+        if ticket.state is State.DECODING:
+            del self.decoding[ticket.number]
+            ticket.move(State.QUEUED)
+        else:
+            self.queue.discard(ticket)
         self.holdings.release(ticket)
         self.holdings.expect_hits(ticket)
         self.queue.add(ticket, now)

@@ -73,6 +73,7 @@ class Divider:
     favours_tokens: bool = False
     _other: Split | None = field(default=None, init=False)
     _other_since: float | None = field(default=None, init=False)
+    _harm_since: float | None = field(default=None, init=False)
     _undivided_until: float = field(default=float("-inf"), init=False)
 
     def __post_init__(self) -> None:
@@ -98,8 +99,13 @@ class Divider:
         return self.split
 
     def _settle(self, best: Split | None, is_urgent: bool, now: float) -> None:
-        """Take what is best: soon if it is urgent, else if it has been better for a while. A division that was left
-        at once is tried again no sooner than leaves one change in `HOLD_S`."""
+        """Take what is best: soon if it is urgent, else if it has been better for a while. A division that was left is
+        tried again no sooner than leaves one change in `HOLD_S`."""
+        is_harm = is_urgent and best is None and self.split is not None
+        if not is_harm:
+            self._harm_since = None
+        elif self._harm_since is None:
+            self._harm_since = now
         if best == self.split:
             self._other_since = None
             return
@@ -108,11 +114,11 @@ class Divider:
         held_s = now - self._other_since
         if self.split is None and now < self._undivided_until:
             return
-        does_harm = is_urgent and best is None and held_s >= HARM_S
+        does_harm = self._harm_since is not None and now - self._harm_since >= HARM_S
         if does_harm or held_s >= HOLD_S or (is_urgent and self.split is None):
-            if does_harm:
-                self._undivided_until = now + 2 * HOLD_S
-            self.split, self._other_since = best, None
+            if best is None:
+                self._undivided_until = now + (2 * HOLD_S if does_harm else HOLD_S)
+            self.split, self._other_since, self._harm_since = best, None, None
             self.num_changes += 1
 
     def _best(self, at: Situation, paces: Paces) -> tuple[Split | None, bool]:
@@ -129,8 +135,7 @@ class Divider:
             return side_by_side(at, *paces(split), waits=self.tokens_wait)
 
         if at.prompt_s * turns.stretch <= at.due_s and turns.gap_s <= at.target_s:
-            is_worse = self.split is not None and predict(self.split).stretch > turns.stretch * (1 + GAIN)
-            return None, is_worse
+            return None, self.split is not None and self._is_worse(predict(self.split), turns)
         found = self._for_tokens(predict) if self.favours_tokens else self._for_prompts(predict, turns.gap_s)
         if found is None:
             return None, True
@@ -142,6 +147,12 @@ class Divider:
         if not self.favours_tokens:
             gains = beside.stretch < turns.stretch * margin
         return (split if gains else None), True
+
+    def _is_worse(self, beside: Prediction, turns: Prediction) -> bool:
+        """For whom is favoured."""
+        if self.favours_tokens:
+            return beside.gap_s > turns.gap_s * (1 + GAIN)
+        return beside.stretch > turns.stretch * (1 + GAIN)
 
     def _for_prompts(self, predict: Predict, gap_s: float) -> tuple[Split, Prediction] | None:
         """The most units for prompts with which tokens come no later than they would otherwise."""

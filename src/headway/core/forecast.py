@@ -77,7 +77,12 @@ class Forecaster:
         own_s = now - ticket.request.arrival + max(0.0, alone_s - fixed_s) / spare
         mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
         undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True, promised=True))
-        return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s)
+        return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s, self._token_s(ticket))
+
+    def _token_s(self, ticket: Ticket) -> float:
+        """Its second token alone, if nothing slowed the device either."""
+        token = self.cost.fit.next_tokens(1, len(ticket.tokens))
+        return min(token.fitted_s, self.cost.seconds(token))
 
     def _room_s(self, ticket: Ticket, num_before: int) -> float:
         """When there is a place and pages for it, and a place for each before it: answers that are being written end

@@ -120,7 +120,9 @@ def settle(record: Record, ending: State, reason: str, now: float) -> None:
         ("tpot", record.slo.tpot_s, record.tpot_s),
         ("total", record.slo.total_s, now - record.arrival if ending is State.FINISHED else None),
     ):
-        if target_s is None or (taken_s is not None and taken_s <= target_s):
+        if target_s is None:
+            continue
+        if taken_s is not None and taken_s <= target_s and ending is not State.FAILED:  # what broke off is no answer
             continue
         if ending is State.FINISHED and taken_s is None:
             continue  # one token has no gaps

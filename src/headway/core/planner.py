@@ -195,6 +195,7 @@ class Planner:
             if token is not None:
                 instants.append(token.ripe_at)
             instants += [self.queue.next_start(now + tile_s) - tile_s, self.queue.next_turn()]
+            instants.append(self.queue.next_starved())
             if parked:
                 instants += [c.deadline - c.remaining_s - tile_s for c in waiting if c.deadline is not None]
         soonest = min((instant for instant in instants if now < instant), default=NEVER)

@@ -17,7 +17,8 @@ Order = Literal["slack", "deadline", "fcfs", "shortest"]
 
 STRETCH = 10.0  # best effort: a request may take this many times its own prefill …
 PATIENCE_S = 2.0  # … or this long, whichever is more, before it counts as late
-STARVED_S = 10.0  # later than that by so much, it goes before everything
+STARVED_S = 10.0  # later than that by so much, it goes before everything …
+STARVED_SHARE = 0.1  # … for so much of the time: many such would else keep out all who could be in time
 SMALL_SHARE = 0.1  # of the running step's rest: a challenger this short may pass even one with no slack to spare
 RESCUE_SHARE = 0.1  # of its target: how late a request may be predicted to be and still keep its place
 AGEING = 0.05  # order "shortest": a second of waiting is worth so many seconds of work
@@ -39,7 +40,7 @@ class Candidate(NamedTuple):
     no use in running it unless the device is idle. `starved_at`: from then on it goes first. `keeps_up`: it continues
     what callers are already reading, and what it asks for is bounded by who has been let in; so it may be late, but
     never too late to keep its place. `debt_s`: what those who sent it have had of the device beyond their share; it is
-    ordered as if it were due so much later.
+    ordered as if it were due so much later. `yields`: it has waited too long, but such ones have just had their share.
     """
 
     key: int  # the step's or ticket's number; says nothing to the policy
@@ -53,6 +54,7 @@ class Candidate(NamedTuple):
     starved_at: float = float("inf")
     keeps_up: bool = False
     debt_s: float = 0.0
+    yields: bool = False
 
 
 class Standing(NamedTuple):
@@ -104,7 +106,7 @@ def standing(candidate: Candidate, now: float, by: Order = "slack") -> Standing:
 
 def _by_slack(candidate: Candidate, now: float, slack_s: float) -> Standing:
     if now >= starves_at(candidate):
-        if candidate.debt_s <= 0 or now >= candidate.starved_at:
+        if not (candidate.debt_s > 0 or candidate.yields) or now >= candidate.starved_at:
             return Standing(Tier.STARVED, (Tier.STARVED, candidate.arrival), slack_s)
         order = (Tier.BEST_EFFORT, 0.0, _deferred(candidate.arrival, candidate, now))
         return Standing(Tier.BEST_EFFORT, order, slack_s)

@@ -11,13 +11,13 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from heapq import heappop, heappush, merge
+from heapq import heapify, heappop, heappush, merge
 from itertools import accumulate
 from typing import NamedTuple
 
 from headway.core.candidates import prefill_s, ticket_candidate
 from headway.core.cost import CostModel
-from headway.core.policy import Candidate, Order, Tier, late_at, standing, starves_at
+from headway.core.policy import STARVED_SHARE, Candidate, Order, Tier, late_at, standing, starves_at
 from headway.core.tenants import Tenants
 from headway.core.ticket import Ticket
 
@@ -120,6 +120,7 @@ class Queue:
         self.pack_tokens = pack_tokens
         self._look_again = look_again
         self.begun: set[int] = set()  # numbers of those whose prompt is read in part
+        self._others_until = -NEVER  # the starved have had their share of the time up to then
         self._places: dict[int, _Place] = {}  # by ticket number
         self._rows: dict[Tier, dict[str, _Row]] = {tier: {} for tier in Tier}
         # instant and ticket number; an entry may speak of who has left, or moved
@@ -145,7 +146,7 @@ class Queue:
         if ticket.num_computed:
             self.begun.add(ticket.number)
         if ticket.expiry < NEVER:
-            heappush(self._expiries, (ticket.expiry, ticket.number))
+            self._push(self._expiries, ticket.expiry, ticket.number)
 
     def discard(self, ticket: Ticket) -> None:
         """Take it out if it is in."""
@@ -158,6 +159,14 @@ class Queue:
             for heap in (self._turns, self._starts, self._expiries):
                 heap.clear()
 
+    def start(self, ticket: Ticket, now: float, share: float = 1.0) -> None:
+        """So much of it goes into a step. If it came first because it had starved, it is for a while the turn of those
+        who can be in time."""
+        place = self._places[ticket.number]
+        if place.tier is Tier.STARVED and now >= self._others_until:
+            self._others_until = now + share * place.candidate.remaining_s / STARVED_SHARE
+        self.discard(ticket)
+
     def reprice(self, numbers: Iterable[int]) -> None:
         """What these tickets were priced by has changed: their prices are made anew, a few with every decision."""
         self._stale.extend(numbers)
@@ -167,12 +176,12 @@ class Queue:
         self._bring_up_to_date(now)
         debts = self._debts_s()
         for tier in Tier:
-            rows = self._rows_of(tier, debts)
+            rows = self._rows_of(tier, debts, now)
             if len(rows) == 1:
-                yield from (self._of(number, rows[0].debt_s) for *_, number in rows[0].keys)
+                yield from (self._of(number, rows[0].debt_s, now) for *_, number in rows[0].keys)
             else:
                 for *_, number, debt_s in merge(*(row.shifted(now) for row in rows)):
-                    yield self._of(number, debt_s)
+                    yield self._of(number, debt_s, now)
 
     def before(self, ticket: Ticket, now: float) -> tuple[int, float]:
         """How many would start before this ticket, were it in the queue, and the predicted seconds of that."""
@@ -181,11 +190,13 @@ class Queue:
         debts = self._debts_s(tenant)
         place = self._place(ticket, now)
         debt_s = debts.get(tenant, 0.0)
-        own_tier = Tier.BEST_EFFORT if debt_s and place.tier is Tier.STARVED else place.tier
+        own_tier = place.tier
+        if own_tier is Tier.STARVED and (debt_s or self._starved_yield(now)):
+            own_tier = Tier.BEST_EFFORT
         priority, due, number, _ = next(_Shifted(tenant, [place.key], [0.0], debt_s).shifted(now))
-        first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts)]
+        first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts, now)]
         found = [row.amortized_s for row in first]
-        rows = self._rows_of(own_tier, debts)
+        rows = self._rows_of(own_tier, debts, now)
         if not debts or own_tier is Tier.STARVED:
             found += [row.before((priority, due, number), now) for row in rows]
         else:
@@ -200,21 +211,46 @@ class Queue:
                 if row.tenant != tenant:
                     found.append(row.before_in_turn((priority, due, number), now, served_s[row.tenant]))
                     served_s[row.tenant] += sum(found[-1])
+        if own_tier is Tier.ON_TIME and self._rows[Tier.STARVED]:
+            return self._with_starved(found, debts, now)
         return sum(map(len, found)), sum(map(sum, found))
 
-    def _rows_of(self, tier: Tier, debts: Mapping[str, float]) -> "list[_Shifted]":
-        """The rows that are in this tier now. Whoever has had more than its share does not starve."""
+    def _with_starved(self, found: list[list[float]], debts: Mapping[str, float], now: float) -> tuple[int, float]:
+        """Before somebody who can be in time: of the starved, who are the first of what was `found` if it is their
+        turn, one at once, and then their share of the time that the others take."""
+        starved = [_Shifted(t, r.keys, r.amortized_s) for t, r in self._rows[Tier.STARVED].items() if not debts.get(t)]
+        rest = found if self._starved_yield(now) else found[len(starved) :]
+        rest_s = sum(map(sum, rest))
+        at_once_s = 0.0
+        if starved and not self._starved_yield(now):
+            at_once_s = min((row.keys[0], row.amortized_s[0]) for row in starved)[1]
+        each_s = [seconds for row in starved for seconds in row.amortized_s]
+        starved_s = min(sum(each_s), at_once_s + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
+        part = starved_s / sum(each_s) if starved_s else 0.0
+        return sum(map(len, rest)) + round(part * len(each_s)), rest_s + starved_s
+
+    def _starved_yield(self, now: float) -> bool:
+        return now < self._others_until
+
+    def _rows_of(self, tier: Tier, debts: Mapping[str, float], now: float) -> "list[_Shifted]":
+        """The rows that are in this tier now. Whoever has had more than its share does not starve; nor, for a while,
+        does anybody when the starved have had theirs."""
         rows = self._rows[tier].items()
+        yields = self._starved_yield(now)
         if tier is Tier.STARVED:
-            return [_Shifted(tenant, r.keys, r.amortized_s) for tenant, r in rows if not debts.get(tenant)]
+            return [_Shifted(t, r.keys, r.amortized_s) for t, r in rows if not (yields or debts.get(t))]
         found = [_Shifted(tenant, r.keys, r.amortized_s, debts.get(tenant, 0.0)) for tenant, r in rows]
-        if tier is Tier.BEST_EFFORT and debts:
+        if tier is Tier.BEST_EFFORT and (debts or yields):
             starved = self._rows[Tier.STARVED].items()
-            found += [_Shifted(t, r.keys, r.amortized_s, debts[t]) for t, r in starved if debts.get(t)]
+            found += [
+                _Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in starved if yields or debts.get(t)
+            ]
         return found
 
-    def _of(self, number: int, debt_s: float) -> Candidate:
-        candidate = self._places[number].candidate
+    def _of(self, number: int, debt_s: float, now: float) -> Candidate:
+        candidate, tier = self._places[number].candidate, self._places[number].tier
+        if tier is Tier.STARVED and self._starved_yield(now):
+            candidate = candidate._replace(yields=True)
         return candidate._replace(debt_s=debt_s) if debt_s else candidate
 
     @property
@@ -240,9 +276,20 @@ class Queue:
         """The next instant at which one of them is too late for its target, or has waited too long."""
         return self._first(self._turns, lambda place, instant: self._turn(place) == instant)
 
+    def next_starved(self) -> float:
+        """When the starved have their turn again, if there are any."""
+        return self._others_until if self._rows[Tier.STARVED] else NEVER
+
     def next_start(self, now: float) -> float:
         """The next instant after `now` by which one of them must start to meet its target."""
         return self._first(self._starts, lambda place, instant: place.start == instant > now)
+
+    def _push(self, heap: list[tuple[float, int]], instant: float, number: int) -> None:
+        """Entries of who has left go when they come to the front, or all of them when they are most of the heap."""
+        if len(heap) > 4 * len(self._places) + 64:
+            heap[:] = [entry for entry in heap if entry[1] in self._places]
+            heapify(heap)
+        heappush(heap, (instant, number))
 
     def _first(self, heap: list[tuple[float, int]], counts: Callable[[_Place, float], bool]) -> float:
         while heap:
@@ -285,9 +332,9 @@ class Queue:
             rows[tenant] = _Row()
         rows[tenant].add(place)
         if (turn := self._turn(place)) < NEVER:
-            heappush(self._turns, (turn, number))
+            self._push(self._turns, turn, number)
         if (start := place.start) < NEVER:
-            heappush(self._starts, (start, number))
+            self._push(self._starts, start, number)
 
     def _place(self, ticket: Ticket, now: float) -> _Place:
         candidate = ticket_candidate(ticket, self.cost)

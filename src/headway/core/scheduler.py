@@ -174,7 +174,6 @@ class Scheduler:
             ticket.num_computed += len(segment.tokens)
             if commit is not None and commit.prompt_logprobs:
                 ticket.num_scored += len(commit.prompt_logprobs)
-            self._tenants.charge(ticket.request.tenant, len(segment.tokens))
             if found := self._holdings.publish(ticket):
                 self._queue.reprice(found)
             if ticket.state is State.LEAVING:
@@ -186,9 +185,14 @@ class Scheduler:
         return effects
 
     def _count(self, members: list[tuple[Segment, Ticket]]) -> None:
-        """A step of these is done."""
-        num_tokens = sum([len(segment.tokens) for segment, _ in members])
-        if num_tokens:
+        """A step of these is done, whatever came of it."""
+        had: dict[str, int] = {}
+        for segment, ticket in members:
+            tenant = ticket.request.tenant
+            had[tenant] = had.get(tenant, 0) + len(segment.tokens)
+        for tenant, num_tokens in had.items():
+            self._tenants.charge(tenant, num_tokens)
+        if num_tokens := sum(had.values()):
             self.counters["step_tokens"] += num_tokens
             self.step_sizes[(num_tokens - 1).bit_length()] += 1
 
@@ -209,15 +213,15 @@ class Scheduler:
             self._queue.add(ticket, now)
 
     def _commit(self, ticket: Ticket, commit: Commit, now: float, effects: list[ev.Effect]) -> None:
-        record, request = ticket.record, ticket.request
-        tokens, reason = commit.tokens, ""
-        num_generated, num_kept = ticket.num_generated, 0
+        record, request, tokens = ticket.record, ticket.request, commit.tokens
+        num_kept, reason = 0, ""
+        num_before = len(ticket.tokens) - len(request.prompt)
         for token in tokens:
             num_kept += 1
-            if token in request.stop_ids and num_generated + num_kept > request.min_tokens:
+            if token in request.stop_ids and num_before + num_kept > request.min_tokens:
                 reason, record.stop_id = "stop", token
                 break
-            if num_generated + num_kept >= ticket.max_tokens:
+            if num_before + num_kept >= ticket.max_tokens:
                 reason = "length"
                 break
         if num_kept < len(tokens):
@@ -232,7 +236,7 @@ class Scheduler:
         elif now - last > record.longest_gap_s:
             record.longest_gap_s = now - last
         record.last_token = now
-        record.num_output_tokens = num_generated + num_kept
+        record.num_output_tokens = num_before + num_kept
         effects.append(ev.Deliver(commit))
         if reason:
             effects.append(self._end(ticket, State.FINISHED, reason, now))

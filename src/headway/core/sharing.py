@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
 from headway.core.cost import CostModel, Share, shares_of
-from headway.core.division import Divider, Situation
+from headway.core.division import HOLD_S, Divider, Situation
 from headway.core.pages import PageTable
 from headway.core.queue import Queue
 from headway.core.roofline import Roofline, Split
@@ -19,6 +19,8 @@ from headway.core.ticket import Step, Ticket
 MAX_LOOKED_AT = 8  # prompts in the queue: those further back come nearer before they count
 WEIGHT = 0.1  # of the newest step in a correction
 BOUNDS = (0.5, 4.0)  # of a correction
+LEAST_BESIDE = 0.25  # of a prompt's step: with less of it beside others it says more of its price than of its pace
+FORGOTTEN_S = 2 * HOLD_S  # undivided for so long: what was learnt side by side may be true no more, and is let go
 
 
 class Sharing:
@@ -45,6 +47,7 @@ class Sharing:
         if self.divider.split is not None and roofline is not None:
             self._paces_of_late = (roofline.units / self.divider.split.prompts, 1.0)
         self._last_split = self.divider.split  # a lane's step may outlive the division that it began under
+        self._undivided_since: float | None = None
 
     @property
     def token_pace(self) -> float:
@@ -59,7 +62,7 @@ class Sharing:
 
     def left_to_prompts(self, token_share: float) -> float:
         """Of the device, if a step for tokens, alone on it, takes that share of their target."""
-        if not self.is_divided:
+        if not self.is_divided or not token_share:
             return 1.0 - token_share
         always_beside = 1.0 / max(1.0, self._paces_of_late[0])
         return always_beside if self.is_apart else max(always_beside, 1.0 - self.toll * token_share)
@@ -91,6 +94,7 @@ class Sharing:
         """Look anew how the device is to be divided, if there are both prompts and tokens."""
         if not self.divider.may_divide or not decoding:
             return
+        self._forget(now)
         ahead = _prompts_ahead(queue, steps, self._cost.predict(()), now)
         if not ahead:
             return
@@ -112,6 +116,14 @@ class Sharing:
             if split is not None:
                 self._paces_of_late = self._paces((first.prompt,), tokens, split)
 
+    def _forget(self, now: float) -> None:
+        """Corrections are learnt side by side only: without this, one that says never to divide would stay for ever."""
+        if self.is_divided or self._undivided_since is None:
+            self._undivided_since = None if self.is_divided else now
+        elif now - self._undivided_since >= FORGOTTEN_S:
+            self.correction = {MAIN: 1.0, TOKENS: 1.0}
+            self._done_beside, self._undivided_since = (0.5, 0.5), now
+
     def set_paces(self, steps: Steps, now: float) -> None:
         """After a plan: who is in which lane may be another now."""
         prompts, tokens = steps.on.get(MAIN), steps.on.get(TOKENS)
@@ -131,6 +143,8 @@ class Sharing:
         if step.predicted_s <= 0 or step.beside_s <= 0:
             return
         if not step.decoding:
+            if step.beside_s < LEAST_BESIDE * taken_s:
+                return
             after = self._of_prompts(step, taken_s)
         elif step.is_steady:  # as most of them are: what another took says little of its pace
             before = self.correction[TOKENS]
@@ -170,20 +184,25 @@ class _Ahead(NamedTuple):
 
 
 def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
-    """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue."""
-    found: list[_Ahead] = []
-    seconds = fixed_s = 0.0
+    """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue. What has
+    begun is ahead of what is due later."""
+    begun: list[_Ahead] = []
     for step in steps.all():
         if not step.decoding:
-            seconds += step.remaining_s / step.pace
             due_s = min((_due_s(ticket, now) for ticket in step.tickets), default=float("inf"))
-            found.append(_Ahead(seconds, 0.0, due_s, shares_of(step.work.segments)[-1]))
+            begun.append(_Ahead(step.remaining_s / step.pace, 0.0, due_s, shares_of(step.work.segments)[-1]))
+
+    def begun_before(due_s: float) -> float:
+        return sum(each.seconds for each in begun if each.due_s <= due_s)
+
+    found = [each._replace(seconds=begun_before(each.due_s)) for each in begun]
+    seconds = fixed_s = 0.0
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
         ticket = queue.ticket(number_of_ticket(candidate.key))
         seconds += candidate.remaining_s
         fixed_s += min(step_s, candidate.remaining_s)
-        share = Share(ticket.num_to_compute, ticket.num_computed)
-        found.append(_Ahead(seconds, fixed_s, _due_s(ticket, now), share))
+        share, due_s = Share(ticket.num_to_compute, ticket.num_computed), _due_s(ticket, now)
+        found.append(_Ahead(seconds + begun_before(due_s), fixed_s, due_s, share))
     return [each for each in found if each.due_s > 0]
 
 

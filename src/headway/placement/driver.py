@@ -260,8 +260,9 @@ class Driver:
             case ev.Deliver():
                 self.tell(effect)
             case ev.Drop(work_id, request_id):
-                if work_id in self._open:
-                    self._open[work_id].stage.drop(work_id, request_id)
+                step = self._open.get(work_id)  # the other lane may end it meanwhile
+                if step is not None:
+                    step.stage.drop(work_id, request_id)
             case ev.Abandon(work_id):
                 self._give_up(work_id, lane)
             case ev.End(record):

@@ -221,6 +221,8 @@ def _device(name: str) -> torch.device:
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"--device {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # kernels and events go to the current one
     return device
 
 

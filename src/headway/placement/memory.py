@@ -21,7 +21,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def free_bytes(device: torch.device) -> int:
     """Memory that this process may still take, within its control group. Files that are only cached count as free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for what comes next
+        return torch.cuda.mem_get_info(device)[0] + kept
     least: int = psutil.virtual_memory().available
     for group in _groups("memory"):
         for limit, used, cached in (

@@ -29,9 +29,16 @@ class Cores:
         if self._units.get(lane) == units:
             return
         self._units[lane] = units
+        torch.get_num_threads()  # a thread that has never asked takes, with its first operator, what another set last
         torch.set_num_threads(units)
         own = slice(0, 1) if lane == MAIN else slice(-1, None)
         _run_on(self._cores[own] if units == 1 else self._cores)
+
+    def release(self, num_threads: int) -> None:
+        """The calling thread works on all of them again, with so many threads."""
+        self._units.clear()
+        torch.set_num_threads(num_threads)
+        _run_on(self._cores)
 
 
 def _cores_of_this_thread() -> list[int]:
@@ -55,7 +62,7 @@ def lanes_of(driver: Driver) -> Iterator[None]:
     lane = driver.add_lane()
     closing = threading.Event()
     thread = threading.Thread(target=_turn, args=(driver, lane, closing), name="tokens", daemon=True)
-    num_threads, cores = torch.get_num_threads(), _cores_of_this_thread()
+    num_threads, cores = torch.get_num_threads(), Cores()
     thread.start()
     try:
         yield
@@ -63,8 +70,7 @@ def lanes_of(driver: Driver) -> Iterator[None]:
         closing.set()
         lane.call()
         thread.join()
-        torch.set_num_threads(num_threads)  # the caller's thread was the main lane's
-        _run_on(cores)
+        cores.release(num_threads)  # the caller's thread was the main lane's
 
 
 def _turn(driver: Driver, lane: DeviceLane, closing: threading.Event) -> None:

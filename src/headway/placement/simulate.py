@@ -58,6 +58,10 @@ class Schedule:
             taken.append(self._letters.popleft()[1])
         return taken
 
+    def arrivals(self) -> list[Request]:
+        """Who has been sent and not taken in."""
+        return [letter.request for _, letter in self._letters if isinstance(letter, ev.Arrived)]
+
     def wait(self, until: float | None) -> None:
         instant = min(self.next_at, inf if until is None else until)
         if instant < inf:
@@ -94,11 +98,12 @@ class Simulation:
             pass
 
     def run_until(self, instant: float) -> None:
-        """Until the clock shows `instant`, or the end of the tile that is under way then."""
+        """Until the clock shows `instant`, or the end of the tile that is under way then; if there is nothing to do,
+        until what comes with the letter of that instant has come."""
         self.mailbox.known_until = instant
         while self.clock.now() < instant:
             if not self._turn():
-                self.mailbox.wait(self.scheduler.next_due())
+                self.driver.wait()
 
     def step(self) -> bool:
         """One turn of the driver, or a sleep. False when there is nothing left to happen."""
@@ -111,6 +116,12 @@ class Simulation:
         moved = self.clock.now() > before or self.mailbox.has_mail()
         assert moved, f"nothing can happen any more, yet {self.scheduler.num_open} requests are open"
         return True
+
+    @property
+    def backlog_s(self) -> float:
+        """Predicted seconds of prefill that wait, have begun, or lie in the mailbox."""
+        cost = self.scheduler.cost
+        return self.scheduler.backlog_s + sum(cost.prefill(len(request.prompt)) for request in self.mailbox.arrivals())
 
     def _turn(self) -> bool:
         return self.driver.turn() if self._lanes is None else self._lanes.step()
@@ -219,7 +230,7 @@ def fleet(
         for request in requests:
             for engine in engines:
                 engine.run_until(request.arrival)
-            least = min(engines, key=lambda engine: engine.scheduler.backlog_s)
+            least = min(engines, key=lambda engine: engine.backlog_s)
             least.mailbox.put(request.arrival, ev.Arrived(request))
             note(request)
     records: dict[str, Record] = {}

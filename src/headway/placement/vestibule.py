@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from headway.core import event as ev
 from headway.core.request import Constraint
-from headway.grammar.limits import ConstraintError
 from headway.grammar.matcher import Compiler
 
 
@@ -55,7 +54,7 @@ class Vestibule:
         while True:
             request_id, constraint = self._to_build.get()
             if is_wanted := self._is_wanted(request_id):
-                with suppress(ConstraintError):  # is said when the first token is drawn
+                with suppress(Exception):  # what is wrong with it is said when the first token is drawn
                     self._compiler.matcher(constraint)
             with self._lock:
                 arrived, *later = self._waiting.pop(request_id)

@@ -44,7 +44,7 @@ class Call:
         self.sampling = None if first.pooling else replace(first.sampling, constraint=None, logit_bias=())
         self._num_drawn = ask.num_drawn
         self._metrics = metrics
-        self._gap = metrics.gap
+        self._gap, self._generated = metrics.gap, metrics.generated
         self._told = told
 
     @property
@@ -71,6 +71,7 @@ class Call:
             self._gap((now - record.last_token) / num_tokens)
         record.last_token = now
         record.num_output_tokens += num_tokens
+        self._generated(num_tokens)
 
     def ended(self, request: Request, record: Record) -> None:
         own = self._records[request.id]

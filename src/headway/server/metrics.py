@@ -71,7 +71,8 @@ class Metrics:
 
         self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of finished requests.")
         self._cached_tokens = self._counter("vllm:prompt_tokens_cached", "Prompt tokens that the prefix cache held.")
-        self._generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
+        generated = self._counter("vllm:generation_tokens", "Tokens generated.")
+        self.generated = generated.inc  # tokens, as they come
         name = "vllm:prompt_tokens_by_source"
         self._by_source = self._family(name, "Prompt tokens of finished requests, by where they came from.", "source")
         self._recomputes = self._counter("vllm:num_preemptions", "Times that a request lost its pages.")
@@ -157,7 +158,6 @@ class Metrics:
         name = class_counted(record.slo_class, record.slo)
         labels = self._labels | {"slo_class": name}
         self._ended.labels(**labels, kind=record.kind, reason=record.reason).inc()
-        self._generation_tokens.inc(record.num_output_tokens)
         found = verdicts(record)
         if found:
             judged = self.judged.setdefault(name, Judged())

@@ -27,9 +27,22 @@ def operators_for(model: Decoder, pool: KVPool) -> Operators:
     return Operators(model.config, pool)
 
 
+class DeviceLost(BaseException):
+    """Nothing runs on the device any more, as after an illegal access: whoever drives must end, and begin anew."""
+
+
+def check_device(device: torch.device) -> None:
+    """After an operator has failed: raise DeviceLost if it was not the step's own fault."""
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        raise DeviceLost(f"{device} answers no more: {error}") from error
+
+
 class LaunchAhead:
     """On a CPU an operator has ended when its call returns. On CUDA the program runs ahead of the device: after each
-    tile an event is recorded, and the program waits for the one `depth` tiles back, never for all of them."""
+    tile, of whichever step, an event is recorded, and the program waits for the one `depth` tiles back, never for all
+    of them."""
 
     def __init__(self, device: torch.device, depth: int = LAUNCH_AHEAD) -> None:
         self.depth = depth
@@ -42,5 +55,5 @@ class LaunchAhead:
         mark = torch.cuda.Event()
         mark.record()
         self._marks.append(mark)
-        if len(self._marks) > self.depth:
+        while len(self._marks) > self.depth:
             self._marks.popleft().synchronize()

@@ -21,7 +21,7 @@ from headway.core.work import Boundary, Commit, Outcome, Segment, Tile, Work
 from headway.kv.pool import KVPool
 from headway.models.decoder import Decoder, Layer
 from headway.stages.batch import Batch, PageLists, make_batch
-from headway.stages.device import LAUNCH_AHEAD, LaunchAhead, operators_for
+from headway.stages.device import LAUNCH_AHEAD, LaunchAhead, check_device, operators_for
 from headway.stages.matrices import Matrices, matrices_of
 from headway.stages.pooling import NOT_FINITE, Pooler
 from headway.stages.recorded import Part, Recordable, Recording, Stand, sizes, standing_batch
@@ -46,6 +46,7 @@ class LanguageStage:
         self.pooler = Pooler()
         self.operators = operators_for(model, pool)
         self.launch_ahead = LAUNCH_AHEAD
+        self._fence = LaunchAhead(model.device)
         self._recordings: list[Recording] = []  # the smallest first
         self._page_lists = PageLists()
         self._leaving: dict[int, frozenset[str]] = {}
@@ -73,15 +74,19 @@ class LanguageStage:
         tiles = self._tiles(work)
         if self.model.device.type == "cpu":
             return (yield from tiles)
-        fence = LaunchAhead(self.model.device, self.launch_ahead)
+        torch.cuda.set_device(self.model.device)  # each thread has a current one of its own
+        self._fence.depth = self.launch_ahead
         try:
             while True:
                 tile = next(tiles)
-                fence.passed()
+                self._fence.passed()
                 yield tile
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
+        except Exception:
+            check_device(self.model.device)
+            raise
         finally:
             tiles.close()
 
