@@ -99,6 +99,18 @@ def test_what_is_measured_is_no_longer_than_a_request_may_be(tiny_folder: object
     torch.set_num_threads(NUM_THREADS)
 
 
+def test_friction_is_measured_again_where_a_neighbour_was() -> None:
+    """The least of three, each lane's for itself; once where there is none to speak of."""
+    for seen, kept, num_measured in (
+        ([(1.1, 1.0)], (1.1, 1.0), 1),
+        ([(1.7, 1.0), (1.0, 1.9)], (1.0, 1.0), 2),
+        ([(1.7, 1.3), (1.6, 1.4), (1.5, 1.6), (1.0, 1.0)], (1.5, 1.3), 3),
+    ):
+        left = list(seen)
+        assert dividing.undisturbed(lambda left=left: left.pop(0)) == kept  # type: ignore[misc]
+        assert len(seen) - len(left) == num_measured
+
+
 def test_a_lane_that_breaks_while_it_is_measured_does_not_hang(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is raised where the other one waits for its times."""
     step_s = dividing.step_s

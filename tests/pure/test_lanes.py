@@ -100,6 +100,42 @@ def test_prompts_are_left_what_they_have_with_tokens_always_beside_them() -> Non
     assert sharing.left_to_prompts(0.8) == 0.5
 
 
+def test_where_nobody_decodes_prompts_are_promised_the_whole_device() -> None:
+    """With a fixed split, too: the lane for tokens has nothing to do."""
+    sharing = simulated(replace(SETTINGS, lanes="split")).driver.scheduler.sharing
+    sharing._paces_of_late = (2.0, 1.5)
+    assert (sharing.left_to_prompts(0.0), sharing.left_to_prompts(0.1)) == (1.0, 0.5)
+
+
+def test_what_was_learnt_side_by_side_is_let_go_when_it_has_long_not_been_used() -> None:
+    """A correction that says never to divide would else never be found wrong."""
+    sharing = simulated(replace(SETTINGS, lanes="auto")).driver.scheduler.sharing
+    sharing.correction[MAIN] = 3.0
+    for instant in (0.0, 60.0, 119.0):
+        sharing._forget(instant)
+        assert sharing.correction[MAIN] == 3.0
+    sharing._forget(120.0)
+    assert sharing.correction == {MAIN: 1.0, TOKENS: 1.0}
+    sharing.correction[MAIN], sharing.divider.split = 3.0, Split(1, 1)
+    for instant in (300.0, 500.0):
+        sharing._forget(instant)
+    assert sharing.correction[MAIN] == 3.0, "while it is divided it is put right by what steps take"
+
+
+def test_a_long_prompt_that_would_give_way_is_no_reason_to_divide() -> None:
+    """Twenty seconds without a target are on the device, a token is due now and then, and a short prompt comes that is
+    in time if it goes first: it does, and nobody would be late."""
+    simulation = simulated(
+        replace(SETTINGS, lanes="auto"),
+        arrives(0.0, "reader", 10, max_tokens=100, tpot_s=0.3),
+        arrives(0.1, "long", 5000),
+        arrives(0.5, "short", 20, ttft_s=0.4),
+    )
+    simulation.run()
+    assert simulation.scheduler.counters["repartitions"] == 0
+    assert not simulation.ended["short"][0].missed
+
+
 def test_a_lane_alone_has_the_whole_device() -> None:
     """Nobody decodes: the prompt is as fast as without lanes. Nobody waits: tokens are."""
     alone = simulated(replace(SETTINGS, lanes="turns"), arrives(0.0, "one", 500, max_tokens=50))

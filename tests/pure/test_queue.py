@@ -267,6 +267,19 @@ def test_an_empty_queue_remembers_nobody() -> None:
     assert (len(beside.queue), beside.queue.backlog_s, list(beside.queue.in_order(beside.now))) == (0, 0.0, [])
 
 
+def test_those_who_have_left_are_not_remembered_for_long() -> None:
+    """One waits for ever, thousands come with targets far away and go: what they were due at goes with most of them."""
+    beside = Beside("slack", 0)
+    beside.add(beside.ticket(10, SLO(), 0, "", 0.0))
+    for _ in range(2000):
+        ticket = beside.ticket(10, SLO(ttft_s=1e6, total_s=1e6), 0, "", 0.0)
+        beside.add(ticket)
+        beside.discard(ticket)
+    heaps = (beside.queue._turns, beside.queue._starts, beside.queue._expiries)
+    assert max(map(len, heaps)) < 100
+    assert beside.queue.next_expiry() == NEVER
+
+
 # A decision looks at a few
 
 

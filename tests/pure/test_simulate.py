@@ -114,6 +114,15 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert runs[0].score != runs[2].score
 
 
+def test_rates_may_be_multiples_of_the_loads_own() -> None:
+    """Half and twice as fast as it is; not both ways at once."""
+    one = simulator("--rate-scale", "0.5", "2")
+    assert one.options.rates == pytest.approx([one.load.rate / 2, 2 * one.load.rate])
+    assert one.run().shown_rates == pytest.approx(one.options.rates)
+    with pytest.raises(SystemExit):
+        simulator("--rate-scale", "2", "--rates", "1")
+
+
 def test_two_devices_serve_nearly_twice_as_much() -> None:
     """The load goes to whoever has less to do."""
     one, two = (simulator("--devices", number).find("ours").every_class.rate for number in ("1", "2"))

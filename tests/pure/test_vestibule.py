@@ -25,6 +25,8 @@ class Slow:
         self.built.append(constraint)
         if constraint.text == "(":
             raise ConstraintError("It is broken.")
+        if constraint.text == "?":
+            raise RecursionError("nobody thought of this")
 
 
 def request(name: str, pattern: str | None = None) -> Request:
@@ -45,16 +47,17 @@ def test_others_go_past_and_what_concerns_the_waiting_waits_with_it() -> None:
     compiler = Slow()
     vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
     slow, broken, plain = request("slow", "a*"), request("broken", "("), request("plain")
+    odd = request("odd", "?")
     vestibule.put(ev.Arrived(slow))
     assert compiler.begun.wait(20)
-    for event in (ev.Arrived(broken), ev.Arrived(plain), ev.Cancelled("slow"), ev.Draining()):
+    for event in (ev.Arrived(odd), ev.Arrived(broken), ev.Arrived(plain), ev.Cancelled("slow"), ev.Draining()):
         vestibule.put(event)
     vestibule.put(ev.Cancelled("plain"))
     assert letters == [ev.Arrived(plain), ev.Cancelled("plain")]
     compiler.gate.set()
-    later = [ev.Arrived(slow), ev.Cancelled("slow"), ev.Arrived(broken), ev.Draining()]
-    assert soon(letters, 6)[2:] == later
-    assert compiler.built == [slow.sampling.constraint, broken.sampling.constraint]
+    later = [ev.Arrived(slow), ev.Cancelled("slow"), ev.Arrived(odd), ev.Arrived(broken), ev.Draining()]
+    assert soon(letters, 7)[2:] == later
+    assert compiler.built == [each.sampling.constraint for each in (slow, odd, broken)]
     vestibule.put(ev.Draining())
     vestibule.put(ev.Stopped("slow"))
     assert letters[-2:] == [ev.Draining(), ev.Stopped("slow")]

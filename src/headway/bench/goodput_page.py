@@ -320,7 +320,8 @@ def _how(cases: Sequence[CaseResult]) -> str:
         "its size with prompts in the same order, as servers do, whoever in it is hurt by that, and runs to its end; "
         "deadline order is not suspended; FCFS refuses nobody and reads prompts one by one, or together if it is "
         "called packed. Nobody keeps a prefix cache. In ratios and verdicts ours counts as no more than the rate at "
-        "which the prompts' own work would fill all time: what is kept beyond that is kept for as long as the requests last."
+        "which the prompts' own work would fill all time: what is kept beyond that is kept for as long as the requests "
+        "last."
     )
 
 

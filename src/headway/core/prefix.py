@@ -20,7 +20,12 @@ def root_key(tenant: str = "", adapter: str | None = None, media: Sequence[bytes
 
 def extend_keys(keys: list[bytes], root: bytes, tokens: Sequence[int], page_tokens: int) -> None:
     """Append to `keys` the key of every further full page of `tokens`; `keys` already covers the first len(keys)."""
-    for start in range(len(keys) * page_tokens, len(tokens) - page_tokens + 1, page_tokens):
-        parent = keys[-1] if keys else root
-        content = array("I", tokens[start : start + page_tokens]).tobytes()
-        keys.append(blake2b(parent + content, digest_size=16).digest())
+    first, end = len(keys) * page_tokens, len(tokens) // page_tokens * page_tokens
+    if first >= end:
+        return
+    key = keys[-1] if keys else root
+    content = array("I", tokens[first:end])
+    page_bytes, content_bytes = page_tokens * content.itemsize, content.tobytes()
+    for at in range(0, len(content_bytes), page_bytes):
+        key = blake2b(key + content_bytes[at : at + page_bytes], digest_size=16).digest()
+        keys.append(key)

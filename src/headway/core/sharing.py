@@ -19,6 +19,7 @@ from headway.core.ticket import Step, Ticket
 MAX_LOOKED_AT = 8  # prompts in the queue: those further back come nearer before they count
 WEIGHT = 0.1  # of the newest step in a correction
 BOUNDS = (0.5, 4.0)  # of a correction
+HANDOVER = 0.3  # of the bound of a tile: one that has begun on a share ends on it, and aims at 0.6
 LEAST_BESIDE = 0.25  # of a prompt's step: with less of it beside others it says more of its price than of its pace
 FORGOTTEN_S = 2 * HOLD_S  # undivided for so long: what was learnt side by side may be true no more, and is let go
 
@@ -37,7 +38,7 @@ class Sharing:
         self.roofline = roofline
         self.divider = Divider(settings.lanes, roofline.splits if roofline is not None else ())
         self.correction = {MAIN: 1.0, TOKENS: 1.0}  # of paces side by side, by what steps have taken
-        self._handover_s = settings.tile_s / 2  # a tile that has begun on a share ends on it
+        self._handover_s = HANDOVER * settings.tile_s
         self._done_beside = (0.5, 0.5)  # of a prompt's step, while others ran: by its uncorrected pace, and in fact
         self._cost = cost
         self._pages = pages
