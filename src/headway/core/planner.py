@@ -194,8 +194,8 @@ class Planner:
             token = self._token_candidate()
             if token is not None:
                 instants.append(token.ripe_at)
-            instants += [self.queue.next_start(now + tile_s) - tile_s, self.queue.next_turn()]
-            instants.append(self.queue.next_starved())
+            queue = self.queue
+            instants += [queue.next_start(now + tile_s) - tile_s, queue.next_turn(), queue.next_starved()]
             if parked:
                 instants += [c.deadline - c.remaining_s - tile_s for c in waiting if c.deadline is not None]
         soonest = min((instant for instant in instants if now < instant), default=NEVER)
