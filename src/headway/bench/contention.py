@@ -53,8 +53,11 @@ class Told:
 
 @contextmanager
 def neighbour(core: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that never rests, on this core; stopped until it is let run."""
-    restless = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    """A process that never rests, on this core; stopped until it is let run. It does not outlive this one."""
+    restless = (
+        f"import os\nos.sched_setaffinity(0, {{{core}}})\nparent = os.getppid()\n"
+        "while os.getppid() == parent:\n    for _ in range(1000000): pass"
+    )
     process = subprocess.Popen([sys.executable, "-S", "-c", restless])
     process.send_signal(signal.SIGSTOP)
     try:
