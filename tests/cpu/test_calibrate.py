@@ -142,9 +142,9 @@ def test_no_probe_is_longer_than_a_request_may_be(max_model_len: int) -> None:
     assert fitted.fit.seconds((Share(1, 0),)) == pytest.approx(TRUE.seconds((Share(1, 0),)), rel=0.01)
 
 
-def test_saturation_is_where_the_fixed_part_is_an_eighth() -> None:
-    """7 · 4 ms / 0.1 ms = 280 tokens: 28 ms of arithmetic beside 4 ms. Never fewer than 16."""
-    assert saturation(TRUE) == 280
+def test_saturation_is_where_the_fixed_part_is_a_sixteenth() -> None:
+    """15 · 4 ms / 0.1 ms = 600 tokens: 60 ms of arithmetic beside 4 ms. Never fewer than 16."""
+    assert saturation(TRUE) == 600
     assert saturation(replace(TRUE, step_s=0.0)) == 16
 
 

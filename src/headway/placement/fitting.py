@@ -176,5 +176,5 @@ def _subsets() -> list[Sequence[int]]:
 
 
 def saturation(fit: CostFit) -> int:
-    """Tokens from which on a step gains little from more: its fixed part is less than an eighth of it."""
-    return max(16, int(7 * fit.step_s / max(fit.token_s, 1e-9)))
+    """Tokens from which on a step gains little from more: its fixed part is less than a sixteenth of it."""
+    return max(16, int(15 * fit.step_s / max(fit.token_s, 1e-9)))
