@@ -107,10 +107,9 @@ class CaseResult(msgspec.Struct, frozen=True):
     def chunks(self) -> list[Policy]:
         return [policy for policy in self.policies if policy.name.startswith("chunk")]
 
-    @property
-    def lasting(self) -> list[float]:
-        """Our goodput of each draw, as far as it could be kept for ever."""
-        return [min(good, self.most_rate or good) for good in self.policy(OURS).goodputs]
+    def lasting(self, goodputs: Sequence[float]) -> list[float]:
+        """Of each draw, as far as it could be kept for ever."""
+        return [min(good, self.most_rate or good) for good in goodputs]
 
     @property
     def best_chunk(self) -> Policy:
@@ -243,8 +242,9 @@ def ratios(cases: Sequence[CaseResult]) -> str:
         ours, chunk = case.policy(OURS), case.best_chunk
         known = {policy.name: policy for policy in case.policies}
         others = [known.get(name) for name in ("fcfs", "fcfs, packed", "deadline, none", "layer")]
-        over = [_ratio(case.lasting, case.best_chunks)]
-        over += ["" if other is None else _ratio(case.lasting, other.goodputs) for other in others]
+        lasting = case.lasting(ours.goodputs)
+        over = [_ratio(lasting, case.lasting(case.best_chunks))]
+        over += ["" if other is None else _ratio(lasting, case.lasting(other.goodputs)) for other in others]
         rows.append([case.model, case.name, f"{ours.goodput:.3g}", chunk.name, *over])
     header = ["model", "load, targets", "ours, req/s", "best chunk", "ours / best chunk", "/ FCFS unchunked",
               "/ FCFS packed", "/ deadline order, no preemption", "/ layer-level"]  # fmt: skip
@@ -264,11 +264,11 @@ def verdicts(cases: Sequence[CaseResult]) -> str:
     lines = []
     for case in cases:
         known = {policy.name: policy for policy in case.policies} | {"chunk": case.best_chunk}
-        ours = case.lasting
+        ours = case.lasting(case.policy(OURS).goodputs)
         for name, wanted in WANTED.get(case.name, ELSEWHERE).items():
             if (other := known.get(name)) is None:
                 continue
-            ratios = _ratios(ours, case.best_chunks if name == "chunk" else other.goodputs)
+            ratios = _ratios(ours, case.lasting(case.best_chunks if name == "chunk" else other.goodputs))
             if not ratios:
                 lines.append(f"- {case.model}, {case.name}: no verdict, {other.name} kept no rate that was tried.")
                 continue
@@ -319,7 +319,7 @@ def _how(cases: Sequence[CaseResult]) -> str:
         "serve in time. Layers differ from it in nothing but where a step may be suspended. A chunk is filled up to "
         "its size with prompts in the same order, as servers do, whoever in it is hurt by that, and runs to its end; "
         "deadline order is not suspended; FCFS refuses nobody and reads prompts one by one, or together if it is "
-        "called packed. Nobody keeps a prefix cache. In ratios and verdicts ours counts as no more than the rate at "
+        "called packed. Nobody keeps a prefix cache. In ratios and verdicts nothing counts as more than the rate at "
         "which the prompts' own work would fill all time: what is kept beyond that is kept for as long as the requests "
         "last."
     )
