@@ -278,6 +278,12 @@ def test_those_who_have_left_are_not_remembered_for_long() -> None:
     heaps = (beside.queue._turns, beside.queue._starts, beside.queue._expiries)
     assert max(map(len, heaps)) < 100
     assert beside.queue.next_expiry() == NEVER
+    beside.add(beside.ticket(10, SLO(ttft_s=1e6), 0, "", 0.0))
+    for number in range(1000):  # who stays and is priced anew leaves as many behind
+        beside.cost.fit = CostFit(step_s=0.1 + 0.001 * number)
+        beside.queue.reprice([beside.num_tickets])
+        beside.in_order()
+    assert max(map(len, heaps)) < 100
 
 
 # A decision looks at a few

@@ -146,7 +146,7 @@ class Queue:
         if ticket.num_computed:
             self.begun.add(ticket.number)
         if ticket.expiry < NEVER:
-            self._push(self._expiries, ticket.expiry, ticket.number)
+            self._push(self._expiries, ticket.expiry, ticket.number, self._is_expiry)
 
     def discard(self, ticket: Ticket) -> None:
         """Take it out if it is in."""
@@ -270,11 +270,11 @@ class Queue:
         return late
 
     def next_expiry(self) -> float:
-        return self._first(self._expiries, lambda place, instant: place.ticket.expiry == instant)
+        return self._first(self._expiries, self._is_expiry)
 
     def next_turn(self) -> float:
         """The next instant at which one of them is too late for its target, or has waited too long."""
-        return self._first(self._turns, lambda place, instant: self._turn(place) == instant)
+        return self._first(self._turns, self._is_turn)
 
     def next_starved(self) -> float:
         """When the starved have their turn again, if there are any."""
@@ -284,10 +284,24 @@ class Queue:
         """The next instant after `now` by which one of them must start to meet its target."""
         return self._first(self._starts, lambda place, instant: place.start == instant > now)
 
-    def _push(self, heap: list[tuple[float, int]], instant: float, number: int) -> None:
-        """Entries of who has left go when they come to the front, or all of them when they are most of the heap."""
+    def _is_turn(self, place: _Place, instant: float) -> bool:
+        return self._turn(place) == instant
+
+    @staticmethod
+    def _is_start(place: _Place, instant: float) -> bool:
+        return place.start == instant
+
+    @staticmethod
+    def _is_expiry(place: _Place, instant: float) -> bool:
+        return place.ticket.expiry == instant
+
+    def _push(
+        self, heap: list[tuple[float, int]], instant: float, number: int, counts: Callable[[_Place, float], bool]
+    ) -> None:
+        """Entries that count no more go when they come to the front, or all of them when they are most of the heap."""
         if len(heap) > 4 * len(self._places) + 64:
-            heap[:] = [entry for entry in heap if entry[1] in self._places]
+            known = [(entry, self._places.get(entry[1])) for entry in set(heap)]
+            heap[:] = [entry for entry, place in known if place is not None and counts(place, entry[0])]
             heapify(heap)
         heappush(heap, (instant, number))
 
@@ -332,9 +346,9 @@ class Queue:
             rows[tenant] = _Row()
         rows[tenant].add(place)
         if (turn := self._turn(place)) < NEVER:
-            self._push(self._turns, turn, number)
+            self._push(self._turns, turn, number, self._is_turn)
         if (start := place.start) < NEVER:
-            self._push(self._starts, start, number)
+            self._push(self._starts, start, number, self._is_start)
 
     def _place(self, ticket: Ticket, now: float) -> _Place:
         candidate = ticket_candidate(ticket, self.cost)

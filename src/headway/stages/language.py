@@ -84,7 +84,7 @@ class LanguageStage:
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
-        except Exception:
+        except Exception:  # the step's own fault, unless nothing runs on the device any more
             check_device(self.model.device)
             raise
         finally:
