@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from headway.bench import blocking, contention, decisions, goodput, goodput_page, goodput_simulated, gpu, packing
+from headway.bench import (
+    blocking,
+    contention,
+    decisions,
+    goodput,
+    goodput_page,
+    goodput_simulated,
+    gpu,
+    packing,
+    packing_memory,
+    packing_ways,
+)
 from headway.bench.blocking import Blocked
 from headway.bench.load import Load
 from headway.config import EngineSettings
@@ -62,11 +73,11 @@ def test_the_smallest_chunk_that_costs_little_is_compared_with() -> None:
 
 def test_every_way_reads_the_same_prompts(engine: Engine) -> None:
     """Padded, sorted, packed or as scheduled: the same first tokens as one by one, with padding where it belongs."""
-    batch = packing.draw([3, 9, 40], 12, engine.stage.model.config.vocab_size, seed=1)
+    batch = packing_ways.draw([3, 9, 40], 12, engine.stage.model.config.vocab_size, seed=1)
     with torch.inference_mode():
-        taken = {way: packing.take(engine, batch, way) for way in packing.WAYS}
+        taken = {way: packing_ways.take(engine, batch, way) for way in packing_ways.WAYS}
     assert len(taken["one by one"].tokens) == 12
-    for way in packing.WAYS:
+    for way in packing_ways.WAYS:
         assert taken[way].tokens == taken["one by one"].tokens, way
         assert taken[way].seconds > 0
     case = packing.Case("some", 12, [batch])
@@ -78,16 +89,33 @@ def test_every_way_reads_the_same_prompts(engine: Engine) -> None:
 def test_packs_are_read_in_order_and_whole(engine: Engine) -> None:
     """What is decided takes every prompt once, and no pack of several beyond the saturation count."""
     lengths = [5, 200, 7, 7, 30, 1] * 4
-    packs = packing.packed(engine, lengths)
+    packs = packing_ways.packed(engine, lengths)
     assert [length for taken in packs for length in taken] == lengths
     most = engine.scheduler.settings.pack_tokens
     assert all(len(taken) == 1 or sum(taken) <= most for taken in packs)
 
 
+def test_the_largest_batch_within_a_memory(engine: Engine) -> None:
+    """One more would not fit; padding leaves room for fewer, by as much as the longest is longer than the mean."""
+    lengths = [10, 10, 10, 70] * 100
+    cap_bytes = (
+        2000 * engine.pool.shape.page_bytes // engine.pool.shape.page_tokens + 400 * engine.stage.bytes_per_token
+    )
+    sizes = {way: packing_memory.largest_batch(engine, lengths, way, cap_bytes) for way in packing_ways.WAYS}
+    for way, size in sizes.items():
+        held = [
+            packing_memory.activation_bytes(engine, lengths[:few], way)
+            + packing_memory.page_bytes(engine, lengths[:few], way)
+            for few in (size, size + 1)
+        ]
+        assert held[0] <= cap_bytes < held[1], way
+    assert 1.9 * sizes["padded"] < sizes["scheduled"] <= sizes["one by one"]
+
+
 def test_real_lengths_have_one_mean() -> None:
     """Loads differ in shape, not in how much there is to read."""
-    found = packing.populations(mean_tokens=64, longest=1023)
-    assert {"qwen text", "azure-conv", packing.UNIFORM} <= set(found)
+    found = packing_ways.populations(mean_tokens=64, longest=1023)
+    assert {"qwen text", "azure-conv", packing_ways.UNIFORM} <= set(found)
     for lengths in found.values():
         assert sum(lengths) / len(lengths) == pytest.approx(64, rel=0.1)
 

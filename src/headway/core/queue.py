@@ -191,12 +191,17 @@ class Queue:
         place = self._place(ticket, now)
         debt_s = debts.get(tenant, 0.0)
         own_tier = place.tier
-        if own_tier is Tier.STARVED and (debt_s or self._starved_yield(now)):
+        if own_tier is Tier.STARVED and (self._starved_yield(now) or (debt_s and self._starves_without_debt(debts))):
             own_tier = Tier.BEST_EFFORT
+        in_debt = debt_s > 0
+        if own_tier is Tier.STARVED:
+            debt_s = 0.0
         priority, due, number, _ = next(_Shifted(tenant, [place.key], [0.0], debt_s).shifted(now))
         first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts, now)]
         found = [row.amortized_s for row in first]
         rows = self._rows_of(own_tier, debts, now)
+        if own_tier is Tier.STARVED:  # those in debt have no turn once it is there, if it has none
+            rows = [row for row in rows if (debts.get(row.tenant, 0.0) > 0) == in_debt]
         if not debts or own_tier is Tier.STARVED:
             found += [row.before((priority, due, number), now) for row in rows]
         else:
@@ -218,7 +223,7 @@ class Queue:
     def _with_starved(self, found: list[list[float]], debts: Mapping[str, float], now: float) -> tuple[int, float]:
         """Before somebody who can be in time: of the starved, who are the first of what was `found` if it is their
         turn, one at once, and then their share of the time that the others take."""
-        starved = [_Shifted(t, r.keys, r.amortized_s) for t, r in self._rows[Tier.STARVED].items() if not debts.get(t)]
+        starved = self._in_turn(debts)
         rest = found if self._starved_yield(now) else found[len(starved) :]
         rest_s = sum(map(sum, rest))
         at_once_s = 0.0
@@ -232,19 +237,27 @@ class Queue:
     def _starved_yield(self, now: float) -> bool:
         return now < self._others_until
 
-    def _rows_of(self, tier: Tier, debts: Mapping[str, float], now: float) -> "list[_Shifted]":
-        """The rows that are in this tier now. Whoever has had more than its share does not starve; nor, for a while,
-        does anybody when the starved have had theirs."""
-        rows = self._rows[tier].items()
+    def _starves_without_debt(self, debts: Mapping[str, float]) -> bool:
+        return any(not debts.get(tenant) for tenant in self._rows[Tier.STARVED])
+
+    def _in_turn(self, debts: Mapping[str, float]) -> list[_Shifted]:
+        """Those starved whose turn it is when the starved have one: of tenants without debt, or of those in debt if
+        there are no others. Else who comes anew all the time would keep out for ever whoever had more before."""
+        rows = self._rows[Tier.STARVED].items()
+        in_debt = not self._starves_without_debt(debts)
+        return [_Shifted(t, row.keys, row.amortized_s) for t, row in rows if in_debt or not debts.get(t)]
+
+    def _rows_of(self, tier: Tier, debts: Mapping[str, float], now: float) -> list[_Shifted]:
+        """The rows that are in this tier now. Who starves but has no turn, which is everybody for a while when the
+        starved have had their share, counts as best effort."""
         yields = self._starved_yield(now)
         if tier is Tier.STARVED:
-            return [_Shifted(t, r.keys, r.amortized_s) for t, r in rows if not (yields or debts.get(t))]
-        found = [_Shifted(tenant, r.keys, r.amortized_s, debts.get(tenant, 0.0)) for tenant, r in rows]
-        if tier is Tier.BEST_EFFORT and (debts or yields):
-            starved = self._rows[Tier.STARVED].items()
-            found += [
-                _Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in starved if yields or debts.get(t)
-            ]
+            return [] if yields else self._in_turn(debts)
+        found = [_Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in self._rows[tier].items()]
+        if tier is Tier.BEST_EFFORT and self._rows[Tier.STARVED]:
+            in_turn = set() if yields else {row.tenant for row in self._in_turn(debts)}
+            others = [(t, r) for t, r in self._rows[tier.STARVED].items() if t not in in_turn]
+            found += [_Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in others]
         return found
 
     def _of(self, number: int, debt_s: float, now: float) -> Candidate:
