@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 MAX_CLASSES = 32  # each is a label of many series
 UNNAMED_CLASSES = ("none", "custom")  # under which /metrics counts requests that name no class
+CPU_TILE_S, GPU_TILE_S = 0.010, 0.001
 OPENTELEMETRY = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")  # what headway[otel] brings
 _CLASS_NAME = re.compile(r"[\w.-]{1,32}", re.ASCII)
 
@@ -47,8 +48,11 @@ class EngineSettings:
     block_size: int = setting(16, "memory", "tokens per page")
     kv_cache_memory_bytes: int | None = setting(None, "memory", "for keys and values; default: what is needed and free")
     enable_prefix_caching: bool = setting(True, "memory", "share the pages of equal beginnings of prompts")
-    max_tile_ms: float = setting(
-        10.0, "scheduling", "no piece of work is planned to run longer: the bound on how long an urgent request waits"
+    max_tile_ms: float | None = setting(
+        None,
+        "scheduling",
+        "no piece of work is planned to run longer: the bound on how long an urgent request waits; default: 10 on a "
+        "CPU, 1 on a GPU",
     )
     num_threads: int | None = setting(
         None, "scheduling", "compute threads; default: the cores that this process may use"
@@ -101,8 +105,15 @@ class EngineSettings:
             raise ConfigError(f"--max-model-len {self.max_model_len} is too short: give at least 2.")
         if self.num_threads is not None and self.num_threads < 1:
             raise ConfigError(f"--num-threads {self.num_threads} is too few: give at least 1.")
-        if not 0.1 <= self.max_tile_ms <= 10_000:
+        if self.max_tile_ms is not None and not 0.1 <= self.max_tile_ms <= 10_000:
             raise ConfigError(f"--max-tile-ms {self.max_tile_ms} is out of range: give 0.1 to 10000.")
+
+    @property
+    def tile_s(self) -> float:
+        """The bound on a tile, B, of this device unless told otherwise."""
+        if self.max_tile_ms is not None:
+            return self.max_tile_ms / 1e3
+        return CPU_TILE_S if self.device == "cpu" else GPU_TILE_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from headway.stages.language import LanguageStage
 from headway.stages.sample import MakeMatcher, no_matcher
 from headway.stages.tiling import Rates, Tiling
 
-SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6)  # so slow that a tiny model's operators are cut into many tiles
+SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6, 1e8)  # so slow that a tiny model's operators are cut into many tiles
 
 
 class AfterTiles:

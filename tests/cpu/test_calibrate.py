@@ -16,14 +16,23 @@ from headway.models.presets import preset
 from headway.placement import fitting, prices
 from headway.placement.calibrate import Calibration, step_s
 from headway.placement.engine import build_engine
-from headway.placement.fitting import BUDGET_S, MOST_REPEATS, NUM_ALWAYS, Shape, fit_cost, saturation, shapes
+from headway.placement.fitting import (
+    BUDGET_S,
+    LONGEST_PROBES,
+    MOST_REPEATS,
+    NUM_ALWAYS,
+    Shape,
+    fit_cost,
+    saturation,
+    shapes,
+)
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import matrices_of
 from headway.stages.sample import Sampler
 from headway.stages.tiling import Rates, Tiling
 
 TRUE = CostFit(step_s=0.004, token_s=1e-4, segment_s=2e-4, pair_s=5e-8)
-RATES = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8)
+RATES = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8, 1e8)
 
 
 class Machine:
@@ -140,6 +149,16 @@ def test_no_probe_is_longer_than_a_request_may_be(max_model_len: int) -> None:
     fitted = fit_cost(Machine(), max_model_len, TRUE)
     assert fitted.held_out
     assert fitted.fit.seconds((Share(1, 0),)) == pytest.approx(TRUE.seconds((Share(1, 0),)), rel=0.01)
+
+
+def test_a_fast_device_is_measured_by_long_prompts_too() -> None:
+    """Where a thousand tokens take as long as one, only longer prompts tell what a token costs."""
+    truth = CostFit(step_s=1.7e-3, token_s=2.5e-6, segment_s=1e-6, pair_s=2e-11)
+    machine = Machine(truth)
+    fitted = fit_cost(machine, 131_072, truth, longest=LONGEST_PROBES["cuda"])
+    assert {(Share(8192, 0),), (Share(1024, 4096),)} <= set(fitted.fitted_on)
+    assert (Share(3072, 0),) in fitted.held_out
+    assert max(sum(share) for shape, _ in shapes(131_072) for share in shape) <= LONGEST_PROBES["cpu"]
 
 
 def test_saturation_is_where_the_fixed_part_is_a_sixteenth() -> None:

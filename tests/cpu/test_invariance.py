@@ -18,7 +18,7 @@ from headway.stages.matrices import packed
 from headway.stages.panels import panels_for
 from headway.stages.tiling import Rates, Tiling
 
-SLOW = Rates(2e9, 1e9, 2e8, 1e9, 1e7, 1e7)  # a device so slow that everything is cut
+SLOW = Rates(2e9, 1e9, 2e8, 1e9, 1e7, 1e7, 1e8)  # a device so slow that everything is cut
 VOCABULARY = 512
 
 

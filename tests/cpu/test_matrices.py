@@ -86,7 +86,7 @@ def test_without_compiled_operators_float32_is_left_as_it_is(monkeypatch: pytest
 def test_a_grid_is_cut_where_parts_meet(num_rows: int, d_in: int, d_out: int, step: int) -> None:
     """Everything once, in order, edges at multiples of the step."""
     step = min(step, d_out)
-    grid = Tiling(Rates(2e11, 1e10, 1e11, 1e10, 1e9, 1e9), 0.010).linear(num_rows, d_in, d_out, 2, step=step)
+    grid = Tiling(Rates(2e11, 1e10, 1e11, 1e10, 1e9, 1e9, 1e8), 0.010).linear(num_rows, d_in, d_out, 2, step=step)
     for spans, length in ((grid.rows, num_rows), (grid.columns, d_out)):
         assert spans[0].start == 0
         assert spans[-1].end == length

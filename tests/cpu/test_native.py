@@ -27,7 +27,7 @@ from headway.stages.operators import Operators
 from headway.stages.tiling import Glance, Rates, Span, Tiling
 
 PAGES = 400
-RATES = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
+RATES = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 2e-6}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 
 

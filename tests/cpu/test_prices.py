@@ -13,7 +13,7 @@ from headway.placement.prices import Kept, Prices, Subject, read, settle, write
 from headway.stages.tiling import Rates
 
 FIT = CostFit(step_s=0.004, token_s=1e-4, segment_s=2e-4, pair_s=5e-8)
-PRICES = Prices(Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8), FIT, 0.04)
+PRICES = Prices(Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8, 1e8), FIT, 0.04)
 
 
 def never() -> Prices:

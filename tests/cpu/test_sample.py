@@ -23,6 +23,7 @@ from headway.stages.sample import (
     Sampler,
     best_on_device,
     best_on_host,
+    draw_on_device,
     drop_unlikely,
     inverse_cdf,
     token_logprobs,
@@ -177,6 +178,66 @@ def test_a_draw_is_the_inverse_of_the_cumulative_weight(weights, u):
     assert weights[token] > 0
     slack = 1e-12 * sums[-1]
     assert sums[token] - weights[token] - slack <= u * sums[-1] <= sums[token] + slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"temperature": 0.3},
+        {"top_p": 0.9},
+        {"top_k": 7},
+        {"min_p": 0.05},
+        {"temperature": 1.7, "top_k": 40, "top_p": 0.7},
+        {"temperature": 1e-7},
+        {"top_p": 1e-6},
+        {"top_k": 1000},
+    ],
+)
+def test_a_draw_on_the_device_is_that_on_the_host(chosen: dict[str, float], dtype: torch.dtype) -> None:
+    """The same number, settings and logits, many of which are equal in bfloat16, give the same token: whole weights
+    round otherwise by a millionth of a millionth."""
+    logits_RV = _logits(300, 500, scale=3.0).to(dtype)
+    request = _request(seed=5, **chosen)
+    on_host = _tokens(_answer(request, logits_RV))
+    numbers = [uniform(5, number) for number in range(300)]
+    assert draw_on_device(logits_RV, [request.sampling] * 300, numbers).tolist() == on_host
+
+
+def test_a_batch_elsewhere_is_drawn_from_as_one_here() -> None:
+    """Greedy, free, with penalties, with logprobs, and a row that is damaged: each way gives what it gives here."""
+    requests = [
+        _request("greedy", temperature=0.0),
+        _request("free", top_p=0.9, seed=3),
+        _request("penalized", presence_penalty=0.6, seed=4),
+        _request("told", num_logprobs=2, seed=5),
+        _request("damaged", seed=6),
+    ]
+    rows = _logits(len(requests), 300, seed=8)
+    rows[-1, 5] = float("nan")
+    names = [request.id for request in requests]
+    found = []
+    for elsewhere in (False, True):
+        sampler = Sampler(300)
+        for request in requests:
+            sampler.open(request)
+        known = sampler.drawn_there(rows, names, [len(PROMPT)] * len(names)) if elsewhere else {}
+        assert set(known) == ({0, 1} if elsewhere else set())
+        found.append(sampler.draw(rows, names, [len(PROMPT)] * len(names), known))
+    assert found[0] == found[1]
+    assert found[1][-1].failure is not None
+
+
+def test_a_device_draws_nothing_from_a_row_that_is_not_finite() -> None:
+    for bad in (float("nan"), float("inf")):
+        logits_RV = _logits(2, 50)
+        logits_RV[0, 7] = bad
+        drawn = draw_on_device(logits_RV, [Sampling(top_p=0.9)] * 2, [0.5, 0.5]).tolist()
+        assert (drawn[0], drawn[1] >= 0) == (-1, True)
+    masked = torch.full((4, 50), float("-inf"))
+    masked[:, [3, 9]] = 0.0
+    assert draw_on_device(masked, [Sampling()] * 4, [0.0, 0.4, 0.6, 1 - 2**-53]).tolist() == [3, 3, 9, 9]
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5000])
@@ -339,7 +400,8 @@ _SETTINGS = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(_SETTINGS, min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_no_token_depends_on_what_else_is_in_the_batch(all_settings, random):
-    """Five turns in batches of random members and order give each request what it gets alone, logprobs and all."""
+    """Five turns in batches of random members and order, drawn from in two parts, in one of them as a device does, give
+    each request what it gets alone, logprobs and all."""
     requests = [_request(f"r{number}", **chosen) for number, chosen in enumerate(all_settings)]
     logits = {request.id: _logits(5, 200, seed=number) for number, request in enumerate(requests)}
     alone = {request.id: _answer(request, logits[request.id]) for request in requests}
@@ -351,7 +413,10 @@ def test_no_token_depends_on_what_else_is_in_the_batch(all_settings, random):
     while waiting := [name for name, commits in got.items() if len(commits) < 5]:
         batch = random.sample(waiting, random.randint(1, len(waiting)))
         rows = torch.stack([logits[name][len(got[name])] for name in batch])
-        for commit in sampler.draw(rows, batch, [len(PROMPT) + len(got[name]) for name in batch]):
+        positions = [len(PROMPT) + len(got[name]) for name in batch]
+        known, cut = sampler.drawn_there(rows, batch, positions), random.randint(0, len(batch))
+        commits = sampler.draw(rows[:cut], batch[:cut], positions[:cut], {r: t for r, t in known.items() if r < cut})
+        for commit in (*commits, *sampler.draw(rows[cut:], batch[cut:], positions[cut:])):
             got[commit.request_id].append(commit)
     assert got == alone
 

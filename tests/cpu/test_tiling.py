@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.core.work import Segment
+from headway.stages.recorded import Part, most_layers
 from headway.stages.tiling import AIM, MIN_QUERIES, Rates, Tiling, spans
 
 RATES = st.builds(
@@ -17,6 +18,7 @@ RATES = st.builds(
     copy_bytes=st.floats(1e8, 1e12),
     elements=st.floats(1e6, 1e11),
     activations=st.floats(1e6, 1e11),
+    logits=st.floats(1e6, 1e11),
 )
 
 
@@ -68,7 +70,7 @@ def test_every_query_looks_once_through_every_head(rates, shapes):
 
 def test_a_long_prompt_is_cut_into_small_blocks_of_queries():
     """8192 tokens on a machine that does 200 GFLOP/s in attention: blocks of a few dozen queries at most."""
-    rates = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8)
+    rates = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8, 1e8)
     segment = Segment("r", tuple(range(8192)), 0, 0, (), ())
     tiles = Tiling(rates, 0.010).attention([segment], 14, 2, 64, 2)
     heights = [glance.rows.end - glance.rows.start for tile in tiles for glance in tile]
@@ -80,7 +82,7 @@ def test_a_long_prompt_is_cut_into_small_blocks_of_queries():
 @pytest.mark.parametrize("length", [1, 64, 8192])
 def test_no_glance_is_planned_longer_than_the_bound(length, context, window):
     """Llama-3.2-1B's heads on a 2-core machine: prompts, chunks and tokens, up to the model's whole context."""
-    rates = Rates(4e11, 1.5e10, 1.7e11, 1e10, 6e8, 6e8)
+    rates = Rates(4e11, 1.5e10, 1.7e11, 1e10, 6e8, 6e8, 1e8)
     segment = Segment("r", tuple(range(length)), context, context, (), ())
     tiling = Tiling(rates, 0.010)
     costs = [cost_s for _, cost_s in tiling._glances([segment], 32, 8, 64, 2, window)]
@@ -93,8 +95,32 @@ def test_no_glance_is_planned_longer_than_the_bound(length, context, window):
         assert sum(costs) < sum(cost_s for _, cost_s in unlimited), "a window's keys are fewer"
 
 
+def test_attention_is_foreseen_as_its_tiles_are():
+    """What a layer's takes in all, for tokens behind long contexts and for prompts, is about what its glances take."""
+    rates = Rates(4e11, 1.5e10, 1.7e11, 1e10, 6e8, 6e8, 1e8)
+    tiling = Tiling(rates, 0.010)
+    for lengths in ([(1, 8192)] * 16, [(1, 131072)], [(512, 0)], [(256, 4096), (64, 0)]):
+        segments = [Segment(f"r{n}", (0,) * length, at, at, (), ()) for n, (length, at) in enumerate(lengths)]
+        in_tiles = sum(cost_s for _, cost_s in tiling._glances(segments, 32, 8, 64, 2, None, gathers=False))
+        assert 0.4 * in_tiles <= tiling.attention_s(segments, 32, 8, 64, 2) <= 1.1 * in_tiles
+
+
+def test_rows_are_drawn_from_as_many_at_a_time_as_keep_the_bound():
+    """A draw from 150,000 logits takes 1.5 ms at this rate: four of them in the 6 ms that a tile is planned to take."""
+    tiling = Tiling(Rates(1e14, 1e12, 1e12, 1e10, 1e12, 1e12, 1e8), 0.010)
+    parts = tiling.draws(32, 150_000)
+    assert max(rows.end - rows.start for rows in parts) == 4
+    assert [parts[0].start, parts[-1].end] == [0, 32]
+
+
+def test_the_longest_part_of_a_recording():
+    """Parts say how many layers are done after them; the last one, the head, adds none."""
+    parts = [Part("layers", 3, lambda: None), Part("layers", 5, lambda: None), Part("head", 5, lambda: None)]
+    assert most_layers(parts) == 3
+
+
 def test_the_middle_of_the_mlp_is_cut_by_what_the_activation_costs():
     """Fast matrix products and slow small operators: the height of a tile follows the slower of the two."""
-    tiling = Tiling(Rates(1e14, 1e12, 1e12, 1e10, 2e8, 2e8), 0.010)
+    tiling = Tiling(Rates(1e14, 1e12, 1e12, 1e10, 2e8, 2e8, 1e8), 0.010)
     grid = tiling.linear(4096, 896, 9728, 2, highest=tiling.most_active_rows(9728))
     assert max(rows.end - rows.start for rows in grid.rows) * 9728 <= 0.010 * AIM * 2e8

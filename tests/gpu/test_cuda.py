@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from headway.bench.exactness import SLOW, Bench, isolated, packed_as_alone, small_config, suspended_anywhere
+from headway.core.request import Request, Sampling
 from headway.models import weights
+from headway.stages.sample import Sampler
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,3 +41,19 @@ def test_suspended_at_every_tile(model):
 def test_packs(model):
     assert packed_as_alone(model, SLOW, (1, 17, 64, 3), follow=32)[:2] == (4, 0)
     assert isolated(model, SLOW, 37, 21, trials=6) == (6, 0)
+
+
+@torch.inference_mode()
+def test_tokens_are_drawn_on_the_device_as_on_the_host():
+    """A vocabulary of 150,000, 64 requests of several settings: the same tokens, whoever draws them."""
+    logits = torch.randn(64, 150_000, generator=torch.Generator().manual_seed(0)) * 3
+    settings = [Sampling(seed=n, top_p=(1.0, 0.9)[n % 2], top_k=(0, 50, 0)[n % 3]) for n in range(64)]
+    names, found = [f"r{n}" for n in range(64)], []
+    for rows in (logits, logits.cuda()):
+        sampler = Sampler(150_000)
+        for name, sampling in zip(names, settings, strict=True):
+            sampler.open(Request(name, (1,), 9, 0.0, sampling=sampling))
+        known = sampler.drawn_there(rows, names, [1] * 64)
+        assert len(known) == 64
+        found.append([commit.tokens for commit in sampler.draw(rows, names, [1] * 64, known)])
+    assert found[0] == found[1]

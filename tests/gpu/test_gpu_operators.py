@@ -19,7 +19,7 @@ from headway.stages.tiling import Rates, Tiling
 
 pytestmark = pytest.mark.gpu
 POSITIONS = 1500
-RATES = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
+RATES = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 2e-6}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 HEADS = [(6, 2, 64), (9, 3, 64), (4, 4, 32), (8, 1, 128)]

@@ -218,7 +218,7 @@ def test_prices_from_a_file(tmp_path: Path) -> None:
     plain.write_text('{"step_s": 0.01, "token_s": 0.001}')
     assert simulated_flags.fit_of(str(plain)) == CostFit(0.01, 0.001, 0.0, 0.0)
     fit = CostFit(0.02, 0.001, 0.003, 1e-7)
-    of_engine = prices.Kept(prices.FORMAT, time.time(), prices.Prices(Rates(*[1e9] * 6), fit, 0.05))
+    of_engine = prices.Kept(prices.FORMAT, time.time(), prices.Prices(Rates(*[1e9] * 7), fit, 0.05))
     assert prices.write(kept, of_engine) == ""
     assert simulated_flags.fit_of(str(kept)) == fit
     assert simulator("--costs", str(kept)).plan.fit == fit

@@ -10,7 +10,7 @@ One stage, one pool, three comparisons, bit for bit:
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -40,8 +40,10 @@ SMALL = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6)  # a device so slow that a small model's operators are cut into many tiles
-USUAL = Rates(3e11, 1.5e10, 2e11, 5e9, 2e8, 2e8)
+SLOW = Rates(
+    1e8, 1e9, 1e7, 1e8, 1e6, 1e6, 1e6
+)  # a device so slow that a small model's operators are cut into many tiles
+USUAL = Rates(3e11, 1.5e10, 2e11, 5e9, 2e8, 2e8, 1e8)
 
 
 class RecordingSampler(Sampler):
@@ -51,10 +53,16 @@ class RecordingSampler(Sampler):
         super().__init__(vocab_size, make_matcher)
         self.logits: dict[str, list[Tensor]] = {}
 
-    def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:
+    def draw(
+        self,
+        logits_RV: Tensor,
+        request_ids: Sequence[str],
+        positions: Sequence[int],
+        known: Mapping[int, int] | None = None,
+    ) -> tuple[Commit, ...]:
         for row, request_id in enumerate(request_ids):
             self.logits.setdefault(request_id, []).append(logits_RV[row].clone())
-        return super().draw(logits_RV, request_ids, positions)
+        return super().draw(logits_RV, request_ids, positions, known)
 
 
 @dataclass

@@ -115,9 +115,9 @@ def _device_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tile-ms",
         type=float,
-        default=_SERVED.max_tile_ms,
+        default=1e3 * _SERVED.tile_s,
         metavar="MS",
-        help=_help("max_tile_ms", _SERVED.max_tile_ms),
+        help=f"no piece of work is planned to run longer (default: {1e3 * _SERVED.tile_s:g})",
     )
 
 

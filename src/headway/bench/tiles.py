@@ -25,7 +25,7 @@ from headway.stages.language import LanguageStage
 from headway.stages.stage import Running
 from headway.stages.tiling import Rates, Tiling
 
-UNCUT = Rates(1e30, 1e30, 1e30, 1e30, 1e30, 1e30)
+UNCUT = Rates(1e30, 1e30, 1e30, 1e30, 1e30, 1e30, 1e30)
 
 
 class Case(NamedTuple):

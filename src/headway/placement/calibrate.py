@@ -18,7 +18,7 @@ from headway.core.request import Request, Sampling
 from headway.core.work import Segment, Work
 from headway.kv.pool import KVPool
 from headway.models.decoder import Decoder
-from headway.placement.fitting import Shape, fit_cost
+from headway.placement.fitting import LONGEST_PROBES, Shape, fit_cost
 from headway.placement.prices import Prices
 from headway.stages.batch import PageLists, make_batch
 from headway.stages.device import operators_for
@@ -63,7 +63,10 @@ class Calibration(NamedTuple):
     def measure(self) -> Prices:
         rates = measure_rates(self.model, self.matrices, self.pool, self.num_touched_pages)
         stage = self._stage(rates)
-        fitted = fit_cost(lambda shape: step_s(stage, shape), self.max_model_len, self._expected(rates))
+        longest = LONGEST_PROBES[self.model.device.type]
+        fitted = fit_cost(
+            lambda shape: step_s(stage, shape), self.max_model_len, self._expected(rates), longest=longest
+        )
         return Prices(rates, fitted.fit, fitted.error)
 
     def check(self, prices: Prices) -> float:
@@ -138,7 +141,16 @@ def rates_now(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_page
         copy_bytes=_copy_rate(model, operators, num_touched_pages),
         elements=num_rows * (config.q_size + 2 * config.kv_size) / small_s,
         activations=wide.numel() / active_s,
+        logits=config.vocab_size / _draw_s(model),
     )
+
+
+def _draw_s(model: Decoder) -> float:
+    """Seconds of drawing one of the likelier tokens on the host: with a penalty, so that it is there on any device."""
+    sampler, generator = Sampler(model.config.vocab_size), torch.Generator().manual_seed(0)
+    sampler.open(Request("probe", (0,), 2, 0.0, sampling=Sampling(presence_penalty=0.1, top_p=0.95)))
+    logits_RV = torch.randn(1, model.config.vocab_size, generator=generator).to(model.device, model.dtype)
+    return _best(lambda: sampler.draw(logits_RV, ["probe"], [1]), model.device)
 
 
 def _more_than_a_cache(each: Sequence[Matrix]) -> Sequence[Matrix]:

@@ -27,7 +27,7 @@ from headway.models.tokenizer import open_model_text
 from headway.placement.calibrate import Calibration
 from headway.placement.dividing import measure_roofline, slowest
 from headway.placement.driver import Driver, Mailbox
-from headway.placement.fitting import LONGEST_PROBE, saturation
+from headway.placement.fitting import LONGEST_PROBES, saturation
 from headway.placement.memory import free_bytes, give_back_freed_memory, keep_freed_memory, num_cores
 from headway.placement.multiplex import Cores
 from headway.placement.prices import Prices, Subject, settle
@@ -86,13 +86,13 @@ def build_engine(settings: EngineSettings) -> Engine:
         prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
         compiler = _compiler(settings)
         sampler = Sampler(model.config.vocab_size, no_matcher if compiler is None else compiler.matcher)
-        stage = LanguageStage(model, pool, Tiling(prices.rates, settings.max_tile_ms / 1e3), sampler, matrices)
+        stage = LanguageStage(model, pool, Tiling(prices.rates, settings.tile_s), sampler, matrices)
         stage.record(settings.max_num_seqs)
         roofline = None
         if settings.lanes in ("split", "auto") and device.type == "cpu" and num_threads > 1:
             _touch(pool)
             roofline = measure_roofline(stage, num_threads, _num_measured(pool))
-            stage.tiling = Tiling(slowest(prices.rates, roofline), settings.max_tile_ms / 1e3)
+            stage.tiling = Tiling(slowest(prices.rates, roofline), settings.tile_s)
     pack_tokens = saturation(prices.fit)
     scheduler = Scheduler(
         _rules(settings, max_model_len, pack_tokens, shape.pool_bytes // 4 // stage.bytes_per_token),
@@ -112,7 +112,7 @@ def build_engine(settings: EngineSettings) -> Engine:
         num_pages=pool.shape.num_pages,
         pool_bytes=pool.shape.pool_bytes,
         num_threads=num_threads,
-        max_tile_ms=settings.max_tile_ms,
+        max_tile_ms=1e3 * settings.tile_s,
         load_s=time.monotonic() - begun,
         cost_fit=prices.fit,
         cost_error=prices.error,
@@ -131,7 +131,7 @@ def _rules(settings: EngineSettings, max_model_len: int, pack_tokens: int, max_p
         max_num_seqs=settings.max_num_seqs,
         max_num_queued=settings.max_num_queued_reqs,
         pack_tokens=pack_tokens,
-        tile_s=settings.max_tile_ms / 1e3,
+        tile_s=settings.tile_s,
         max_num_parked=settings.max_num_parked,
         max_parked_tokens=max_parked_tokens,
         max_parked_s=settings.max_parked_s,
@@ -161,15 +161,15 @@ def _prices(
 ) -> tuple[Prices, str]:
     """By which operators are cut and steps are predicted, and where that is from."""
     shape = pool.shape
-    calibration = Calibration(model, pool, _num_measured(pool), settings.max_tile_ms / 1e3, max_model_len, matrices)
+    calibration = Calibration(model, pool, _num_measured(pool), settings.tile_s, max_model_len, matrices)
     subject = Subject(
         config=model.config,
         dtype=str(model.dtype),
         device=_device_name(model.device),
         num_threads=num_threads,
         page_tokens=shape.page_tokens,
-        max_tile_ms=settings.max_tile_ms,
-        longest_probe=min(max_model_len, LONGEST_PROBE),
+        max_tile_ms=1e3 * settings.tile_s,
+        longest_probe=min(max_model_len, LONGEST_PROBES[model.device.type]),
         operators=f"{operators_for(model, pool).name}, {matrices.head.name}",
     )
 

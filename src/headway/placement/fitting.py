@@ -22,7 +22,9 @@ ODD = 0.2  # a step slower than fitted by this share is taken to have been distu
 AGAIN_S = 0.5  # of the device for running such steps again
 PRIOR_WEIGHT = 0.05  # of each coefficient that was expected beforehand, in units of one step's relative error
 NUM_ALWAYS = 4  # shapes that are run whatever the budget: three to fit, one held out
-LONGEST_PROBE = 1056  # tokens and context of the longest shape
+# tokens and context of the longest shape: a CPU has no time for longer ones at its start, on a GPU shorter ones say
+# little of prompts that fill it
+LONGEST_PROBES = {"cpu": 1056, "cuda": 8192}
 
 Shape = tuple[Share, ...]
 Run = Callable[[Shape], float]  # one step of this shape, seconds
@@ -45,8 +47,8 @@ class Fitted(NamedTuple):
     held_out: tuple[Shape, ...]
 
 
-def shapes(max_model_len: int) -> tuple[tuple[Shape, bool], ...]:
-    """(shape, whether it is held out), the most telling first, none longer than a request may be."""
+def shapes(max_model_len: int, longest: int = LONGEST_PROBES["cpu"]) -> tuple[tuple[Shape, bool], ...]:
+    """(shape, whether it is held out), the most telling first, none longer than a request may be, or than `longest`."""
 
     def whole(*lengths: int) -> Shape:
         return tuple(Share(length, 0) for length in lengths)
@@ -73,22 +75,34 @@ def shapes(max_model_len: int) -> tuple[tuple[Shape, bool], ...]:
         (whole(48), False),
         (whole(400), True),
         (whole(1024), False),
+        (whole(2048), False),
+        (behind(1024, 4096), False),
+        (whole(3072), True),
+        (behind(1, 4096, 32), False),
+        (whole(8192), False),
     )
     fitting: dict[Shape, bool] = {}
     for shape, is_held_out in wanted:
-        if all(share.context_tokens >= 0 and sum(share) <= max_model_len for share in shape):
+        if all(share.context_tokens >= 0 and sum(share) <= min(max_model_len, longest) for share in shape):
             fitting.setdefault(shape, is_held_out)
     return tuple(fitting.items())
 
 
-def fit_cost(run: Run, max_model_len: int, expected: CostFit, budget_s: float = BUDGET_S) -> Fitted:
-    """Run steps until the budget is spent, and solve. `expected` is what single operators let expect beforehand.
+def fit_cost(
+    run: Run,
+    max_model_len: int,
+    expected: CostFit,
+    budget_s: float = BUDGET_S,
+    longest: int = LONGEST_PROBES["cpu"],
+) -> Fitted:
+    """Run steps until the budget is spent, and solve. `expected` is what single operators let expect beforehand;
+    `longest` the tokens and context of the longest shape.
 
     A shape that would take the steps over the budget, by the fit so far, is left out; a cheaper one after it may fit.
     A step that took incredibly long is left out of the solving, and mostly not charged; a held-out one still counts as
     an error, so that who reads it sees that the machine was busy.
     """
-    order = shapes(max_model_len)
+    order = shapes(max_model_len, longest)
     held_out = {shape for shape, is_held_out in order if is_held_out}
     taken: dict[Shape, float] = {}
     charged_s = spent_s = 0.0

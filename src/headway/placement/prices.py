@@ -28,7 +28,7 @@ from headway.core.cost import CostFit, Share
 from headway.models.config import DecoderConfig
 from headway.stages.tiling import Rates
 
-FORMAT = 2  # also grows when what is measured means something else
+FORMAT = 3  # also grows when what is measured means something else
 TOLERANCE = 0.35
 MAX_SLOW_STARTS = 3
 REFERENCE = (Share(64, 0),)  # by its seconds two fits are told apart as faster and slower

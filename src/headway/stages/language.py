@@ -81,6 +81,7 @@ class LanguageStage:
                 tile = next(tiles)
                 self._fence.passed()
                 yield tile
+                torch.cuda.set_device(self.model.device)  # it may be another thread that goes on
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
@@ -240,11 +241,17 @@ class LanguageStage:
             del chosen_RE, logits_RV  # before the next block's are made
 
     def _draw(self, step: Step, rows: Span, logits_RV: Tensor, drawn: list[Commit]) -> Iterator[Tile]:
-        """A token, or a score, from each of these rows."""
-        batch = step.batch
+        """A token, or a score, from each of these rows; what a device can draw by itself it draws first, for all."""
+        whole = slice(*rows)
+        asked_by, asked_for = step.batch.asked_by[whole], step.batch.asked_for[whole]
+        drawn_there: dict[int, int] = {}
+        if self._cutting.draws_elsewhere:
+            drawn_there = self.sampler.drawn_there(logits_RV, asked_by, asked_for)
+            yield step.tile("sample")
         for few in self._cutting.draws(rows):
-            part = slice(rows.start + few.start, rows.start + few.end)
-            drawn += self.sampler.draw(logits_RV[few.start : few.end], batch.asked_by[part], batch.asked_for[part])
+            part = slice(*few)
+            known = {row - few.start: token for row, token in drawn_there.items() if few.start <= row < few.end}
+            drawn += self.sampler.draw(logits_RV[part], asked_by[part], asked_for[part], *([known] if known else ()))
             yield step.tile("sample")
 
     # Recorded steps
@@ -297,14 +304,20 @@ class LanguageStage:
         return sum(d_in * d_out for d_in, d_out in (matrix.size for matrix in self.matrices.layers[0]))
 
     def _recording_for(self, batch: Batch) -> Recording | None:
-        """The smallest that has place for these rows."""
+        """The smallest that has place for these rows, of those whose parts keep the bound with such contexts."""
         if batch.num_rows > max((recording.size.num_rows for recording in self._recordings), default=0):
             return None
         assert isinstance(self.operators, Recordable)
         items = self.operators.items(batch)
+        config, size = self.model.config, self.model.dtype.itemsize
+        heads = (config.num_heads, config.num_kv_heads, config.head_size)
+        attention_s = max(
+            self.tiling.attention_s(batch.segments, *heads, size, window) for window in set(config.windows)
+        )
         wants_tokens = not items.blocks and len(batch.asked_by) == batch.num_rows and not self._pools(batch)
         for recording in self._recordings:
-            if recording.size.fits(batch.num_rows, items) and (wants_tokens or recording.size.num_blocks):
+            is_short = attention_s * recording.most_layers <= self.tiling.aim_s
+            if is_short and recording.size.fits(batch.num_rows, items) and (wants_tokens or recording.size.num_blocks):
                 return recording
         return None
 

@@ -3,12 +3,15 @@ longer than the device needs to run them.
 
 A recording is made for some number of rows, with places for some prompts and some single tokens; a step of fewer fills
 up with rows that have no page. It comes in parts, none of which takes much longer than a tile, and between parts the
-step may be suspended like any other. Its numbers and hidden states stand in tensors that never move. They belong to one
-step at a time: when another one comes in between, what the first had there is put aside, and brought back when it goes
-on.
+step may be suspended like any other. Parts are sized by their matrices: where attention alone would take a tile's time
+in one, the step is launched operator by operator instead, and cut as any other.
+
+A recording's numbers and hidden states stand in tensors that never move. They belong to one step at a time: when
+another one comes in between, what the first had there is put aside, and brought back when it goes on.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -61,6 +64,12 @@ class Part(NamedTuple):
     replay: Callable[[], None]
 
 
+def most_layers(parts: Sequence[Part]) -> int:
+    """Of one part."""
+    ends = [0, *(part.layers for part in parts)]
+    return max(end - start for start, end in pairwise(ends))
+
+
 class Size(NamedTuple):
     """Of a recording. With no place for a block it is for steps of single tokens, and has their logits as well."""
 
@@ -111,6 +120,7 @@ class Recording:
         self._operators = operators
         self._holder: Held | None = None
         self.parts = tuple(part._replace(replay=_record(part.replay, memory)) for part in make_parts(stand))
+        self.most_layers = most_layers(self.parts)
 
     def hold(self, step: Held, begun: bool) -> None:
         """From here on the tensors are this step's, with its hidden states if it has begun."""

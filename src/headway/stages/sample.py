@@ -6,14 +6,16 @@ vLLM's: logprobs of the raw logits; then logit_bias, penalties, min_tokens, the 
 top_k, top_p.
 
 Every step is linear in the vocabulary, but for a sort of few candidates: with 150,000 tokens a draw takes between a
-quarter of a millisecond and two, a greedy one a tenth of that. Shape legend: R rows, V vocabulary.
+quarter of a millisecond and two, a greedy one a tenth of that. Where logits are on a device, draws that ask for nothing
+besides are made there. Shape legend: R rows, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,9 +26,11 @@ from headway.grammar.matcher import Matcher
 from headway.grammar.notation import MISSING
 
 Floats = NDArray[np.float32]
+Find = Callable[[Tensor], tuple[list[int], list[float]]]
 MakeMatcher = Callable[[Constraint], Matcher]  # may raise ConstraintError
 
 _BLOCK = 1024  # tokens whose mass is summed before looking for the drawn one
+_HEAVIEST = 2.0**40  # of whole weights: a million million of them may be added
 _LEAST_TEMPERATURE = 1e-6  # below it only equal logits share a draw, and float32 soon overflows
 _NOT_FINITE = Failure(
     "not_finite", "The model's logits are not finite: its weights are damaged or overflow in this dtype."
@@ -60,14 +64,47 @@ class Sampler:
         """Forget a request; one that was never opened is no error, since refusals end requests too."""
         self._sessions.pop(request_id, None)
 
-    def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:
+    def drawn_there(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> dict[int, int]:
+        """The tokens, by row, that are drawn where the logits are: the likeliest ones, and those of whoever asks for
+        nothing besides. A few kernels and one transfer, however many they are. None of a row that is not finite."""
+        turns = enumerate(self._turns(request_ids, positions))
+        drawing = {row: session for row, (session, num_drawn) in turns if num_drawn >= 0}
+        plain = [row for row, session in drawing.items() if session.is_plain]
+        free = {row: session for row, session in drawing.items() if session.is_free}
+        return {**_best(logits_RV, plain, best_on_device), **_drawn(logits_RV, free)}
+
+    def draw(
+        self,
+        logits_RV: Tensor,
+        request_ids: Sequence[str],
+        positions: Sequence[int],
+        known: Mapping[int, int] | None = None,
+    ) -> tuple[Commit, ...]:
         """Draw the token at `positions[r]` of request `request_ids[r]` from row r; one row per request. Where that is
         within the prompt, the token is known and the row tells how likely it was; of such rows there may be many.
+        `known`: tokens that `drawn_there` has drawn already.
 
         A row that is not finite costs nobody but its own request, whose commit then has a failure and no token.
         The first token's position is the prompt's length, and each position follows the last. A position may be drawn
         again, after a step that was given up: what was drawn there and behind is forgotten first.
         """
+        turns = self._turns(request_ids, positions)
+        if known is None:
+            known = {}
+        plain = [row for row, (session, num_drawn) in enumerate(turns) if num_drawn >= 0 and session.is_plain]
+        tokens = {**_best(logits_RV, [row for row in plain if row not in known], best_on_host), **known}
+        commits = []
+        for row, (session, num_drawn) in enumerate(turns):
+            if row in tokens:
+                commits.append(session.commit(tokens[row]))
+            elif num_drawn >= 0:
+                commits.append(session.draw(_floats(logits_RV[row])))
+            else:
+                commits.append(session.score(_floats(logits_RV[row]), positions[row]))
+        return tuple(commits)
+
+    def _turns(self, request_ids: Sequence[str], positions: Sequence[int]) -> "list[tuple[_Session, int]]":
+        """Whose turn it is, row by row, with how many tokens were drawn before; below 0 within the prompt."""
         turns = []
         for request_id, position in zip(request_ids, positions, strict=True):
             session = self._sessions[request_id]
@@ -75,17 +112,7 @@ class Sampler:
             if num_drawn >= 0:
                 session.rewind(num_drawn)
             turns.append((session, num_drawn))
-        plain = [row for row, (session, num_drawn) in enumerate(turns) if num_drawn >= 0 and session.is_plain]
-        best = _best(logits_RV, plain)
-        commits = []
-        for row, (session, num_drawn) in enumerate(turns):
-            if row in best:
-                commits.append(session.commit(best[row]))
-            elif num_drawn >= 0:
-                commits.append(session.draw(_floats(logits_RV[row])))
-            else:
-                commits.append(session.score(_floats(logits_RV[row]), positions[row]))
-        return tuple(commits)
+        return turns
 
 
 @dataclass(slots=True)
@@ -117,6 +144,12 @@ class _Session:
         return sampling.temperature == 0 and sampling.num_logprobs is None and not self.changes_scores
 
     @property
+    def is_free(self) -> bool:
+        """Whether the next token is a draw by the logits as they are, and nothing more is asked."""
+        sampling = self.request.sampling
+        return sampling.temperature > 0 and sampling.num_logprobs is None and not self.changes_scores
+
+    @property
     def changes_scores(self) -> bool:
         sampling = self.request.sampling
         if sampling.constraint is not None:
@@ -146,6 +179,10 @@ class _Session:
         self.matcher.accept(token)
         return Commit(self.request.id, (token,), logprobs, complete=self.matcher.is_complete)
 
+    @property
+    def num_drawn(self) -> int:
+        return len(self.outputs)
+
     def draw(self, logits_V: Floats) -> Commit:
         sampling = self.request.sampling
         if self.broken is not None:
@@ -164,7 +201,7 @@ class _Session:
         else:
             weights = np.exp((scores - scores[best]) / np.float32(max(sampling.temperature, _LEAST_TEMPERATURE)))
             drop_unlikely(weights, sampling)
-            token = inverse_cdf(weights, uniform(sampling.seed, len(self.outputs)))
+            token = inverse_cdf(weights, uniform(sampling.seed, self.num_drawn))
         asked = sampling.num_logprobs
         return self.commit(token, () if asked is None else (token_logprobs(logits_V, token, asked),))
 
@@ -259,19 +296,17 @@ def token_logprobs(logits_V: Floats, token: int, num_top: int) -> TokenLogprobs:
     return TokenLogprobs(float(logits_V[token]) - log_total, top)
 
 
-def _best(logits_RV: Tensor, rows: Sequence[int]) -> dict[int, int]:
+def _best(logits_RV: Tensor, rows: Sequence[int], find: Find) -> dict[int, int]:
     """The token of the highest logit in each of these rows, of equal ones the lowest id; none for a bad row."""
     if not rows:
         return {}
-    # on the host NumPy's argmax is ten times as fast as torch's; elsewhere only the answers travel
-    find = best_on_host if logits_RV.device.type == "cpu" else best_on_device
     tokens, highest = find(logits_RV[list(rows)] if len(rows) < len(logits_RV) else logits_RV)
     found = zip(rows, tokens, highest, strict=True)
     return {row: token for row, token, logit in found if _is_finite(logit)}
 
 
 def best_on_host(logits_RV: Tensor) -> tuple[list[int], list[float]]:
-    """Token and logit of each row's highest."""
+    """Token and logit of each row's highest: NumPy's argmax is ten times as fast as torch's."""
     tokens, highest = [], []
     for row in logits_RV:
         values = _floats(row)
@@ -284,6 +319,54 @@ def best_on_device(logits_RV: Tensor) -> tuple[list[int], list[float]]:
     """The same in two kernels and two short transfers, for all rows at once."""
     tokens = logits_RV.argmax(dim=-1, keepdim=True)
     return tokens.flatten().tolist(), logits_RV.gather(-1, tokens).flatten().tolist()
+
+
+def _drawn(logits_RV: Tensor, sessions: "Mapping[int, _Session]") -> dict[int, int]:
+    """The token that each of these requests draws from its row, where the rows are; none for a bad row."""
+    if not sessions:
+        return {}
+    samplings = [session.request.sampling for session in sessions.values()]
+    numbers = [uniform(session.request.sampling.seed, session.num_drawn) for session in sessions.values()]
+    tokens = draw_on_device(logits_RV[list(sessions)], samplings, numbers).tolist()
+    return {row: token for row, token in zip(sessions, tokens, strict=True) if token >= 0}
+
+
+def draw_on_device(logits_RV: Tensor, samplings: Sequence[Sampling], numbers: Sequence[float]) -> Tensor:
+    """The draws that sessions make on the host, where the logits are: int64, -1 for a row that is not finite.
+
+    Weights are whole numbers, the heaviest 2^40, so that a row's sums are the same in whatever order a device adds, and
+    whatever rows are beside it.
+    """
+
+    def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits_RV.device)[:, None]
+
+    scores_RV = logits_RV.float()
+    best_R1 = scores_RV.amax(-1, keepdim=True)
+    temperatures = [max(sampling.temperature, _LEAST_TEMPERATURE) for sampling in samplings]
+    weights_RV = torch.exp((scores_RV - best_R1) / column(temperatures, torch.float32)).mul(_HEAVIEST).long()
+    if any(sampling.min_p > 0 for sampling in samplings):
+        weights_RV *= weights_RV >= _HEAVIEST * column([sampling.min_p for sampling in samplings])
+    most = logits_RV.shape[1]
+    cut = [row for row, sampling in enumerate(samplings) if 0 < sampling.top_k < most or sampling.top_p < 1]
+    if cut:
+        top_k = column([samplings[row].top_k or most for row in cut], torch.int64)
+        top_p = column([samplings[row].top_p for row in cut])
+        weights_RV[cut] = _likeliest(weights_RV[cut], top_k, top_p)
+    sums_RV = weights_RV.cumsum(-1)
+    targets_R1 = (column(numbers) * sums_RV[:, -1:]).long()
+    tokens_R1 = torch.searchsorted(sums_RV, targets_R1, right=True)
+    return torch.where(best_R1.isfinite(), tokens_R1, -1)[:, 0]
+
+
+def _likeliest(weights_RV: Tensor, top_k_R1: Tensor, top_p_R1: Tensor) -> Tensor:
+    """These weights, 0 beyond the `top_k` heaviest and the fewest of those that hold `top_p` of their sum; of equal
+    ones the lower ids go first."""
+    sorted_RV, ids_RV = torch.sort(weights_RV, dim=-1, descending=True, stable=True)
+    sorted_RV *= torch.arange(weights_RV.shape[1], device=weights_RV.device) < top_k_R1
+    sums_RV = sorted_RV.cumsum(-1)
+    sorted_RV *= sums_RV - sorted_RV < top_p_R1 * sums_RV[:, -1:]
+    return torch.zeros_like(weights_RV).scatter(-1, ids_RV, sorted_RV)
 
 
 def _floats(row_V: Tensor) -> Floats:

@@ -74,9 +74,14 @@ class Cutting(NamedTuple):
         head = self._head(batch)
         return Step(batch, x_NE, num_parts + self._num_head_tiles(head), head)
 
+    @property
+    def draws_elsewhere(self) -> bool:
+        """Whether the logits are on a device, which can draw from most of them by itself."""
+        return self.model.device.type != "cpu"
+
     def draws(self, rows: Span) -> tuple[Span, ...]:
         """Of a block of rows of logits, those that are drawn from, or scored by, in one tile."""
-        return self.tiling.elementwise(rows.end - rows.start, 4 * self.model.config.vocab_size)
+        return self.tiling.draws(rows.end - rows.start, self.model.config.vocab_size)
 
     def _looks(self, batch: Batch, window: int | None) -> list[object]:
         config, operators = self.model.config, self.operators
@@ -95,4 +100,4 @@ class Cutting(NamedTuple):
         return self.tiling.linear(len(batch.asked_by), *head.size, size, highest, head.step)
 
     def _num_head_tiles(self, head: Grid) -> int:
-        return sum(len(head.columns) + len(self.draws(rows)) for rows in head.rows)
+        return sum(len(head.columns) + self.draws_elsewhere + len(self.draws(rows)) for rows in head.rows)

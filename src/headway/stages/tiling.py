@@ -28,6 +28,7 @@ class Rates:
     copy_bytes: float  # gathering pages, or reading them for one query
     elements: float  # of small operators between norm and attention
     activations: float  # elements of the MLP's middle
+    logits: float  # from which a token is drawn, or scored, by whoever does that: the host
 
 
 class Span(NamedTuple):
@@ -92,6 +93,10 @@ class Tiling:
         """Row spans for a small operator that touches `num_elements` per row."""
         return spans(num_rows, max(1, int(self.aim_s * self.rates.elements / num_elements)))
 
+    def draws(self, num_rows: int, vocab_size: int) -> tuple[Span, ...]:
+        """Row spans of logits, from each of which the host draws a token, or scores the prompt's next one."""
+        return spans(num_rows, max(1, int(self.aim_s * self.rates.logits / vocab_size)))
+
     def attention(
         self,
         segments: list[Segment],
@@ -115,6 +120,26 @@ class Tiling:
             tiles[-1].append(glance)
             taken_s += cost_s
         return tiles
+
+    def attention_s(
+        self,
+        segments: list[Segment],
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        element_bytes: int,
+        window: int | None = None,
+    ) -> float:
+        """What one layer's takes at least: every key and value is read once, as fast as weights are, or every query's
+        arithmetic is done, whichever takes longer."""
+        num_keys = pairs = 0.0
+        for segment in segments:
+            n, first = len(segment.tokens), segment.first_position
+            num_keys += first + n if window is None else min(first, window) + n
+            pairs += n * (first + n / 2 if window is None else min(first + n / 2, window))
+        rate = max(self.rates.copy_bytes, self.rates.linear_bytes)
+        read_s = 2.0 * num_keys * num_kv_heads * head_size * element_bytes / rate
+        return max(read_s, 4.0 * pairs * num_heads * head_size / self.rates.attention_flops)
 
     def _glances(
         self,
