@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from headway.bench.compare import Block, compare
-from headway.bench.score import Ending, Outcome, Score, attained, quantile, score
+from headway.bench.score import Ending, Outcome, Score, attained, outcome_of, quantile, score
 from headway.bench.search import Search, every_class
+from headway.core.ledger import Record, settle
+from headway.core.lifecycle import State
 from headway.core.request import SLO
 
 TARGETS = {"text": SLO(ttft_s=1.0, tpot_s=0.1), "file": SLO(ttft_s=10.0, tpot_s=0.1)}
@@ -76,6 +78,20 @@ def test_other_scales_from_the_same_outcomes() -> None:
 def test_a_class_without_targets_has_only_to_finish() -> None:
     assert attained([outcome("image", ttft_s=99.0), outcome("image", ending="failed")], TARGETS) == 0.5
     assert attained([outcome("image", end_s=3.0)], {"image": SLO(total_s=2.5)}) == 0.0
+
+
+def test_other_scales_of_the_target_for_the_first_token() -> None:
+    slow = outcome(ttft_s=1.5, tpot_s=9.0)
+    assert [attained([slow], TARGETS, scale, ttft_only=True) for scale in (1.0, 1.6)] == [0.0, 1.0]
+    assert attained([slow], TARGETS, 1.6) == 0.0
+
+
+def test_who_was_cancelled_has_met_nothing_here() -> None:
+    """The ledger leaves it the first token that came in time; whoever waits for an answer has none."""
+    record = Record("a", 0.0, SLO(ttft_s=1.0, total_s=9.0), 10, num_output_tokens=1, first_token=0.5, slo_class="text")
+    settle(record, State.CANCELLED, "client_left", 2.0)
+    assert record.missed == {"total": "cancelled"}
+    assert not outcome_of(record, 0.0).meets_ttft(record.slo)
 
 
 def test_quantiles_are_values_that_occurred() -> None:
@@ -189,6 +205,22 @@ def test_equal_sides_are_called_equal_and_the_seed_decides_the_draw() -> None:
     blocks = [block(random.Random(n), 2.0) for n in range(4)]
     first, again, other = (compare(blocks, TARGETS, seed, 50)[:-1] for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_each_class_is_compared_by_the_targets_that_were_asked() -> None:
+    """B keeps the pace of text, not that of files; their first tokens come in time at both. A second block has no file
+    at all, and the draws without one say nothing of files."""
+    text, file = [outcome() for _ in range(9)], outcome("file")
+    one, other = [*text, file], [*text, replace(file, tpot_s=0.2)]
+    blocks = [Block((one, one), (other, other)), Block((text, text), (text, text))]
+    ratios = {ratio.name: ratio for ratio in compare(blocks, TARGETS, seed=1, num_draws=50)}
+    assert list(ratios)[:3] == [f"attained, all targets{of}" for of in ("", ": text", ": file")]
+    assert (ratios["attained, all targets"].a, ratios["attained, all targets"].b) == (1.0, 36 / 38)
+    assert ratios["attained, all targets: text"].ratio == 1.0
+    assert ratios["attained, all targets: file"] == ("attained, all targets: file", 1.0, 0.0, 0.0, 0.0, 0.0)
+    first, *_ = by_ttft = compare(blocks, TARGETS, seed=1, num_draws=50, ttft_only=True)
+    assert (first.name, first.a, first.b) == ("attained, TTFT target", 1.0, 1.0)
+    assert by_ttft[2].name == "attained, TTFT target: file"
 
 
 def test_who_is_refused_has_no_end_to_compare() -> None:

@@ -242,3 +242,36 @@ def test_an_open_end_decides_nothing_against_it() -> None:
     assert "undecided, since no rate was too high for operator" in goodput_page.verdicts(
         [msgspec.structs.replace(found, policies=behind)]
     )
+
+
+def test_the_page_says_what_is_not_there(tmp_path: Path) -> None:
+    """Sections belong to the first case of which something special is wanted. Those never made, made around another
+    case, or dropped when theirs was made anew are named, in one line after the ratios."""
+    around = case("qwen 1/16, k = 2")
+    sweep_, loads, uniform, pace = goodput_page.AROUND
+    goodput_page.keep(tmp_path, case("one"))
+    goodput_page.keep(tmp_path, around)
+    goodput_page.keep(tmp_path, Section(loads, "words", case("one").full_name))
+    for title in (sweep_, uniform):
+        goodput_page.keep(tmp_path, Section(title, "words", around.full_name))
+    said = (
+        f"Not here for m: qwen 1/16, k = 2, never made or older than the case: {{}}. `{goodput_page.MORE}` makes them."
+    )
+    goodput_page.write(tmp_path)
+    page = (tmp_path / "goodput.md").read_text(encoding="utf8")
+    assert f"\n\n{said.format(f'{loads}; {pace}')}\n\n## Predicted" in page
+    goodput_page.keep(tmp_path, around)
+    goodput_page.write(tmp_path)
+    assert said.format("; ".join(goodput_page.AROUND)) in (tmp_path / "goodput.md").read_text(encoding="utf8")
+    assert goodput_page.missing(around, [Section(title, "", around.full_name) for title in goodput_page.AROUND]) == []
+
+
+def test_ours_over_one_of_them() -> None:
+    """Draw by draw, with the median, the least and the most; nothing over itself."""
+    found = case("one", policy("chunk 16", 0.0, 0.0, 0.0))
+    assert [goodput_page.against(found, one) for one in found.policies] == [
+        ["operator", "6 (5 … 7)", ""],
+        ["chunk 64", "3 (2.5 … 3.5)", "2.00 (2.00 … 2.00)"],
+        ["fcfs", "1 (1 … 1)", "6.00 (5.00 … 7.00)"],
+        ["chunk 16", "none (0 … 0)", "none served"],
+    ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from story import Story, ending, prompt_of
+from story import TOKEN_S, Story, ending, prompt_of
 
 from headway.core import event as ev
 from headway.core.cost import CostFit
@@ -323,7 +323,7 @@ def test_a_flood_without_targets_keeps_out_who_could_be_in_time() -> None:
 def test_the_starved_have_their_share_however_urgent_others_are() -> None:
     """Prompts that can just be in time never stop coming; three without targets have waited too long. One goes first,
     the next when others have had the rest of the time, and whoever comes in between is told of both."""
-    story = Story(num_pages=400)
+    story = Story(num_pages=400, pack_tokens=0)
     for number in range(3):
         request = Request(f"old {number}", prompt_of(f"old {number}", 10), 1, -100.0 + number)
         story.tell(ev.Arrived(request))
@@ -339,7 +339,52 @@ def test_the_starved_have_their_share_however_urgent_others_are() -> None:
     old = [(at, ids) for at, ids in started if any(name.startswith("old") for name in ids)]
     assert [name for _, ids in old for name in ids if name.startswith("old")] == ["old 0", "old 1", "old 2"]
     gaps = [later - sooner for (sooner, _), (later, _) in pairwise(old)]
+    assert len(gaps) == 2
     assert all(gap == pytest.approx(0.1 / STARVED_SHARE, abs=0.25) for gap in gaps)
+
+
+def test_the_starved_are_not_read_in_packs_while_somebody_can_be_in_time() -> None:
+    """Twenty prompts without targets have waited too long, and one comes that needs its token within 0.4 s: one of them
+    goes first, for 0.1 s, not all of them for two seconds. When nobody is in a hurry they are read together."""
+    story = Story(num_pages=400)
+    for number in range(20):
+        story.tell(ev.Arrived(Request(f"old {number}", prompt_of(f"old {number}", 10), 1, -100.0 + number)))
+    story.arrives("new", 10, max_tokens=1, slo=SLO(ttft_s=0.4))
+    first = story.plan()
+    assert first is not None
+    names = [segment.request_id for segment in first.segments]
+    assert [name for name in names if name != "new"] == ["old 0"]
+    story.passes(first.num_tokens * TOKEN_S)
+    story.done(first, **dict.fromkeys(names, 1))
+    while "new" not in names:
+        work = story.plan()
+        assert work is not None
+        names = [segment.request_id for segment in work.segments]
+        story.passes(work.num_tokens * TOKEN_S)
+        story.done(work, **dict.fromkeys(names, 1))
+    assert story.now <= 0.4
+    together = story.plan()
+    assert together is not None
+    assert len(together.segments) > 2
+
+
+@pytest.mark.parametrize("wish", [{"ttft_s": 0.47}, {"total_s": 0.94}])
+def test_who_is_predicted_to_be_a_little_late_is_not_made_later(wish: dict[str, float]) -> None:
+    """Its token will come a little after its target, and counts as in time: no pack that makes it come later still,
+    and no long prompt before it."""
+    story = Story(num_pages=400)
+    story.begins("busy", 20, max_tokens=1, token=7)
+    running = story.arrives("running", 30, max_tokens=1)
+    work = story.plan()
+    for number in range(3):
+        story.arrives(f"idle {number}", 100, max_tokens=1)
+    story.arrives("hurried", 50 - 30, max_tokens=1, slo=SLO(**wish))
+    assert work is not None
+    story.passes(0.3)
+    story.done(work, **{running.id: 1})
+    next_one = story.plan()
+    assert next_one is not None
+    assert [segment.request_id for segment in next_one.segments] == ["hurried"]
 
 
 def test_a_target_between_tokens_that_nobody_could_meet_is_refused() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from headway.bench.storm import SETTINGS, storm
 from headway.core.cost import CostFit
+from headway.core.division import Lanes
 from headway.core.policy import AGEING, Order
 from headway.core.request import SLO, Request
 from headway.core.settings import Preempt, SchedulerSettings
@@ -166,12 +167,13 @@ def test_between_layers_only(seed: int) -> None:
     assert boundaries == {"layer": {Boundary.LAYER}, "operator": {Boundary.LAYER, Boundary.OPERATOR}}
 
 
+@pytest.mark.parametrize("lanes", ["turns", "mixed"])
 @pytest.mark.parametrize("preempt", get_args(Preempt))
-def test_without_packs_a_step_reads_one_prompt(preempt: Preempt) -> None:
-    """However many short ones wait; with them the same storm has packs."""
+def test_without_packs_a_step_reads_one_prompt(preempt: Preempt, lanes: Lanes) -> None:
+    """However many short ones wait, and whether tokens ride along; with them the same storm has packs."""
     most = []
     for pack in (False, True):
-        simulation = Told(2, storm_settings(preempt=preempt, pack=pack))
+        simulation = Told(2, storm_settings(preempt=preempt, pack=pack, lanes=lanes))
         simulation.run()
         known: set[str] = (
             set()

@@ -16,7 +16,7 @@ from headway.core import candidates, composition, forecast, policy, queue, sched
 from headway.core import event as ev
 from headway.core.candidates import number_of_ticket, ticket_candidate
 from headway.core.cost import CostFit, CostModel, Share
-from headway.core.policy import STARVED_SHARE, Candidate, Order, Tier, standing, starves_at
+from headway.core.policy import STARVED_SHARE, Candidate, Order, Tier, standing
 from headway.core.queue import Queue
 from headway.core.request import SLO, Request
 from headway.core.settings import Lane
@@ -74,13 +74,6 @@ class Beside:
     def debt_s(self, ticket: Ticket) -> float:
         return self.tenants.debts(self.newcomer).get(ticket.request.tenant, 0.0) * (FIT.token_s * self.cost.correction)
 
-    def debt_that_counts_s(self, ticket: Ticket, price_s: float, others: list[Candidate]) -> float:
-        """None for the starved of whom nobody is free of debt: it is their turn."""
-        if self.order != "slack" or starves_at(priced(ticket, self.cost, price_s)) > self.now:
-            return self.debt_s(ticket)
-        starved = [self.waiting[number_of_ticket(c.key)] for c in others if starves_at(c) <= self.now]
-        return self.debt_s(ticket) if any(not self.debt_s(other) for other in starved) else 0.0
-
     def place(self, candidate: Candidate) -> tuple[float, ...]:
         return standing(candidate, self.now, self.order).order
 
@@ -100,8 +93,7 @@ def check_order(beside: Beside) -> list[Candidate]:
     for candidate in found:
         ticket = beside.waiting[number_of_ticket(candidate.key)]
         assert candidate.remaining_s in beside.prices[ticket.number]
-        debt_s = beside.debt_that_counts_s(ticket, candidate.remaining_s, found)
-        assert candidate == priced(ticket, beside.cost, candidate.remaining_s)._replace(debt_s=debt_s)
+        assert candidate == priced(ticket, beside.cost, candidate.remaining_s)._replace(debt_s=beside.debt_s(ticket))
     for candidate, sorted_one in zip(found, sorted(found, key=beside.place), strict=True):
         assert beside.place(candidate) == pytest.approx(beside.place(sorted_one), abs=CLOSE_S)
     return found
@@ -152,14 +144,7 @@ def check_seconds(beside: Beside, newcomer: Ticket) -> None:
     seconds = beside.queue.before(newcomer, beside.now)[1]
     if any(len(set(beside.prices[number_of_ticket(c.key)][c.remaining_s])) > 1 for c in found):
         return  # one price alone, several in a pack: the queue may have any of them
-    if any(c.debt_s and starves_at(c) <= beside.now for c in found):
-        return  # they are taken to go before the others of their tenant, whatever their priority
-    own = ticket_candidate(newcomer, beside.cost)
-    if starves_at(own) <= beside.now and not beside.debt_s(newcomer):
-        found = [
-            c for c in found if not beside.debt_s(beside.waiting[number_of_ticket(c.key)]) or starves_at(c) > beside.now
-        ]
-    own = own._replace(debt_s=beside.debt_that_counts_s(newcomer, own.remaining_s, found))
+    own = ticket_candidate(newcomer, beside.cost)._replace(debt_s=beside.debt_s(newcomer))
     least, most = (served_before(beside, found, own, nudge_s) for nudge_s in (-CLOSE_S, CLOSE_S))
     assert least - CLOSE_S <= seconds <= most + CLOSE_S
 
@@ -259,38 +244,41 @@ def test_prices_are_made_anew_when_they_have_turned_out_wrong() -> None:
     assert beside.queue.backlog_s == pytest.approx(after)
 
 
-def test_whoever_is_in_debt_does_not_starve() -> None:
-    """Two tenants' prompts have waited for minutes. Those of the one that has had more than its share wait on, and its
-    newcomer behind them; the other's goes first."""
+def test_whoever_is_in_debt_starves_so_much_later() -> None:
+    """Two tenants' prompts have waited for minutes. Those of the one that has had five minutes more than its share
+    stand behind the other's, and its newcomer behind the first of them only."""
     beside = Beside("slack", 0)
     for tenant, age_s in (("a", 300.0), ("b", 200.0), ("a", 100.0)):
         beside.add(beside.ticket(10, SLO(), 0, tenant, age_s))
     beside.tenants.charge("a", 30_000)
     newcomer = beside.ticket(10, SLO(), 0, "a", 150.0)
     assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [2, 1, 3]
-    assert beside.queue.before(newcomer, beside.now)[1] == pytest.approx(3 * beside.cost.prefill(10))
+    assert beside.queue.before(newcomer, beside.now)[1] == pytest.approx(2 * beside.cost.prefill(10))
 
 
-def test_whoever_is_in_debt_has_its_turn_when_nobody_else_starves() -> None:
-    """A tenant that had much waits while others, who had nothing, come and go without end: its prompts are behind
-    theirs, but for one of them when it has waited far too long, and then for a tenth of the time."""
+def test_whoever_is_in_debt_has_its_turn_at_last() -> None:
+    """A tenant that had much waits while others, who had nothing, come and go without end, on time or starved: one of
+    its prompts is in front when it has waited longer than they by its debt, and then the starved have had theirs."""
     beside = Beside("slack", 0)
     debtor = [beside.ticket(100, SLO(), 0, "a", 300.0) for _ in range(2)]
     for ticket in debtor:
         beside.add(ticket)
     beside.add(beside.ticket(100, SLO(ttft_s=30.0), 0, "b", 0.0))
-    beside.tenants.charge("a", 300_000)
-    assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [1, 2, 3]
-    newcomer = beside.ticket(100, SLO(ttft_s=30.0), 0, "b", 0.0)
+    beside.add(beside.ticket(100, SLO(), 0, "c", 60.0))
+    beside.tenants.charge("a", 25_000)  # 250 s
     one_s = beside.cost.prefill(100)
-    assert beside.queue.before(newcomer, beside.now)[1] == pytest.approx(
-        one_s * (2 + STARVED_SHARE / (1 - STARVED_SHARE))
-    )
-    beside.queue.start(debtor[0], beside.now)
+    assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [4, 1, 2, 3]
+    beside.tenants.charge("b", 5_000)
+    beside.tenants.charge("c", 5_000)  # now 200 s
+    assert [number_of_ticket(candidate.key) for candidate in check_order(beside)] == [1, 2, 4, 3]
+    newcomer = beside.ticket(100, SLO(ttft_s=30.0), 0, "b", 0.0)
+    share = STARVED_SHARE / (1 - STARVED_SHARE)
+    assert beside.queue.before(newcomer, beside.now)[1] == pytest.approx(one_s * (2 + share))
+    beside.queue.start([(debtor[0], 1.0)], beside.now)
     del beside.waiting[1]
-    assert [number_of_ticket(candidate.key) for candidate in beside.in_order()] == [3, 2]
+    assert number_of_ticket(next(beside.queue.in_order(beside.now)).key) == 3
     beside.now += one_s / STARVED_SHARE
-    assert [number_of_ticket(candidate.key) for candidate in beside.in_order()] == [2, 3]
+    assert number_of_ticket(next(beside.queue.in_order(beside.now)).key) == 2
 
 
 def test_an_empty_queue_remembers_nobody() -> None:

@@ -14,7 +14,7 @@ from headway.core.cost import Amount, CostModel, Share
 from headway.core.holdings import Holdings
 from headway.core.lifecycle import State
 from headway.core.packing import MAX_MEMBERS, pack
-from headway.core.policy import RESCUE_SHARE, Candidate, Order, standing
+from headway.core.policy import RESCUE_SHARE, Candidate, Order, Tier, can_wait_s, standing
 from headway.core.queue import Queue
 from headway.core.sharing import Sharing
 from headway.core.steps import Steps
@@ -55,6 +55,9 @@ class Composer:
     def _from(self, first: Candidate, num_places: int, now: float) -> list[Candidate]:
         """It and those behind it that there may be places for."""
         others = (other for other in self.queue.in_order(now) if other.key != first.key)
+        if self.queue.has_on_time:  # then the starved go one at a time
+            is_starved = self._is_starved(first, now)
+            others = (other for other in others if not self._is_starved(other, now)) if is_starved else others
         few = [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
         for candidate in few:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
@@ -74,8 +77,7 @@ class Composer:
 
     def _start(self, members: list[tuple[Ticket, int | None]], now: float) -> None:
         """They leave the queue, with all that there is of them or so many tokens."""
-        for ticket, most in members:
-            self.queue.start(ticket, now, 1.0 if most is None else most / ticket.num_to_compute)
+        self.queue.start([(t, 1.0 if most is None else most / t.num_to_compute) for t, most in members], now)
 
     def _packed(self, candidates: list[Candidate], spare_s: float, now: float) -> list[tuple[Ticket, int | None]]:
         """As many of them, the first one included, as can be read together."""
@@ -97,7 +99,7 @@ class Composer:
         fits, the last one cut, or whole, and the token a little later, if it would be late in parts. Nobody waits for
         others behind it who cannot. If they end sooner, the token gains if it adds less to them than the part of a step
         of its own that it saves: one that comes when half of its time is over saves half a step. None of them if it
-        does not, or if the first would be late for it."""
+        does not, or if one would be late for it."""
         assert token.deadline is not None
         left_s = max((token.deadline - now) / self.cost.upper(1.0), ALONG * token.total_s)
         context = [ticket.num_computed for ticket in self.between_steps()]
@@ -107,6 +109,8 @@ class Composer:
         for candidate in candidates:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
             share = _share(ticket)
+            if members and prompts.tokens + share.num_tokens > self.pack_tokens:
+                break
             before_s, seconds = seconds, self.cost.of(together.plus(share))
             fits = seconds <= left_s
             # a price grows ever faster with its tokens: part of them costs less than in proportion
@@ -119,8 +123,12 @@ class Composer:
                 and seconds - candidate.remaining_s <= slack_s < read_s - candidate.remaining_s
             ):
                 fits, read_s = True, seconds
-            if not members and 0 <= slack_s < read_s - candidate.remaining_s:
-                return []
+            if 0 <= slack_s < read_s - candidate.remaining_s:
+                alone_s = self.cost.of(prompts.plus(share)) - candidate.remaining_s
+                if not members or alone_s <= slack_s:
+                    return []
+                seconds = before_s
+                break
             taken_s = seconds if fits else left_s
             if (members and taken_s > spare_s) or (not fits and sharing.is_divided):
                 seconds = before_s
@@ -140,9 +148,12 @@ class Composer:
 
     def _spare_s(self, candidate: Candidate, now: float) -> float:
         """What it can give to others in its step: its slack but for a margin, since prices are not exact."""
-        slack_s = standing(candidate, now, self.order).slack_s
+        slack_s = can_wait_s(candidate, now, self.order)
         margin_s = 0.0 if candidate.deadline is None else RESCUE_SHARE * (candidate.deadline - candidate.arrival)
         return slack_s if slack_s < 0 else max(0.0, slack_s - margin_s)
+
+    def _is_starved(self, candidate: Candidate, now: float) -> bool:
+        return standing(candidate, now, self.order).tier is Tier.STARVED
 
     def tokens(self, now: float) -> Step | None:
         """One more token for everybody between two steps."""

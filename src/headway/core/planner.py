@@ -11,7 +11,7 @@ from heapq import merge
 from headway.core.candidates import NEXT_TOKEN, number_of_ticket, step_candidate, token_candidate
 from headway.core.composition import Composer
 from headway.core.cost import CostModel
-from headway.core.policy import Candidate, Tier, should_switch, standing, whom_to_switch_to
+from headway.core.policy import Candidate, Tier, can_wait_s, should_switch, standing, whom_to_switch_to
 from headway.core.queue import Queue
 from headway.core.settings import MAIN, TOKENS, Lane, SchedulerSettings
 from headway.core.sharing import Sharing
@@ -226,5 +226,7 @@ class Planner:
 
     def _spare_s(self, now: float) -> float:
         """How long every step that has begun, and can still be in time, can wait."""
-        begun = (standing(self._step_candidate(step, now), now, self.settings.order) for step in self.steps.all())
-        return min((at.slack_s for at in begun if at.tier is Tier.ON_TIME and at.slack_s >= 0), default=NEVER)
+        begun = [self._step_candidate(step, now) for step in self.steps.all()]
+        order = self.settings.order
+        on_time = [candidate for candidate in begun if standing(candidate, now, order).tier is Tier.ON_TIME]
+        return min((left for c in on_time if (left := can_wait_s(c, now, order)) >= 0), default=NEVER)

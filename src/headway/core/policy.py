@@ -106,8 +106,8 @@ def standing(candidate: Candidate, now: float, by: Order = "slack") -> Standing:
 
 def _by_slack(candidate: Candidate, now: float, slack_s: float) -> Standing:
     if now >= starves_at(candidate):
-        if not (candidate.debt_s > 0 or candidate.yields) or now >= candidate.starved_at:
-            return Standing(Tier.STARVED, (Tier.STARVED, candidate.arrival), slack_s)
+        if not candidate.yields or now >= candidate.starved_at:
+            return Standing(Tier.STARVED, (Tier.STARVED, candidate.arrival + candidate.debt_s), slack_s)
         order = (Tier.BEST_EFFORT, 0.0, _deferred(candidate.arrival, candidate, now))
         return Standing(Tier.BEST_EFFORT, order, slack_s)
     if now < late_at(candidate) and candidate.deadline is not None:
@@ -118,9 +118,19 @@ def _by_slack(candidate: Candidate, now: float, slack_s: float) -> Standing:
     return Standing(Tier.BEST_EFFORT, order, soft - now - candidate.remaining_s)
 
 
+def can_wait_s(candidate: Candidate, now: float, by: Order = "slack") -> float:
+    """How long it can still wait to be begun without being late, or, if it is predicted to be a little late anyhow,
+    without losing its place; below 0: it has nothing left to lose."""
+    tier, _, slack_s = standing(candidate, now, by)
+    if slack_s < 0 and tier is Tier.ON_TIME and candidate.deadline is not None:
+        return max(slack_s, late_at(candidate) - now)
+    return slack_s
+
+
 def _deferred(place: float, candidate: Candidate, now: float) -> float:
     """Its place among others if those who sent it have had more than their share: so much later than it would be, and
-    however long it has waited, later than now; else an old flood would go before every newcomer."""
+    however long it has waited, later than now; else an old flood would go before every newcomer. Among the starved it
+    is only so much later: they have a share of the time, and nobody is to wait for ever."""
     return max(place, now) + candidate.debt_s if candidate.debt_s > 0 else place
 
 

@@ -10,7 +10,7 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, merge
 from itertools import accumulate
 from typing import NamedTuple
@@ -61,29 +61,28 @@ class _Row:
 
 
 class _Shifted(NamedTuple):
-    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now. Keys that
-    say when somebody arrived, who is starved, count for nothing while the tenant is in debt."""
+    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now. Among the
+    starved it is only later: their keys say when somebody arrived."""
 
     tenant: str
     keys: list[_Key]
     amortized_s: list[float]
     debt_s: float = 0.0
+    is_starved: bool = False
 
     def shifted(self, now: float) -> Iterator[tuple[float, float, int, float]]:
         """Priority, due, number, debt, in order."""
-        debt_s = self.debt_s
+        debt_s, least = self.debt_s, NEVER * -1 if self.is_starved else now
         for priority, due, number in self.keys:
-            yield priority, (max(due, now) + debt_s if debt_s else due), number, debt_s
+            yield priority, (max(due, least) + debt_s if debt_s else due), number, debt_s
 
     def before(self, key: tuple[float, float, int], now: float) -> list[float]:
         """The prices of those who stand before this key."""
         priority, due, number = key
         if self.debt_s:
             due -= self.debt_s
-            if due < now:  # not even those who are due at once
+            if due < now and not self.is_starved:  # not even those who are due at once
                 due, number = NEVER * -1, -1
-            elif due == now:
-                due = now  # among those due by now the number decides, whatever their age
         return self.amortized_s[: bisect_left(self.keys, (priority, due, number))]
 
     def before_in_turn(self, key: tuple[float, float, int], now: float, served_s: float) -> list[float]:
@@ -159,13 +158,20 @@ class Queue:
             for heap in (self._turns, self._starts, self._expiries):
                 heap.clear()
 
-    def start(self, ticket: Ticket, now: float, share: float = 1.0) -> None:
-        """So much of it goes into a step. If it came first because it had starved, it is for a while the turn of those
-        who can be in time."""
-        place = self._places[ticket.number]
-        if place.tier is Tier.STARVED and now >= self._others_until:
-            self._others_until = now + share * place.candidate.remaining_s / STARVED_SHARE
-        self.discard(ticket)
+    @property
+    def has_on_time(self) -> bool:
+        """Whether somebody waits who can still meet a target."""
+        return bool(self._rows[Tier.ON_TIME])
+
+    def start(self, members: Sequence[tuple[Ticket, float]], now: float) -> None:
+        """So much of each goes into a step. If some of them have come first because they had starved, it is for a
+        while the turn of those who can be in time."""
+        places = [(self._places[ticket.number], share) for ticket, share in members]
+        starved_s = sum(share * at.candidate.remaining_s for at, share in places if at.tier is Tier.STARVED)
+        if starved_s and not self._starved_yield(now):
+            self._others_until = now + starved_s / STARVED_SHARE
+        for ticket, _ in members:
+            self.discard(ticket)
 
     def reprice(self, numbers: Iterable[int]) -> None:
         """What these tickets were priced by has changed: their prices are made anew, a few with every decision."""
@@ -191,17 +197,13 @@ class Queue:
         place = self._place(ticket, now)
         debt_s = debts.get(tenant, 0.0)
         own_tier = place.tier
-        if own_tier is Tier.STARVED and (self._starved_yield(now) or (debt_s and self._starves_without_debt(debts))):
+        if own_tier is Tier.STARVED and self._starved_yield(now):
             own_tier = Tier.BEST_EFFORT
-        in_debt = debt_s > 0
-        if own_tier is Tier.STARVED:
-            debt_s = 0.0
-        priority, due, number, _ = next(_Shifted(tenant, [place.key], [0.0], debt_s).shifted(now))
+        own = _Shifted(tenant, [place.key], [0.0], debt_s, own_tier is Tier.STARVED)
+        priority, due, number, _ = next(own.shifted(now))
         first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts, now)]
         found = [row.amortized_s for row in first]
         rows = self._rows_of(own_tier, debts, now)
-        if own_tier is Tier.STARVED:  # those in debt have no turn once it is there, if it has none
-            rows = [row for row in rows if (debts.get(row.tenant, 0.0) > 0) == in_debt]
         if not debts or own_tier is Tier.STARVED:
             found += [row.before((priority, due, number), now) for row in rows]
         else:
@@ -223,12 +225,12 @@ class Queue:
     def _with_starved(self, found: list[list[float]], debts: Mapping[str, float], now: float) -> tuple[int, float]:
         """Before somebody who can be in time: of the starved, who are the first of what was `found` if it is their
         turn, one at once, and then their share of the time that the others take."""
-        starved = self._in_turn(debts)
+        starved = self._starved(debts)
         rest = found if self._starved_yield(now) else found[len(starved) :]
         rest_s = sum(map(sum, rest))
         at_once_s = 0.0
         if starved and not self._starved_yield(now):
-            at_once_s = min((row.keys[0], row.amortized_s[0]) for row in starved)[1]
+            at_once_s = min(starved, key=lambda row: next(row.shifted(now))).amortized_s[0]
         each_s = [seconds for row in starved for seconds in row.amortized_s]
         starved_s = min(sum(each_s), at_once_s + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
         part = starved_s / sum(each_s) if starved_s else 0.0
@@ -237,27 +239,19 @@ class Queue:
     def _starved_yield(self, now: float) -> bool:
         return now < self._others_until
 
-    def _starves_without_debt(self, debts: Mapping[str, float]) -> bool:
-        return any(not debts.get(tenant) for tenant in self._rows[Tier.STARVED])
-
-    def _in_turn(self, debts: Mapping[str, float]) -> list[_Shifted]:
-        """Those starved whose turn it is when the starved have one: of tenants without debt, or of those in debt if
-        there are no others. Else who comes anew all the time would keep out for ever whoever had more before."""
+    def _starved(self, debts: Mapping[str, float]) -> list[_Shifted]:
         rows = self._rows[Tier.STARVED].items()
-        in_debt = not self._starves_without_debt(debts)
-        return [_Shifted(t, row.keys, row.amortized_s) for t, row in rows if in_debt or not debts.get(t)]
+        return [_Shifted(t, row.keys, row.amortized_s, debts.get(t, 0.0), is_starved=True) for t, row in rows]
 
     def _rows_of(self, tier: Tier, debts: Mapping[str, float], now: float) -> list[_Shifted]:
-        """The rows that are in this tier now. Who starves but has no turn, which is everybody for a while when the
-        starved have had their share, counts as best effort."""
+        """The rows that are in this tier now. When the starved have had their share they count as best effort for a
+        while."""
         yields = self._starved_yield(now)
         if tier is Tier.STARVED:
-            return [] if yields else self._in_turn(debts)
+            return [] if yields else self._starved(debts)
         found = [_Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in self._rows[tier].items()]
-        if tier is Tier.BEST_EFFORT and self._rows[Tier.STARVED]:
-            in_turn = set() if yields else {row.tenant for row in self._in_turn(debts)}
-            others = [(t, r) for t, r in self._rows[tier.STARVED].items() if t not in in_turn]
-            found += [_Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in others]
+        if tier is Tier.BEST_EFFORT and yields:
+            found += [row._replace(is_starved=False) for row in self._starved(debts)]
         return found
 
     def _of(self, number: int, debt_s: float, now: float) -> Candidate:
