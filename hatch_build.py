@@ -4,6 +4,7 @@ Without a compiler, or where one of the kinds does not compile, nothing fails: t
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,17 +42,26 @@ class CompileOperators(BuildHookInterface):  # type: ignore[type-arg]
             build_data["infer_tag"] = True
 
 
+def find_compiler() -> list[str] | None:
+    """Its path and its first arguments: CXX, of one word or several (`ccache g++`), or else what systems have."""
+    for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
+        words = shlex.split(name)
+        if words and (found := shutil.which(words[0])) is not None:
+            return [found, *words[1:]]
+    return None
+
+
 def compile_all(root: Path, folder: Path, extra: tuple[str, ...] = ()) -> list[Path]:
     """The libraries that could be built, in this folder."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    compiler = find_compiler()
     built: list[Path] = []
     if compiler is None:
         return built
     folder.mkdir(parents=True, exist_ok=True)
-    target = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=False).stdout
+    target = subprocess.run([*compiler, "-dumpmachine"], capture_output=True, text=True, check=False).stdout
     for kind, flags in KINDS.get(target.partition("-")[0], {"plain": []}).items():
         path, new = folder / f"kernels-{kind}.so", folder / f"kernels-{kind}.new"
-        command = [compiler, *FLAGS, *flags, *extra, str(root / "csrc" / "kernels.cpp"), "-o", str(new)]
+        command = [*compiler, *FLAGS, *flags, *extra, str(root / "csrc" / "kernels.cpp"), "-o", str(new)]
         if subprocess.run(command, capture_output=True, check=False).returncode == 0:
             new.replace(path)  # a process that runs keeps the library that it has
             built.append(path)

@@ -1,8 +1,10 @@
 """The pages about blocking, packing and decisions: small runs of what they run, and figures made of known numbers."""
 
+import argparse
 import gc
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from headway.bench import (
     contention,
     decisions,
     goodput,
+    goodput_more,
     goodput_page,
     goodput_simulated,
     gpu,
@@ -20,7 +23,9 @@ from headway.bench import (
     packing_ways,
 )
 from headway.bench.blocking import Blocked
+from headway.bench.contest import Contender, Run
 from headway.bench.load import Load
+from headway.bench.score import Outcome, score
 from headway.config import EngineSettings
 from headway.core import event as ev
 from headway.core.cost import Share
@@ -69,6 +74,14 @@ def test_the_smallest_chunk_that_costs_little_is_compared_with() -> None:
     assert ": reached, 2 ms against 15" in said
     assert ": reached, 15 times against 10" in said
     assert ": not reached, 3 % against 2" in said, "looking after every tile cost 3 %"
+    assert "[overhead](overhead.md) has what one yield costs" in said
+
+
+def test_a_page_about_blocking_says_in_which_order(engine: Engine) -> None:
+    """A switch there is due at once; what is served may wait with it."""
+    said = blocking.how(argparse.Namespace(model="tiny", rounds=2, pairs=5), engine, "3 prompts")
+    assert 'In each of 2 rounds: 3 prompts. All of them run with `order="deadline"`' in said
+    assert "a switch is due at once" in said
 
 
 def test_every_way_reads_the_same_prompts(engine: Engine) -> None:
@@ -160,6 +173,44 @@ def test_a_page_of_simulated_cases(tmp_path: Path) -> None:
     assert "\n| 0.5 b, prices | qwen 1/16, k = 2 |" in page
     assert "reached, " in page
     assert len(goodput_page.read(tmp_path).sections) == 1
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [
+    ((9.6, 9.0, 9.8), "reached, 0.96 × chunk 256 against 0.95, which lies within the spread"),
+    ((8.0, 8.0, 8.0), "not reached, 0.80 × chunk 256 against 0.95"),
+])  # fmt: skip
+def test_uniform_lengths_are_judged_by_the_best_chunk(ours: tuple[float, ...], verdict: str) -> None:
+    """Three draws, in all of which chunks of 256 keep 10 requests/s."""
+    outcomes = [Outcome("text", 0.0, 64, 1, "finished", 1.0, ttft_s=2.0)]
+    failed = [Run(11.0, score(outcomes, {"text": SLO(ttft_s=1.0)}))]
+    goods = {"none": 9.0, "fcfs": 8.0, "chunk 64": 7.0, "chunk 256": 10.0}
+    draws = [
+        {name: Contender(name, 1.0, good, 11.0, failed) for name, good in (goods | {"operator": own}).items()}
+        for own in ours
+    ]
+    said = goodput_more.uniform_told("m", draws, 90, 100.0)
+    assert "90 requests a run, 3 draws: medians (least … most)." in said
+    assert "| chunk 256 | 10 (10 … 10) | " in said
+    assert f"- m, uniform lengths: {verdict}" in said
+    assert "90 requests a run, 1 draw." in goodput_more.uniform_told("m", draws[:1], 90, 100.0)
+
+
+def test_uniform_lengths_are_drawn_as_often_as_asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draw has as many requests as a run is to have, all of one length, and instants of its own."""
+    case, loads = goodput.Case("qwen", 64, 2.0), []
+
+    def contest(starts: dict[str, float], attain: Any, *_: object, **__: object) -> dict[str, Contender]:
+        loads.append(attain.__self__.load)
+        run = Run(11.0, score([Outcome("text", 0.0, 64, 1, "finished", 1.0)], {}))
+        return {name: Contender(name, start, 5.0, runs=[run]) for name, start in starts.items()}
+
+    monkeypatch.setattr(goodput_more, "contest", contest)
+    options = argparse.Namespace(model="m", num_requests=12, draws=2)
+    said = goodput_more.uniform(engine, case, options, goodput.Tries())
+    assert "12 requests a run, 2 draws" in said
+    assert [{asked.num_prompt for asked in load.requests} for load in loads] == [{goodput_more.UNIFORM_TOKENS}] * 2
+    assert [len(load.requests) for load in loads] == [12, 12]
+    assert loads[0].requests[5].at_s != loads[1].requests[5].at_s
 
 
 def test_targets_and_rates_go_with_the_machine(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

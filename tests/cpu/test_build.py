@@ -26,12 +26,12 @@ def test_what_is_built_can_be_chosen() -> None:
     assert {kind for kinds in hook().KINDS.values() for kind in kinds} == set(native.KINDS)
 
 
-def compiler(folder: Path, target: str, fails_for: str) -> Path:
+def compiler(folder: Path, target: str, fails_for: str, name: str = "some-c++") -> Path:
     """One that only says what it compiles for, and makes an empty library, or fails."""
-    path = folder / "some-c++"
+    path = folder / name
     path.write_text(
         "#!/bin/sh\n"
-        f'[ "$1" = -dumpmachine ] && exec echo {target}\n'
+        f'[ "$1" = -dumpmachine ] && echo {target} && exit\n'
         f'case "$*" in *"{fails_for}"*) exit 1 ;; esac\n'
         'for last; do :; done; : > "$last"\n'
     )
@@ -56,3 +56,23 @@ def test_it_compiles_for_what_the_compiler_does(
     assert [path.name for path in built] == [f"kernels-{kind}.so" for kind in kinds]
     assert all(path.exists() for path in built)
     assert len(list((tmp_path / "libraries").iterdir())) == len(kinds)
+
+
+def test_a_compiler_may_have_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `ccache g++`, which make and others take as well."""
+    monkeypatch.setenv("CXX", f"env SOME=thing {compiler(tmp_path, 'riscv64-linux-gnu', fails_for='nothing')}")
+    assert [path.name for path in hook().compile_all(ROOT, tmp_path / "libraries")] == ["kernels-plain.so"]
+
+
+@pytest.mark.parametrize("named", ["", "not-there -O2"])
+def test_any_compiler_will_do(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CXX before g++, that before c++, and clang++ where there is nothing else."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", named)
+    assert hook().compile_all(ROOT, tmp_path / "libraries") == []
+    for name in ("clang++", "c++", "g++"):
+        path = compiler(tmp_path, "riscv64-linux-gnu", fails_for="nothing", name=name)
+        assert hook().find_compiler() == [str(path)]
+        assert len(hook().compile_all(ROOT, tmp_path / "libraries")) == 1
+    monkeypatch.setenv("CXX", "clang++ --some")
+    assert hook().find_compiler() == [str(tmp_path / "clang++"), "--some"]

@@ -3,7 +3,7 @@
 Every library that this processor can run is tried, not only the one that would be chosen.
 """
 
-import ctypes
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from headway.models.layers import rope_table
 from headway.models.presets import preset
 from headway.stages import native
 from headway.stages.batch import Batch, PageLists, make_batch
-from headway.stages.native import FOLDER, KINDS, Library, NativeOperators
+from headway.stages.native import FOLDER, Library, NativeOperators
 from headway.stages.operators import Operators
 from headway.stages.tiling import Glance, Rates, Span, Tiling
 
@@ -31,18 +31,7 @@ RATES = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 2e-6}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 
 
-def libraries() -> list[Library]:
-    found = []
-    for kind, needed in KINDS.items():
-        path = FOLDER / f"kernels-{kind}.so"
-        if needed <= native.abilities() and path.exists():
-            library = Library(kind, native._declared(ctypes.CDLL(str(path))))
-            if library.lib.headway_ready():
-                found.append(library)
-    return found
-
-
-FOUND = libraries()
+FOUND = list(native.libraries())
 pytestmark = pytest.mark.skipif(
     not FOUND, reason="nothing is compiled here: a C++ compiler was missing at installation"
 )
@@ -75,11 +64,17 @@ def segments_of(sizes: list[tuple[int, int]], page_tokens: int, seed: int) -> li
     return made
 
 
+def queries(config: DecoderConfig, num_rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """As a step has them: beside the keys and values of their rows."""
+    qkv = torch.randn(num_rows, config.q_size + 2 * config.kv_size).to(dtype)
+    return qkv[:, : config.q_size].view(num_rows, config.num_heads, config.head_size)
+
+
 def seen(
     operators: Operators, batch: Batch, q: torch.Tensor, tiles: list[list[Glance]], layer: int = 0
 ) -> torch.Tensor:
     """What all queries see, tile by tile."""
-    y = torch.full_like(q, float("nan"))
+    y = torch.full_like(q, float("nan"), memory_format=torch.contiguous_format)
     look = operators.looking(batch, 0, q, y)
     for glances in tiles:
         look(operators.prepare(batch, glances))
@@ -117,7 +112,7 @@ def test_attention_is_that_of_torch(
     if sum(-(-sum(size) // page_tokens) for size in sizes) > PAGES:
         return
     batch = make_batch(segments_of(sizes, page_tokens, 1), PageLists(), page_tokens, torch.device("cpu"))
-    q = (torch.randn(batch.num_rows, config.num_heads, config.head_size) / config.head_size**0.5).to(dtype)
+    q = queries(config, batch.num_rows, dtype).mul_(config.head_size**-0.5)
     theirs, ours = Operators(config, pool), NativeOperators(config, pool, library)
     expected = seen(theirs, batch, q, tiles_of(config, batch, theirs))
     found = seen(ours, batch, q, tiles_of(config, batch, ours))
@@ -150,7 +145,7 @@ def test_no_cut_changes_a_bit(
     ours = NativeOperators(config, pool, library)
     segments = segments_of([(length, context), (17, 40), (1, 222)], 16, 2)
     alone = make_batch(segments[:1], PageLists(), 16, device)
-    q = torch.randn(length, config.num_heads, config.head_size).to(dtype)
+    q = queries(config, length, dtype)
     whole = seen(ours, alone, q, [[Glance(0, Span(0, length), context, Span(0, 3))]])
 
     edges = sorted({0, length, *(cut for cut in cuts if cut < length)})
@@ -216,19 +211,34 @@ def test_keys_and_values_get_to_their_pages(
 
 @each_library
 @each_dtype
-@pytest.mark.parametrize("num_rows", [1, 3, 40])
-def test_norm_and_activation_are_those_of_torch(library: Library, dtype: torch.dtype, num_rows: int) -> None:
-    """Also far from zero, where an exponential over- or underflows; and a row alone has the bits that it has among
-    others."""
-    config = shape()
+@settings(max_examples=30)
+@given(
+    num_rows=st.integers(1, 90),
+    lanes=st.integers(1, 100),
+    beside=st.integers(0, 40),
+    num_threads=st.integers(1, 3),
+)
+def test_norm_and_activation_are_those_of_torch(
+    library: Library, dtype: torch.dtype, num_rows: int, lanes: int, beside: int, num_threads: int
+) -> None:
+    """At any width, for rows that do not follow on each other, and far from zero, where an exponential over- or
+    underflows; and a row alone has the bits that it has among others."""
+    config, size = shape(), lanes * library.lib.headway_lanes()
     ours, theirs = (NativeOperators(config, pool_of(config, dtype), library), Operators(config, pool_of(config, dtype)))
-    x = (torch.randn(num_rows, config.hidden_size) * 20).to(dtype)
-    weight = torch.randn(config.hidden_size).to(dtype)
-    torch.testing.assert_close(ours.norm(x, weight), theirs.norm(x, weight), **CLOSE[dtype])
-    assert torch.equal(ours.norm(x[-1:], weight)[0], ours.norm(x, weight)[-1])
-    wide = (torch.randn(num_rows, 2 * config.intermediate_size) * 60).to(dtype)
-    torch.testing.assert_close(ours.activate(wide), theirs.activate(wide), **CLOSE[dtype])
-    assert torch.equal(ours.activate(wide[-1:])[0], ours.activate(wide)[-1])
+    x = (torch.randn(num_rows, size + beside) * 20).to(dtype)[:, :size]
+    weight = torch.randn(size).to(dtype)
+    wide = (torch.randn(num_rows, 2 * size) * 60).to(dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        normed, active = ours.norm(x, weight), ours.activate(wide)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(normed, theirs.norm(x, weight), **CLOSE[dtype])
+    torch.testing.assert_close(active, theirs.activate(wide), **CLOSE[dtype])
+    row = num_rows // 2
+    assert torch.equal(ours.norm(x[row : row + 1], weight)[0], normed[row])
+    assert torch.equal(ours.activate(wide[row : row + 1])[0], active[row])
 
 
 @each_library
@@ -269,32 +279,52 @@ def test_a_score_that_is_no_number_is_not_passed_over(library: Library, dtype: t
     assert torch.equal(spoilt.any(-1), expected)
 
 
+@pytest.fixture
+def looks_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A library is looked for again in this test, and after it."""
+    monkeypatch.delenv("HEADWAY_NATIVE", raising=False)
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+@pytest.mark.usefixtures("looks_anew")
 def test_a_switch_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """HEADWAY_NATIVE=0: torch's operators, whatever is there."""
     monkeypatch.setenv("HEADWAY_NATIVE", "0")
-    native.library.cache_clear()
-    try:
-        assert native.library() is None
-    finally:
-        native.library.cache_clear()
+    assert native.library() is None
 
 
+@pytest.mark.usefixtures("looks_anew")
 def test_an_old_library_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was built from other sources has other functions: it is left alone."""
     monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
-    monkeypatch.delenv("HEADWAY_NATIVE", raising=False)
-    native.library.cache_clear()
-    try:
-        assert native.library() is None
-    finally:
-        native.library.cache_clear()
+    assert native.library() is None
 
 
+@pytest.mark.usefixtures("looks_anew")
 def test_nothing_compiled_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "FOLDER", tmp_path)
-    monkeypatch.delenv("HEADWAY_NATIVE", raising=False)
-    native.library.cache_clear()
-    try:
-        assert native.library() is None
-    finally:
-        native.library.cache_clear()
+    assert native.library() is None
+
+
+@pytest.mark.usefixtures("looks_anew")
+@pytest.mark.parametrize("num_useless", range(1, len(FOUND) + 1))
+@pytest.mark.parametrize("fault", ["damaged", "another's", "a folder"])
+def test_a_library_that_is_of_no_use_is_passed_over(
+    fault: str, num_useless: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It cannot be loaded, or lacks the functions: the next best one is taken, and in the end none."""
+    for number, found in enumerate(FOUND):
+        path = tmp_path / f"kernels-{found.kind}.so"
+        if number >= num_useless:
+            path.symlink_to(FOLDER / path.name)
+        elif fault == "damaged":
+            path.write_bytes((FOLDER / path.name).read_bytes()[:50])
+        elif fault == "another's":
+            path.symlink_to(torch._C.__file__)
+        else:
+            path.mkdir()
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    chosen = native.library()
+    assert [chosen.kind if chosen else None] == [*(found.kind for found in FOUND[num_useless:]), None][:1]

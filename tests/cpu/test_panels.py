@@ -1,4 +1,7 @@
-"""Matrices in panels: as close to the exact product as rounding allows, and the same bits for a row in any company."""
+"""Matrices in panels: as close to the exact product as rounding allows, and the same bits for a row in any company.
+
+Every library that this processor can run is tried, not only the one that would be chosen.
+"""
 
 import pytest
 import torch
@@ -7,12 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from headway.models.decoder import Linear
-from headway.stages.native import library
+from headway.stages import native
+from headway.stages.native import Library
 from headway.stages.panels import IntegerPanels, Panels
 from headway.stages.tiling import Span
 
-FOUND = library()
-pytestmark = pytest.mark.skipif(FOUND is None, reason="nothing is compiled here")
+FOUND = list(native.libraries())
+pytestmark = pytest.mark.skipif(not FOUND, reason="nothing is compiled here")
+each_library = pytest.mark.parametrize("library", FOUND, ids=lambda library: library.kind)
 KINDS: list[tuple[type[Panels], torch.dtype]] = [
     (Panels, torch.bfloat16),
     (IntegerPanels, torch.bfloat16),
@@ -21,10 +26,11 @@ KINDS: list[tuple[type[Panels], torch.dtype]] = [
 each_kind = pytest.mark.parametrize(("kind", "dtype"), KINDS, ids=["bfloat16", "int8", "float32"])
 
 
-def made(d_in: int, d_out: int, biased: bool, kind: type[Panels], dtype: torch.dtype) -> tuple[Linear, Panels]:
-    assert FOUND is not None
+def made(
+    library: Library, d_in: int, d_out: int, biased: bool, kind: type[Panels], dtype: torch.dtype
+) -> tuple[Linear, Panels]:
     linear = Linear(torch.randn(d_out, d_in, dtype=dtype), torch.randn(d_out, dtype=dtype) if biased else None)
-    return linear, kind(linear, FOUND)
+    return linear, kind(linear, library)
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -44,6 +50,7 @@ def _unit(x: Tensor) -> Tensor:
     return x.double().abs().amax(1, keepdim=True) / 127
 
 
+@each_library
 @each_kind
 @settings(max_examples=60)
 @given(
@@ -55,6 +62,7 @@ def _unit(x: Tensor) -> Tensor:
     data=st.data(),
 )
 def test_a_product_is_rounded_once(
+    library: Library,
     kind: type[Panels],
     dtype: torch.dtype,
     d_in: int,
@@ -65,7 +73,7 @@ def test_a_product_is_rounded_once(
     data: st.DataObject,
 ) -> None:
     """Against float64, for any shape and any span of panels; what stands beside them is not touched."""
-    linear, panels = made(d_in, d_out, biased, kind, dtype)
+    linear, panels = made(library, d_in, d_out, biased, kind, dtype)
     first = data.draw(st.integers(0, (d_out - 1) // panels.step))
     last = data.draw(st.integers(first + 1, -(-d_out // panels.step)))
     span = Span(first * panels.step, min(d_out, last * panels.step))
@@ -100,6 +108,7 @@ def test_a_product_is_rounded_once(
         assert torch.equal(panels.columns(x, span), y[:, part])
 
 
+@each_library
 @each_kind
 @settings(max_examples=30)
 @given(
@@ -109,10 +118,16 @@ def test_a_product_is_rounded_once(
     data=st.data(),
 )
 def test_a_row_has_the_same_bits_in_any_company(
-    kind: type[Panels], dtype: torch.dtype, shape: tuple[int, int], num_rows: int, num_threads: int, data: st.DataObject
+    library: Library,
+    kind: type[Panels],
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    num_rows: int,
+    num_threads: int,
+    data: st.DataObject,
 ) -> None:
     """Alone, among others, in any span of columns, on any number of threads."""
-    _, panels = made(*shape, biased=True, kind=kind, dtype=dtype)
+    _, panels = made(library, *shape, biased=True, kind=kind, dtype=dtype)
     x = torch.randn(num_rows, shape[0], dtype=dtype)
     whole = panels.columns(x, Span(0, shape[1]))
     row = data.draw(st.integers(0, num_rows - 1))
@@ -128,10 +143,13 @@ def test_a_row_has_the_same_bits_in_any_company(
         torch.set_num_threads(before)
 
 
+@each_library
 @each_kind
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_in_its_row(kind: type[Panels], dtype: torch.dtype, value: float) -> None:
-    _, panels = made(64, 64, biased=False, kind=kind, dtype=dtype)
+def test_what_is_no_number_stays_in_its_row(
+    library: Library, kind: type[Panels], dtype: torch.dtype, value: float
+) -> None:
+    _, panels = made(library, 64, 64, biased=False, kind=kind, dtype=dtype)
     x = torch.randn(40, 64, dtype=dtype)
     clean = panels.columns(x, Span(0, 64))
     x[17, 5] = value
@@ -141,22 +159,25 @@ def test_what_is_no_number_stays_in_its_row(kind: type[Panels], dtype: torch.dty
     assert torch.equal(spoilt[others], clean[others])
 
 
+@each_library
 @each_kind
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_no_number_stays_in_its_column(kind: type[Panels], dtype: torch.dtype, value: float) -> None:
+def test_a_weight_that_is_no_number_stays_in_its_column(
+    library: Library, kind: type[Panels], dtype: torch.dtype, value: float
+) -> None:
     """Rounded to integers, too: a damaged file must not become a model that answers."""
-    assert FOUND is not None
     weight = torch.randn(64, 64, dtype=dtype)
-    clean = kind(Linear(weight.clone(), None), FOUND).columns(torch.ones(3, 64, dtype=dtype), Span(0, 64))
+    clean = kind(Linear(weight.clone(), None), library).columns(torch.ones(3, 64, dtype=dtype), Span(0, 64))
     weight[17, 5] = value
-    spoilt = kind(Linear(weight, None), FOUND).columns(torch.ones(3, 64, dtype=dtype), Span(0, 64))
+    spoilt = kind(Linear(weight, None), library).columns(torch.ones(3, 64, dtype=dtype), Span(0, 64))
     assert not bool(spoilt[:, 17].isfinite().any())
     others = torch.arange(64) != 17
     assert torch.equal(spoilt[:, others], clean[:, others])
 
 
-def test_a_row_of_zeros_gives_the_bias() -> None:
-    linear, panels = made(70, 33, biased=True, kind=IntegerPanels, dtype=torch.bfloat16)
+@each_library
+def test_a_row_of_zeros_gives_the_bias(library: Library) -> None:
+    linear, panels = made(library, 70, 33, biased=True, kind=IntegerPanels, dtype=torch.bfloat16)
     assert linear.bias is not None
     found = panels.columns(torch.zeros(3, 70).bfloat16(), Span(0, 33))
     assert torch.equal(found, linear.bias.expand(3, -1))

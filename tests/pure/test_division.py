@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headway.core.division import HARM_S, HOLD_S, MAX_SPLITS, STRETCH, Divider, Situation, by_turns, side_by_side
+from headway.core.division import (
+    BUSIEST,
+    HARM_S,
+    HOLD_S,
+    MAX_SPLITS,
+    STRETCH,
+    Divider,
+    Situation,
+    by_turns,
+    side_by_side,
+)
 from headway.core.roofline import Split
 
 HALVES = (Split(1, 1),)
@@ -22,23 +32,41 @@ def free(split: Split) -> tuple[float, float]:
 
 
 def test_taking_turns_leaves_the_rest_of_each_interval_to_prompts() -> None:
-    assert by_turns(LATE) == pytest.approx((1.5, 0.3))
-    assert by_turns(LATE._replace(token_s=0.4)) == pytest.approx((5.0, 0.5)), "a fifth of the time at least"
+    assert by_turns(LATE) == pytest.approx((1.5, 0.3, 0.0))
+    assert by_turns(LATE._replace(token_s=0.4)) == pytest.approx((5.0, 0.5, 0.0)), "a fifth of the time at least"
 
 
 def test_riding_along_saves_what_a_step_costs_whatever_is_in_it() -> None:
     """A fifth of the prompt's second; then it is in time, and the device is not divided."""
     rides = LATE._replace(fixed_s=0.2, due_s=1.25)
-    assert by_turns(rides) == pytest.approx((1.2, 0.3))
+    assert by_turns(rides) == pytest.approx((1.2, 0.3, 0.0))
     assert Divider("auto", HALVES).decide(rides, free, 0.0) is None
     assert Divider("auto", HALVES).decide(rides._replace(due_s=1.1), lambda split: (1.9, 1.2), 0.0) is None
 
 
 def test_side_by_side_a_share_slows_prompts_while_tokens_are_made() -> None:
     """A third of each interval by turns; beside, at 1.2 times as long, 0.4 of it at half speed."""
-    assert side_by_side(LATE, 2.0, 1.2, waits=True) == pytest.approx((1.25, 0.3))
-    assert side_by_side(LATE, 2.0, 1.2, waits=False) == pytest.approx((2.0, 0.12))
-    assert side_by_side(LATE, 2.0, 3.5, waits=True) == pytest.approx((2.0, 0.35)), "always, where they cannot wait"
+    assert side_by_side(LATE, 2.0, 1.2, waits=True) == pytest.approx((1.25, 0.3, 0.4))
+    assert side_by_side(LATE, 2.0, 1.2, waits=False) == pytest.approx((2.0, 0.12, 0.0))
+    assert side_by_side(LATE, 2.0, 3.5, waits=True) == pytest.approx((2.0, 0.35, 3.5 / 3)), (
+        "always, if they cannot wait"
+    )
+
+
+def test_it_does_not_divide_for_tokens_that_would_hardly_rest() -> None:
+    """Beside prompts their steps would take nine tenths of the time in which they are wanted: with some more of them it
+    is too much, and then they are late. Divided already, it stays so for a little longer."""
+
+    def crowded(split: Split) -> tuple[float, float]:
+        return 1.2, 2.7
+
+    divider = Divider("auto", HALVES)
+    assert divider.decide(LATE, crowded, 0.0) is None
+    assert divider.decide(LATE, lambda split: (1.2, 2.3), 1.0) == Split(1, 1)
+    assert divider.decide(LATE, crowded, 2.0) == Split(1, 1)
+    assert divider.decide(LATE, crowded, 4.0) == Split(1, 1)
+    divider.decide(LATE, lambda split: (1.2, 2.95), 5.0)
+    assert divider.decide(LATE, lambda split: (1.2, 2.95), 6.5) is None
 
 
 @pytest.mark.parametrize("lanes", ["turns", "mixed"])
@@ -209,7 +237,7 @@ def test_six_evaluations_find_what_an_exhaustive_search_finds(
         best = min(allowed, key=lambda split: (found[split].gap_s, split.prompts))
         gains = found[best].gap_s < turns.gap_s * 0.95
     else:
-        allowed = [split for split in found if found[split].gap_s <= turns.gap_s]
+        allowed = [split for split in found if found[split].gap_s <= turns.gap_s and found[split].busy <= BUSIEST]
         best = max(allowed, key=lambda split: split.prompts, default=None)  # type: ignore[assignment]
         gains = best is not None and found[best].stretch < turns.stretch * 0.85
     assert chosen == (best if gains else None)

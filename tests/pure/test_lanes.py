@@ -199,13 +199,13 @@ def test_neither_a_suspension_nor_the_end_counts_as_time_beside_another() -> Non
     """Half a second beside tokens at half of its speed, a minute suspended, half a second alone."""
     work = Work(1, "language", ())
     step = Step(work, [], Price(1.0, is_arithmetic=True), 1.0, decoding=False)
-    step.keep_pace(2.0, 10.0, beside=True)
+    step.keep_pace(2.0, 2.0, 10.0, beside=True)
     step.stop(10.5)
-    step.keep_pace(1.0, 70.5, beside=False)
+    step.keep_pace(1.0, 1.0, 70.5, beside=False)
     step.stop(71.0)
     assert (step.beside_s, step.done_beside_s, step.num_partings) == (0.5, 0.25, 0)
-    step.keep_pace(2.0, 71.0, beside=True)
-    step.keep_pace(1.0, 71.2, beside=False)
+    step.keep_pace(2.0, 2.0, 71.0, beside=True)
+    step.keep_pace(1.0, 1.0, 71.2, beside=False)
     assert step.num_partings == 1, "it went on alone"
 
 

@@ -29,3 +29,12 @@ def test_the_one_setting_keeps_up(machine: str, load: str) -> None:
     auto, num_repartitions = share(machine, load, AUTO)
     assert auto >= 0.97 * best
     assert num_repartitions <= 2, "within a minute: divided, and left"
+
+
+@pytest.mark.parametrize("load", ["prefill-heavy", "shifting"])
+def test_it_divides_where_that_keeps_more(load: str) -> None:
+    """Where half of the cores draw nearly all of the memory, long prompts beside answers: more promises are kept than
+    by tokens that ride along, because the device was divided."""
+    (mixed, _), (auto, num_repartitions) = (share("memory", load, way) for way in (MIXED, AUTO))
+    assert num_repartitions >= 1
+    assert auto > mixed

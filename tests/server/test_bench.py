@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from headway.bench.flags import check_reachable
 from headway.bench.load import Load
 from headway.bench.measure import Run
 from headway.bench.score import Outcome, score
-from headway.bench.telling import warnings
+from headway.bench.search import Found, Point
+from headway.bench.telling import lines, warnings
 from headway.bench.traces import Asked
 from headway.core.request import SLO
 from headway.placement.link import Fate
@@ -92,6 +94,8 @@ def test_the_whole_command(network: Open, tmp_path: Path, capsys: pytest.Capture
     assert page.tags.count("svg") == 4
     assert "prefers-color-scheme: dark" in text
     assert "80 or more" in text
+    quantiles = "".join(f"<th>{name} p50</th><th>p90</th><th>p99</th>" for name in ("TTFT", "TPOT", "ITL"))
+    assert text.count(quantiles) == 2, "by rate and by class"
     assert "Goodput: 80 or more requests/s" in capsys.readouterr().out
 
     # what the fake got: warm-up and lone requests without targets, then 24 with them; no prompt twice
@@ -176,6 +180,31 @@ def test_two_servers_in_turns(network: Open, tmp_path: Path, capsys: pytest.Capt
     assert "new against old" in (out / "report.html").read_text()
 
 
+def test_a_comparison_is_judged_by_what_was_asked(
+    network: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First tokens come at once, a pace of a millionth of a second nobody keeps: by first tokens alone all are in time,
+    in sum and of each class, and the report says of which targets it speaks."""
+    slo = ["--slo", *(f"{kind}=5000:0.001" for kind in ("text", "image", "search", "file"))]
+    few = ["--num-requests", 12, "--max-tokens", 9, "--seed", 1, "--rates", 100, "--blocks", 1]
+    net, out = network(Desk("one two three four five", max_model_len=2048)), tmp_path / "out"
+    assert bench("--compare", f"a={net.url}", f"b={net.url}/", *few, *slo, "--ttft-only", "--out", out) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert "share" not in result, "nothing is judged by it"
+    shares = {one["name"]: (one["a"], one["b"]) for one in result["ratios"] if one["name"].startswith("attained")}
+    kinds = list(dict.fromkeys(row[0] for row in result["runs"][0]["outcomes"]["rows"]))
+    name = "attained, TTFT target"
+    assert shares == {name: (1.0, 1.0)} | {f"{name}: {kind}": (1.0, 1.0) for kind in kinds}
+    told = capsys.readouterr().out
+    assert all(f"\n{one} " in told for one in shares)
+    report = (out / "report.html").read_text()
+    assert "a: attained, TTFT target" in report
+    assert "<th>TTFT target</th>" in report
+    assert "all targets" not in report
+    assert bench("--compare", f"a={net.url}", f"b={net.url}/", *few, *slo, "--out", out) == 0
+    assert "\nattained, all targets " in capsys.readouterr().out
+
+
 def test_targets_go_along_in_headers_unless_they_are_to_be_kept_secret(network: Open) -> None:
     desk = Desk("one two")
     server = asyncio.run(meet(Server(network(desk).url)))
@@ -192,6 +221,26 @@ def test_words_for_a_server_that_takes_no_ids(network: Open) -> None:
     (outcome,), _ = ask(server, Asked(0.0, 40, 2, "text"))
     assert outcome.ending == "finished"
     assert 40 <= len(desk.link.requests[0].prompt) <= 80
+
+
+def test_a_chat(network: Open, tmp_path: Path) -> None:
+    """The whole command asks for chats: each prompt is words in one message of the user, in the model's template."""
+    desk = Desk("one two three four five six seven eight", max_model_len=2048)
+    out = tmp_path / "out"
+    assert bench(network(desk).url, *FEW, *EASY, "--length-scale", 0.1, "--rates", 100, "--chat", "--out", out) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["server"]["chat"]
+    (run,) = result["points"][0]["runs"]
+    rows = [dict(zip(run["outcomes"]["columns"], row, strict=True)) for row in run["outcomes"]["rows"]]
+    assert all(row["num_output"] == 4 and row["ending"] == "finished" for row in rows)
+    assert all(0 < row["ttft_s"] <= row["end_s"] for row in rows)
+    template = TEXT.chat_template
+    assert template is not None
+    before, _, after = template.render([{"role": "user", "content": "|"}]).partition("|")
+    said = [TEXT.tokenizer.decode(request.prompt, skip_special_tokens=False) for request in desk.link.requests]
+    assert all(one.startswith(before) and one.endswith(after) for one in said)
+    lengths = sorted(len(one.removeprefix(before).removesuffix(after).split()) for one in said[-12:])
+    assert lengths == sorted(row["num_prompt"] for row in rows)
 
 
 def test_an_engine_that_fails_midway(network: Open) -> None:
@@ -213,9 +262,8 @@ class Odd:
         async def models(request: Request) -> Response:
             return JSONResponse({"data": [{"id": "odd"}]})
 
-        self.app = Starlette(
-            routes=[Route("/v1/completions", completions, methods=["POST"]), Route("/v1/models", models)]
-        )
+        asked = [Route(f"/v1/{kind}", completions, methods=["POST"]) for kind in ("completions", "chat/completions")]
+        self.app = Starlette(routes=[*asked, Route("/v1/models", models)])
 
 
 def odd(network: Open, answer: Callable[[dict[str, Any]], Response]) -> Server:
@@ -253,6 +301,33 @@ def test_times_are_those_of_texts_and_lengths_those_of_usage(network: Open) -> N
     assert outcome.tpot_s == pytest.approx(outcome.gaps_s[0] / 3)
     assert outcome.ttft_s is not None
     assert 0.09 <= outcome.ttft_s <= outcome.end_s - 0.25
+
+
+def test_a_piece_of_a_chat_without_content_is_no_token(network: Open) -> None:
+    """The role that opens it, a null and an empty end bring nothing; what does comes in two pieces, of four tokens."""
+    bodies: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> Response:
+        bodies.append(body)
+        return stream(
+            'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+            'data: {"choices": [{"delta": {"role": "assistant", "content": null}}]}\n\n',
+            'data: {"choices":[{"delta":{"content":"a"}}]}\n\n',
+            'data: {"choices": [{"delta": {"content": "\\"content\\":\\"\\""}}]}\n\n',
+            'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n',
+            'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":4}}\n\ndata: [DONE]\n\n',
+            pause_s=0.1,
+        )
+
+    (outcome,), _ = ask(odd(network, answer)._replace(chat=True), Asked(0.0, 3, 4, "text"))
+    assert (outcome.ending, outcome.num_output, len(outcome.gaps_s)) == ("finished", 4, 1)
+    assert outcome.ttft_s is not None
+    assert 0.19 <= outcome.ttft_s <= outcome.end_s - 0.25
+    assert outcome.tpot_s == pytest.approx(outcome.gaps_s[0] / 3)
+    (body,) = bodies
+    assert [(one["role"], len(one["content"].split())) for one in body["messages"]] == [("user", 3)]
+    assert "prompt" not in body
+    assert body["stream_options"] == {"include_usage": True}
 
 
 @pytest.mark.parametrize(
@@ -341,6 +416,18 @@ def test_what_is_told_is_what_was_judged(network: Open, tmp_path: Path, capsys: 
     assert "Goodput: under 40 requests/s with 90% of every class in time." in capsys.readouterr().out
 
 
+def test_the_terminal_tells_quantiles_of_both_within_its_width() -> None:
+    """A hundred first tokens up to 15 s, paces up to 100 ms: p50, p90 and p99 of each, in 100 columns."""
+    outcomes = tuple(
+        Outcome("search", float(n), 3, 9, "finished", 60.0, 0.15 * (n + 1), 0.001 * (n + 1)) for n in range(100)
+    )
+    run = Run(10.25, 1, score(outcomes, {}), outcomes, {"p99": 0.0}, {})
+    header, row, *_ = lines(Found(10.25, math.inf, (Point(10.25, [run], {"search": 1.0}, True),)), 0.9)
+    assert " ".join(header.split()) == "requests/s attained worst class TTFT p50 p90 p99 TPOT p50 p90 p99"
+    assert "  7500 ms   13.5 s   14.8 s   50.0 ms  90.0 ms  99.0 ms  passed" in row
+    assert len(row) <= 100
+
+
 @pytest.mark.parametrize(("num_output", "num_asked", "warns"), [(5, 100, True), (100, 100, False), (5, 0, False)])
 def test_answers_that_are_shorter_than_asked(num_output: int, num_asked: int, warns: bool) -> None:
     """A server that ends them early does less, and is quicker for it; who does not say how long they were is not
@@ -415,6 +502,8 @@ def test_a_server_that_refuses_ids_is_told_about_text(network: Open, capsys: pyt
         (["--compare", "http://a", "http://b"], "needs one rate"),
         (["http://c", "--compare", "http://a", "http://b"], "not both"),
         (["--compare", "x=http://a", "x=http://b", "--rates", "1"], "different labels"),
+        (["--compare", "http://a", "http://b", "--rates", "1", "--share", "0.9"], "--share has no meaning with --comp"),
+        (["--compare", "http://a", "http://b", "--rates", "1", "--repeats", "2"], "--repeats has no meaning with"),
     ],
 )
 def test_wrong_flags_are_told_in_one_sentence(args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

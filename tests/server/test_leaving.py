@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 
 import httpx
@@ -239,6 +240,16 @@ def test_while_the_model_loads_the_port_answers_already() -> None:
         return await asyncio.wait_for(serving, 20)
 
     assert asyncio.run(life()) == 0
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    """On accepted connections too: else a token waits for the acknowledgement of the one before it."""
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_model_that_cannot_be_read_ends_the_start() -> None:

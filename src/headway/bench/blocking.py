@@ -43,6 +43,13 @@ SPARE = 2.0  # times its own prefill: an urgent one's target
 SETTLED_S = 0.2  # after the start nothing else is to be done but what is asked
 APART = 4.0  # times its own prefill: between two urgent ones, so that none waits for another
 FAR_S = 1000.0  # after this the far letter comes; the clock is put forward to it
+ORDERED = (
+    'All of them run with `order="deadline"`, and urgent prompts have the better priority: a switch is due at once, '
+    "where the order of slack, which is what is served, lets one wait that has time."
+)
+LOOKING = (
+    "The cost of looking is a difference of noisy times: [overhead](overhead.md) has what one yield costs by itself."
+)
 GREEDY = Sampling(temperature=0.0)
 URGENT = "urgent"
 
@@ -240,6 +247,16 @@ def measure(engine: Engine, options: argparse.Namespace, calm: Calm) -> Measured
     return Measured(said, waits, losses, looks)
 
 
+def how(options: argparse.Namespace, engine: Engine, said: str) -> str:
+    """What was asked of whom."""
+    facts = engine.facts
+    return (
+        f"{options.model}, {facts.means}, B = {facts.max_tile_ms:g} ms. In each of {options.rounds} rounds: {said}. "
+        f"{ORDERED} Mean and p50 are medians over rounds, p99 and longest are of all rounds together. Throughput: a "
+        f"long prompt alone, in chunks and whole, {options.pairs} pairs of each, median (least … most)."
+    )
+
+
 def rows(found: Measured) -> list[list[str]]:
     made = []
     for name, runs in found.waits.items():
@@ -282,7 +299,7 @@ def reading(found: Measured, bound_s: float) -> str:
         f"{_verdict(looking <= MOST_LOOKING, 1e2 * looking, 1e2 * MOST_LOOKING, '%')} "
         f"({_spread([ratio - 1 for ratio in found.looks])} in {len(found.looks)} pairs)"
     )
-    return "; ".join(said) + "."
+    return "; ".join(said) + f". {LOOKING}"
 
 
 def _verdict(reached: bool, found: float, wanted: float, unit: str) -> str:
@@ -323,15 +340,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     calm = Calm()
     found = measure(engine, options, calm)
-    facts = engine.facts
     header = ["scheduler", "mean ms", "p50 ms", "p99 ms", "longest ms", "mean / operator's", "p99 / operator's",
               "in time", "throughput lost"]  # fmt: skip
     body = (
-        f"{options.model}, {facts.means}, B = {facts.max_tile_ms:g} ms. In each of "
-        f"{options.rounds} rounds: {found.said}. Mean and p50 are medians over rounds, p99 and longest are of all "
-        f"rounds together. Throughput: a long prompt alone, in chunks and whole, {options.pairs} pairs of each, median "
-        f"(least … most).\n\n{report.table(header, rows(found))}\n\n"
-        f"{reading(found, facts.max_tile_ms / 1e3)} {parked(engine, found.waits)} {calm.verdict()}"
+        f"{how(options, engine, found.said)}\n\n{report.table(header, rows(found))}\n\n"
+        f"{reading(found, engine.facts.max_tile_ms / 1e3)} {parked(engine, found.waits)} {calm.verdict()}"
     )
     report.write("blocking", "Blocking", report.command(COMMAND, arguments), body, options.folder)
 

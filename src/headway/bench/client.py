@@ -35,6 +35,7 @@ class Server(NamedTuple):
     model: str = ""
     context: int | None = None  # tokens, if the server says so
     as_text: bool = False  # words instead of token ids
+    chat: bool = False  # /v1/chat/completions, where a prompt is one user message: words, since it takes no ids
     send_slo: bool = True  # x-slo-* headers
     send_class: bool = False  # x-slo-class
     api_key: str = ""
@@ -122,7 +123,7 @@ class _Call(NamedTuple):
 
 def _call(server: Server, asked: Asked, prompt: tuple[int, ...], targets: Mapping[str, SLO]) -> _Call:
     body: dict[str, Any] = {
-        "prompt": " ".join(WORDS[token % len(WORDS)] for token in prompt) if server.as_text else prompt,
+        **_asking(server, prompt),
         "max_tokens": asked.num_output,
         "temperature": 0,
         "ignore_eos": True,  # so that answers are as long as the load says, where a server knows the field
@@ -141,6 +142,13 @@ def _call(server: Server, asked: Asked, prompt: tuple[int, ...], targets: Mappin
     return _Call(msgspec.json.encode(body), headers)
 
 
+def _asking(server: Server, prompt: tuple[int, ...]) -> dict[str, Any]:
+    if not (server.as_text or server.chat):
+        return {"prompt": prompt}
+    words = " ".join(WORDS[token % len(WORDS)] for token in prompt)
+    return {"messages": [{"role": "user", "content": words}]} if server.chat else {"prompt": words}
+
+
 async def _ask(
     session: aiohttp.ClientSession,
     server: Server,
@@ -149,10 +157,10 @@ async def _ask(
     scheduled: float,
     complaints: dict[str, str],
 ) -> Outcome:
-    heard = _Heard()
+    heard = _Heard(b"content" if server.chat else b"text")
     reason, refused = "", False
     try:
-        url = f"{server.url}/v1/completions"
+        url = f"{server.url}/v1/{'chat/' if server.chat else ''}completions"
         async with session.post(url, data=call.body, headers=call.headers) as response:
             if response.status == 200:
                 async for chunk in response.content.iter_any():
@@ -190,9 +198,12 @@ class _Last(msgspec.Struct):
 
 
 class _Heard:
-    """A stream of events, as much of it as a measurement needs."""
+    """A stream of events, as much of it as a measurement needs. `field` is where they have their text."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: bytes) -> None:
+        key = b'"' + field + b'":'
+        self._key = key
+        self._without_text = tuple(key + nothing for nothing in (b'""', b' ""', b"null", b" null"))
         self.first_at: float | None = None  # the first text, or whatever came if there never was any
         self._last_at: float | None = None
         self._num_texts = 0
@@ -230,7 +241,7 @@ class _Heard:
             self._num_tokens = usage.completion_tokens if usage is not None else None
         if event.startswith((b'data: {"error"', b'data:{"error"')):
             self._error = "error in stream"
-        return b'"text":' in event and b'"text":""' not in event and b'"text": ""' not in event
+        return self._key in event and not any(nothing in event for nothing in self._without_text)
 
     def complaint(self) -> str:
         """Why this is no complete answer; empty if it is one."""

@@ -32,6 +32,7 @@ def main(words: Sequence[str]) -> int:
     found = flags.parser()
     options = found.parse_args(list(words))
     sides = flags.sides(options, found)
+    flags.fill(options, found)
     flags.check(options, found)
     _needs_extra()
     flags.make_folder(options.out or Path())
@@ -97,6 +98,7 @@ class _Command:
         runs = [run for point in found.points for run in point.runs]
         document = self._document(alone, targets, runs) | {
             "server": self._who(server),
+            "share": options.share,
             "goodput": {"rate": found.rate, "failed_at": found.failed_at},
             "points": [of_point(point) for point in found.points],
         }
@@ -119,7 +121,7 @@ class _Command:
         alone, targets = self._alone_and_targets(a)
         self._bench.alone(b)  # warm as well, and it must answer
         turns = self._bench.in_turns(a, b, options.rates[0], targets, options.blocks)
-        ratios = compare(turns.blocks, targets, options.seed)
+        ratios = compare(turns.blocks, targets, options.seed, ttft_only=options.ttft_only)
         document = self._document(alone, targets, [run for _, run in turns.runs]) | {
             "servers": {label: self._who(server) for label, server in zip(labels, (a, b), strict=True)},
             "rate": options.rates[0],
@@ -177,7 +179,8 @@ class _Command:
         server = Server(
             url,
             options.model,
-            as_text=options.text,
+            as_text=options.text or options.chat,
+            chat=options.chat,
             send_slo=not options.no_slo_headers,
             send_class=options.slo_class_header,
             api_key=options.api_key or os.environ.get("HEADWAY_BENCH_API_KEY", ""),
@@ -194,7 +197,6 @@ class _Command:
             "provenance": provenance(self._command),
             "load": {"name": load.name, "source": load.source, "num_requests": len(load.requests)},
             "seeds": {"load": self._options.seed, "tokens": self._options.token_seed},
-            "share": self._options.share,
             "ttft_only": self._options.ttft_only,
             "alone": plain(alone),
             "targets": plain(targets),
@@ -207,6 +209,7 @@ class _Command:
             "model": server.model,
             "context": server.context,
             "as_text": server.as_text,
+            "chat": server.chat,
             "slo_headers": server.send_slo,
         }
 

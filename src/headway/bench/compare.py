@@ -49,36 +49,49 @@ class _Statistic(NamedTuple):
     has_interval: bool = True  # of a ratio: not where A's figure is often 0
 
 
-def _statistics(targets: Mapping[str, SLO]) -> dict[str, _Statistic]:
+def _statistics(targets: Mapping[str, SLO], kinds: Sequence[str], ttft_only: bool) -> dict[str, _Statistic]:
     """What is compared."""
+    meets = Outcome.meets_ttft if ttft_only else Outcome.meets_all
+    judged = f"attained, {'TTFT target' if ttft_only else 'all targets'}"
 
     def in_time(outcome: Outcome) -> float:
-        return float(outcome.meets_all(targets.get(outcome.kind, SLO())))
+        return float(meets(outcome, targets.get(outcome.kind, SLO())))
+
+    def of_kind(kind: str) -> Callable[[Outcome], float | None]:
+        return lambda outcome: in_time(outcome) if outcome.kind == kind else None
 
     def at(share: float) -> Callable[[Values], float]:
         return lambda values: quantile(values[~np.isnan(values)].tolist(), share)
 
     return {
-        "attained, all targets": _Statistic(in_time, lambda values: float(values.mean())),
+        judged: _Statistic(in_time, _mean),
+        **{f"{judged}: {kind}": _Statistic(of_kind(kind), _mean) for kind in kinds},
         "TTFT p50, answered (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.5)),
         "TTFT p90, answered (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.9)),
         "TTFT p99, answered (s)": _Statistic(lambda outcome: outcome.ttft_s, at(0.99)),
         "TPOT p50 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.5)),
         "TPOT p99 (s)": _Statistic(lambda outcome: outcome.tpot_s, at(0.99)),
         "end p50, finished (s)": _Statistic(lambda o: o.end_s if o.ending == "finished" else None, at(0.5)),
-        "refused or failed": _Statistic(
-            lambda o: float(o.ending != "finished"), lambda values: float(values.mean()), False
-        ),
+        "refused or failed": _Statistic(lambda o: float(o.ending != "finished"), _mean, False),
     }
 
 
-def compare(blocks: Sequence[Block], targets: Mapping[str, SLO], seed: int, num_draws: int = NUM_DRAWS) -> list[Ratio]:
-    """Every figure of all runs of B over that of all runs of A."""
+def compare(
+    blocks: Sequence[Block],
+    targets: Mapping[str, SLO],
+    seed: int,
+    num_draws: int = NUM_DRAWS,
+    *,
+    ttft_only: bool = False,
+) -> list[Ratio]:
+    """Every figure of all runs of B over that of all runs of A. The first is the share that attained all its targets,
+    or with `ttft_only` that for its first token; then the same of each class."""
     if not blocks:
         raise ValueError("There is nothing to compare: measure one block at least.")
     draws = list(_draws([len(block.a[0]) for block in blocks], seed, num_draws))
     ratios = []
-    for name, (take, of, has_interval) in _statistics(targets).items():
+    kinds = list(dict.fromkeys(outcome.kind for block in blocks for run in block.a for outcome in run))
+    for name, (take, of, has_interval) in _statistics(targets, kinds, ttft_only).items():
         sides_a = [_table(block.a, take) for block in blocks]
         sides_b = [_table(block.b, take) for block in blocks]
         a, b = of(_flat(sides_a)), of(_flat(sides_b))
@@ -112,6 +125,12 @@ def _table(runs: Sequence[Sequence[Outcome]], take: Callable[[Outcome], float | 
 
 def _flat(tables: Sequence[Values]) -> Values:
     return np.concatenate([table.ravel() for table in tables])
+
+
+def _mean(values: Values) -> float:
+    """Of those that have one."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def _over(b: float, a: float) -> float:

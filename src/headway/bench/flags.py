@@ -16,7 +16,8 @@ from headway.core.request import SLO
 
 DESCRIPTION = """\
 Measure an OpenAI-compatible server by its deadlines: how many requests it answers in time, by class, and the highest
-rate at which it still does (goodput). Ours, vLLM's, llama.cpp's: whatever streams POST /v1/completions.
+rate at which it still does (goodput). Ours, vLLM's, llama.cpp's: whatever streams POST /v1/completions, or with --chat
+/v1/chat/completions.
 
 A load, with lengths and classes from a production trace, is sent open loop: each request at its instant, whatever
 became of the others. Nothing is retried; what is refused has missed. Targets are multiples of what the server needs
@@ -31,6 +32,7 @@ examples:
   headway bench --compare fifo=http://a:8000 ours=http://b:8000 --rates 2
 """
 MIN_REQUESTS = 10
+ALONE = {"share": 0.9, "start": None, "tolerance": 0.1, "repeats": 2}  # flags for one server only, and their defaults
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,8 +96,8 @@ def _rate_flags(group: argparse._ArgumentGroup) -> None:
     )
     rate_scale_flag(group)
     group.add_argument("--start", type=positive, metavar="R", help="where the search begins (default: an estimate)")
-    group.add_argument("--tolerance", type=positive, default=0.1, metavar="X", help="where it ends (default: 0.1)")
-    group.add_argument("--repeats", type=count, default=2, metavar="N", help="runs near the line (default: 2)")
+    group.add_argument("--tolerance", type=positive, metavar="X", help="where it ends (default: 0.1)")
+    group.add_argument("--repeats", type=count, metavar="N", help="runs near the line (default: 2)")
     group.add_argument("--blocks", type=count, default=5, metavar="N", help="of A B B A, to compare (default: 5)")
 
 
@@ -107,7 +109,7 @@ def rate_scale_flag(group: argparse._ArgumentGroup) -> None:
 
 
 def _target_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--share", type=share, default=0.9, metavar="X", help="of each class in time (default: 0.9)")
+    group.add_argument("--share", type=share, metavar="X", help="of each class in time (default: 0.9)")
     group.add_argument(
         "--slo-factor", type=positive, default=5.0, metavar="K", help="TTFT target over a lone request's (default: 5)"
     )
@@ -115,12 +117,13 @@ def _target_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--slo", type=_slo, nargs="+", metavar="CLASS=TTFT[:TPOT]", help="targets in ms instead, of classes you name"
     )
-    group.add_argument("--ttft-only", action="store_true", help="judge a rate by TTFT alone")
+    group.add_argument("--ttft-only", action="store_true", help="judge by TTFT alone")
 
 
 def _server_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", default="", metavar="NAME", help="default: the first that the server names")
     group.add_argument("--text", action="store_true", help="send words, for a server that takes no token ids")
+    group.add_argument("--chat", action="store_true", help="ask /v1/chat/completions: words, as one user message")
     group.add_argument("--vocab-size", type=count, default=1024, metavar="N", help="ids are below it (default: 1024)")
     group.add_argument("--api-key", default="", metavar="KEY", help="or in HEADWAY_BENCH_API_KEY")
     group.add_argument("--no-slo-headers", action="store_true", help="keep the targets from the server")
@@ -215,6 +218,17 @@ def sides(options: argparse.Namespace, found: Parser) -> tuple[Side, ...]:
     if named_[0].label == named_[1].label:
         found.error(f"the two servers need different labels, not {named_[0].label!r} twice.")
     return tuple(named_)
+
+
+def fill(options: argparse.Namespace, found: Parser) -> None:
+    """Defaults of what one server is judged and searched by; refused where two are compared, which nothing judges."""
+    for name, default in ALONE.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif options.compare is not None:
+            found.error(
+                f"--{name} has no meaning with --compare, which looks for no rate and judges none: leave it out."
+            )
 
 
 def _url(word: str, found: Parser) -> str:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from headway.bench import goodput_page, report
-from headway.bench.contest import JOINT, TTFT, contest
-from headway.bench.goodput import REPEATS, Case, Field, Tries, field_of, say, scaled, steady_ttft_s
-from headway.bench.goodput_page import OURS
+from headway.bench.contest import JOINT, TTFT, Contender, contest
+from headway.bench.goodput import REPEATS, Case, Field, Tries, field_of, most_rate, say, scaled, steady_ttft_s
+from headway.bench.goodput_page import AROUND, MORE, OURS
 from headway.bench.load import Load, prompts, targets
 from headway.bench.named import named
 from headway.bench.policies import policies
@@ -29,7 +29,8 @@ LIGHT, OVERLOAD = 0.1, 1.5  # of our goodput
 MIXED_CHUNKS = (16, 32, 64, 128, 256)
 K_TPOT = 2.0  # a token may take so many times what it takes alone
 UNIFORM_TOKENS = 64
-COMMAND = "python -m headway.bench.goodput_more"
+UNIFORM_K = 2.0
+UNIFORM_NAMES = (OURS, "none", "fcfs", "chunk 64", "chunk 256")
 
 
 def sweep(field: Field, case: goodput_page.CaseResult) -> str:
@@ -105,20 +106,47 @@ def isolated_tpot_s(engine: Engine) -> float:
     return replay(engine, [request], engine.scheduler.settings).records["lone"].tpot_s or 0.0
 
 
-def uniform(field: Field, case: goodput_page.CaseResult) -> str:
-    """All prompts of one length, one class: nothing long to suspend, nothing to reorder."""
-    requests = tuple(replace(asked, num_prompt=UNIFORM_TOKENS, kind="text", blocks=()) for asked in field.load.requests)
-    load: Load = replace(field.load, name="uniform", requests=requests)
-    texts = prompts(load, field.engine.stage.model.config.vocab_size, 1)
-    isolated_s = steady_ttft_s(field.engine, load)
-    same = replace(field, load=load, prompts=texts, isolated_s=isolated_s, slos=targets(load, isolated_s, 2.0))
-    names = [OURS, "none", "fcfs", "chunk 64", "chunk 256"]
-    starts = dict.fromkeys(names, 0.4 / isolated_s)
-    found = contest(starts, same.attain, TTFT, growth=1.4, repeats=REPEATS)
-    rows = [[name, f"{'≥ ' if contender.is_open else ''}{contender.good:.3g}"] for name, contender in found.items()]
+def uniform(engine: Engine, case: Case, options: argparse.Namespace, tries: Tries) -> str:
+    """All prompts of one length, one class: nothing long to suspend, nothing to reorder. Several draws of instants."""
+    draws: list[dict[str, Contender]] = []
+    for seed in range(1, options.draws + 1):
+        load = uniform_load(case, options.num_requests, seed)
+        isolated_s = steady_ttft_s(engine, load)
+        texts = prompts(load, engine.stage.model.config.vocab_size, seed)
+        compared = policies(engine.scheduler.settings, MIXED_CHUNKS)
+        field = Field(engine, load, texts, isolated_s, targets(load, isolated_s, UNIFORM_K), compared, tries)
+        starts = dict.fromkeys(UNIFORM_NAMES, 0.4 / isolated_s)
+        draws.append(contest(starts, field.attain, TTFT, growth=1.4, repeats=REPEATS))
+    return uniform_told(options.model, draws, len(load.requests), most_rate(load, engine.scheduler.cost.fit))
+
+
+def uniform_load(case: Case, num_requests: int, seed: int) -> Load:
+    """The instants of a draw of the case's load, with prompts of one length and class."""
+    load = named(case.load, num_requests=num_requests, seed=seed, window=seed - 1).answering(1)
+    requests = tuple(replace(asked, num_prompt=UNIFORM_TOKENS, kind="text", blocks=()) for asked in load.requests)
+    return replace(load, name="uniform", requests=requests)
+
+
+def uniform_told(model: str, draws: Sequence[dict[str, Contender]], num_requests: int, most: float) -> str:
+    """Every scheduler's goodput, ours over it, and the verdict: no less than so much of the best chunk size."""
+    found = goodput_page.CaseResult(
+        name="uniform lengths",
+        model=model,
+        source="",
+        num_requests=num_requests,
+        isolated_ttft_ms=0.0,
+        targets_ms={"text": 0.0},
+        policies=[goodput_page.policy_of(name, draws, draws[0][name], num_requests) for name in UNIFORM_NAMES],
+        provenance="",
+        bytes_per_parked_token=0,
+        most_rate=most,
+    )
+    rows = [goodput_page.against(found, policy) for policy in found.policies]
+    over = "1 draw" if len(draws) == 1 else f"{len(draws)} draws: medians (least … most)"
     return (
-        f"Every prompt has {UNIFORM_TOKENS} tokens, Poisson arrivals, k = 2.\n\n"
-        f"{report.table(['scheduler', 'goodput, req/s'], rows)}"
+        f"Every prompt has {UNIFORM_TOKENS} tokens, Poisson arrivals, k = {UNIFORM_K:g}. {num_requests} requests a "
+        f"run, {over}.\n\n{report.table(['scheduler', 'goodput, req/s', 'ours / it'], rows)}\n\n"
+        f"{goodput_page.verdicts([found])}"
     )
 
 
@@ -155,10 +183,13 @@ def light_and_heavy(field: Field, case: goodput_page.CaseResult) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog=MORE, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="random:smollm2-135m")
     parser.add_argument("--case", type=Case.parse, default=Case("qwen", 16, 2.0), metavar="LOAD:DIVISOR:K")
     parser.add_argument("--num-requests", type=int, default=120, help="of a run")
+    parser.add_argument(
+        "--draws", type=int, default=1, help="of uniform lengths: other instants; their medians are shown"
+    )
     parser.add_argument("--joint-rate", type=float, default=3.0, help="where the joint search begins")
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--only", default="", metavar="WORD", help="the sections that have it in their title")
@@ -173,17 +204,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     tries = Tries()
     field = field_of(engine, options.case, options.num_requests, 1, tries)
-    sections: dict[str, Callable[[], str]] = {
-        "Tighter and looser targets": lambda: sweep(field, case),
-        "Light load and overload": lambda: light_and_heavy(field, case),
-        "Where nothing is gained: uniform lengths": lambda: uniform(field, case),
-        "First token and pace together": lambda: joint(engine, options.case, options, tries),
-    }
-    for title, make in sections.items():
+    makers: tuple[Callable[[], str], ...] = (
+        lambda: sweep(field, case),
+        lambda: light_and_heavy(field, case),
+        lambda: uniform(engine, options.case, options, tries),
+        lambda: joint(engine, options.case, options, tries),
+    )
+    for title, make in zip(AROUND, makers, strict=True):
         if options.only not in title:
             continue
         say(f"[bold]{title}[/]")
-        body = f"{options.model}. {make()}\n\nPrinted by `{report.command(COMMAND, arguments)}`. {report.provenance()}"
+        body = f"{options.model}. {make()}\n\nPrinted by `{report.command(MORE, arguments)}`. {report.provenance()}"
         goodput_page.keep(options.folder, goodput_page.Section(title, body, case.full_name))
         goodput_page.write(options.folder)  # the next one may take long, and be broken off
 

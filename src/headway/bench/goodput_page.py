@@ -20,7 +20,14 @@ WANTED = {  # ours over another's, by case; 0.95 of the best chunk size in all o
     "qwen 1/32, k = 1.5": {"chunk": 3.0},
 }
 ELSEWHERE = {"chunk": 0.95}
+AROUND = (  # the sections that belong to a case, beside the ratios: `goodput_more` makes them
+    "Tighter and looser targets",
+    "Light load and overload",
+    "Where nothing is gained: uniform lengths",
+    "First token and pace together",
+)
 UNMEASURED = "Nothing on this page was measured on an engine: `python -m headway.bench.goodput` does that."
+MORE = "python -m headway.bench.goodput_more"
 FILE = "goodput.json"
 PICTURE = "goodput.png"
 
@@ -191,24 +198,36 @@ def write(folder: Path) -> None:
     """The page and its picture, from what is kept."""
     kept = read(folder)
     sections = [f"## {section.title}\n\n{section.body}" for section in kept.sections]
-    measured = _measured_part(kept.cases, folder) if kept.cases else [f"{UNMEASURED} {_how([])}"]
+    measured = _measured_part(kept, folder) if kept.cases else [f"{UNMEASURED} {_how([])}"]
     body = "\n\n".join([*measured, *sections])
     command = "python -m headway.bench.goodput"
     report.write("goodput", "Goodput", f"{command}`, `{command}_more` and `{command}_simulated", body, folder)
 
 
-def _measured_part(cases: Sequence[CaseResult], folder: Path) -> list[str]:
-    """Everything about the cases; the picture is of the first that something special is wanted of."""
+def _measured_part(kept: Kept, folder: Path) -> list[str]:
+    """Everything about the cases; the picture is of the first that something special is wanted of, and the sections
+    belong to that."""
+    cases = kept.cases
     drawn = next((case for name in WANTED for case in cases if case.name == name), cases[0])
     png([_panel(drawn, name) for name in _drawn(drawn)], folder / PICTURE, num_columns=3)
     return [
         summary(cases),
         verdicts(cases),
+        *missing(drawn, kept.sections),
         f"## Predicted and measured\n\nThe worst class's attainment against the rate: dots were measured, lines "
         f"simulated with the prices that the engine measured at its start ({drawn.model}, {drawn.name}).\n\n"
         f"![attainment, measured and simulated]({PICTURE})",
         *(details(case) for case in cases),
     ]
+
+
+def missing(case: CaseResult, sections: Sequence[Section]) -> list[str]:
+    """A line that says which sections about the case are not there; none if all are."""
+    known = {section.title for section in sections if section.case == case.full_name}
+    absent = "; ".join(title for title in AROUND if title not in known)
+    if not absent:
+        return []
+    return [f"Not here for {case.full_name}, never made or older than the case: {absent}. `{MORE}` makes them."]
 
 
 def _drawn(case: CaseResult) -> list[str]:
@@ -332,6 +351,15 @@ def _ratio(ours: Sequence[float], others: Sequence[float]) -> str:
     if len(ratios) == 1:
         return f"{ratios[0]:.2f}"
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})"
+
+
+def against(case: CaseResult, policy: Policy) -> list[str]:
+    """A row: a scheduler, its goodput, and ours over it."""
+    told = f"{'≥ ' if policy.is_open else ''}{policy.goodput:.3g}" if policy.goodput else "none"
+    if len(policy.goodputs) > 1:
+        told += f" ({min(policy.goodputs):.3g} … {max(policy.goodputs):.3g})"
+    ours = case.lasting(case.policy(OURS).goodputs)
+    return [policy.name, told, "" if policy.name == OURS else _ratio(ours, case.lasting(policy.goodputs))]
 
 
 def details(case: CaseResult) -> str:

@@ -1,9 +1,10 @@
 """What became of a load's requests, judged: pure functions over outcomes. Knows no HTTP, no clock and no engine.
 
 Rules. A request attains its targets if it finished with each of them met; a target that was not set is met, and an
-answer of one token has no TPOT. Who was refused or failed has missed what it had not met by then, and stays in every
-denominator. Latencies count from the instant at which the load asked, not from when it was sent. A quantile is a value
-that occurred (nearest rank): the smallest with at least that share at or under it, among those that have a value.
+answer of one token has no TPOT. Who was refused, cancelled or failed has missed every target, whatever it had met by
+then, and stays in every denominator; the engine's ledger is milder, and leaves the refused and cancelled what they met.
+Latencies count from the instant at which the load asked, not from when it was sent. A quantile is a value that occurred
+(nearest rank): the smallest with at least that share at or under it, among those that have a value.
 """
 
 import math
@@ -172,11 +173,14 @@ def marks(outcomes: Sequence[Outcome], targets: Mapping[str, SLO]) -> Marks:
     )
 
 
-def attained(outcomes: Sequence[Outcome], targets: Mapping[str, SLO], scale: float = 1.0) -> float:
-    """The share that met all of its targets, each times `scale`."""
+def attained(
+    outcomes: Sequence[Outcome], targets: Mapping[str, SLO], scale: float = 1.0, *, ttft_only: bool = False
+) -> float:
+    """The share that met all of its targets, or that for the first token, each times `scale`."""
     if not outcomes:
         return math.nan
-    return sum(outcome.meets_all(_slo(targets, outcome), scale) for outcome in outcomes) / len(outcomes)
+    meets = Outcome.meets_ttft if ttft_only else Outcome.meets_all
+    return sum(meets(outcome, _slo(targets, outcome), scale) for outcome in outcomes) / len(outcomes)
 
 
 def _slo(targets: Mapping[str, SLO], outcome: Outcome) -> SLO:

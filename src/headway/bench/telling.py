@@ -10,11 +10,12 @@ from headway.bench.load import Load
 from headway.bench.measure import Alone, Run, Turns
 from headway.bench.page import Cell, Page, Table
 from headway.bench.result import panels
-from headway.bench.score import Marks, quantile
+from headway.bench.score import SCALES, Marks, attained, quantile
 from headway.bench.search import Found, Point
 from headway.core.request import SLO
 
 LATE_MS = 10.0  # a generator later than this at p99 is part of what it measures
+LONG_S = 10.0  # from here on told in seconds, so that a column stays narrow
 SHORT = 0.95  # of the tokens asked for: answers with fewer are less work than the load says
 
 
@@ -28,16 +29,19 @@ def page_of(
 ) -> Page:
     """The report of one server."""
     shown, share, ttft_only = shown_point(found), document["share"], document["ttft_only"]
-    run = shown.runs[0]
+    run, at = shown.runs[0], f"at {shown.rate:.3g} requests/s"
+    by_rate = [(f"{point.rate:.3g}", one.score.overall) for point in found.points for one in point.runs]
     facts = {
         f"requests/s with {_in_time(share, ttft_only)}": verdict(found),
-        f"attained at {shown.rate:.3g} requests/s": f"{_judged(run.score.overall, ttft_only):.1%}",
-        f"TTFT p99 at {shown.rate:.3g} requests/s": _ms(run.score.overall.ttft_s.p99),
+        f"attained {at}": f"{_judged(run.score.overall, ttft_only):.1%}",
+        f"TTFT p99 {at}": _ms(run.score.overall.ttft_s.p99),
         "refused or failed": str(run.score.overall.num_refused + run.score.overall.num_failed),
     }
     tables = [
         _by_rate(found, share, ttft_only),
+        _latency_table("Latencies, by rate", "requests/s", by_rate),
         _by_class(shown, targets, share, ttft_only),
+        _latency_table(f"Latencies, by class, {at}", "class", list(run.score.by_kind.items())),
         _targets(alone, targets),
         _scales(shown, share),
     ]
@@ -65,14 +69,17 @@ def verdict(found: Found[Run]) -> str:
 
 def lines(found: Found[Run], share: float, *, ttft_only: bool = False) -> list[str]:
     """For the terminal."""
-    told = [f"{'requests/s':>10}  {'attained':>8}  {'worst class':>16}  {'TTFT p50':>9}  {'p99':>9}  {'TPOT p50':>9}"]
+    told = [
+        f"{'requests/s':>10}  {'attained':>8}  {'worst class':>13}"
+        + "".join(f"  {name} p50  {'p90':>7}  {'p99':>7}" for name in ("TTFT", "TPOT"))
+    ]
     for point in found.points:
         run, worst = point.runs[0], min(point.shares, key=lambda kind: point.shares[kind])
         marks = run.score.overall
         told.append(
-            f"{point.rate:>10.3g}  {_judged(marks, ttft_only):>8.1%}  {worst + f' {point.shares[worst]:.1%}':>16}  "
-            f"{_ms(marks.ttft_s.p50):>9}  {_ms(marks.ttft_s.p99):>9}  {_ms(marks.tpot_s.p50):>9}  "
-            f"{'passed' if point.passed else 'missed'}"
+            f"{point.rate:>10.3g}  {_judged(marks, ttft_only):>8.1%}  {worst + f' {point.shares[worst]:.1%}':>13}"
+            + "".join(f"  {_ms(q.p50):>8}  {_ms(q.p90):>7}  {_ms(q.p99):>7}" for q in (marks.ttft_s, marks.tpot_s))
+            + f"  {'passed' if point.passed else 'missed'}"
         )
     told.append(f"Goodput: {verdict(found)} requests/s with {_in_time(share, ttft_only)}.")
     return told + warnings([run for point in found.points for run in point.runs])
@@ -113,7 +120,6 @@ def _by_rate(found: Found[Run], share: float, ttft_only: bool) -> Table:
                     Cell(f"{worst} {lowest:.1%}", lowest >= share),
                     f"{overall.ttft_only:.1%}",
                     f"{run.score.goodput:.3g}",
-                    *_latencies(overall),
                     str(overall.num_refused),
                     str(overall.num_failed),
                     f"{run.late_ms['p99']:.1f} ms",
@@ -125,7 +131,6 @@ def _by_rate(found: Found[Run], share: float, ttft_only: bool) -> Table:
         "worst class",
         "TTFT",
         "good/s",
-        *_LATENCIES,
         "refused",
         "failed",
         "late p99",
@@ -133,12 +138,16 @@ def _by_rate(found: Found[Run], share: float, ttft_only: bool) -> Table:
     return Table("By rate", header, rows)
 
 
-_LATENCIES = ("TTFT p50", "p90", "p99", "TPOT p50", "p99", "ITL p99")
+_LATENCIES = ("TTFT p50", "p90", "p99", "TPOT p50", "p90", "p99", "ITL p50", "p90", "p99")
 
 
 def _latencies(marks: Marks) -> list[str]:
-    ttft, tpot = marks.ttft_s, marks.tpot_s
-    return [_ms(ttft.p50), _ms(ttft.p90), _ms(ttft.p99), _ms(tpot.p50), _ms(tpot.p99), _ms(marks.itl_s.p99)]
+    return [_ms(seconds) for quantiles in (marks.ttft_s, marks.tpot_s, marks.itl_s) for seconds in quantiles]
+
+
+def _latency_table(title: str, of: str, rows: Sequence[tuple[str, Marks]]) -> Table:
+    """In a table of its own: beside what was attained it would be wider than the page."""
+    return Table(title, [of, *_LATENCIES], [[name, *_latencies(marks)] for name, marks in rows])
 
 
 def _by_class(point: Point[Run], targets: Mapping[str, SLO], share: float, ttft_only: bool) -> Table:
@@ -153,10 +162,9 @@ def _by_class(point: Point[Run], targets: Mapping[str, SLO], share: float, ttft_
                 _ms(slo.tpot_s),
                 f"{marks.joint:.1%}" if ttft_only else Cell(f"{marks.joint:.1%}", marks.joint >= share),
                 Cell(f"{marks.ttft_only:.1%}", marks.ttft_only >= share) if ttft_only else f"{marks.ttft_only:.1%}",
-                *_latencies(marks),
             ]
         )
-    header = ["class", "requests", "TTFT target", "TPOT target", "all targets", "TTFT", *_LATENCIES]
+    header = ["class", "requests", "TTFT target", "TPOT target", "all targets", "TTFT"]
     return Table(f"By class, at {point.rate:.3g} requests/s", header, rows)
 
 
@@ -200,10 +208,10 @@ def comparison_page(
 ) -> Page:
     """The report of two servers."""
     label_a, label_b = labels
-    first, lost = ratios[0], ratios[-1]
+    first, lost, ttft_only = ratios[0], ratios[-1], document["ttft_only"]
     facts = {
-        f"{label_a}: attained all targets": f"{first.a:.1%}",
-        f"{label_b}: attained all targets": f"{first.b:.1%}",
+        f"{label_a}: {first.name}": f"{first.a:.1%}",
+        f"{label_b}: {first.name}": f"{first.b:.1%}",
         f"{label_a}, {label_b}: refused or failed": f"{lost.a:.1%}, {lost.b:.1%}",
         **{f"{label_b} over {label_a}: {one.name}": _times(one.ratio) for one in ratios if one.name in _HEADLINES},
     }
@@ -213,46 +221,56 @@ def comparison_page(
         [
             str(n + 1),
             labels["AB".index(side)],
-            f"{run.score.overall.joint:.1%}",
+            f"{_judged(run.score.overall, ttft_only):.1%}",
             *_latencies(run.score.overall),
             str(run.score.overall.num_refused + run.score.overall.num_failed),
         ]
         for n, (side, run) in enumerate(turns.runs)
     ]
-    order = Table("Every run, in its order", ["run", "server", "all targets", *_LATENCIES, "refused or failed"], runs)
+    judged = "TTFT target" if ttft_only else "all targets"
+    order = Table("Every run, in its order", ["run", "server", judged, *_LATENCIES, "refused or failed"], runs)
     title = f"{label_b} against {label_a}"
     lead = f"The same load in turns, A B B A, at {document['rate']:.3g} requests/s"
     notes = {"targets": f"multiples of what a lone request takes at {label_a}", **_notes(document)}
-    return Page(title, lead, facts, comparison_panels(turns, labels, targets), [table, order], notes)
+    drawn = comparison_panels(turns, labels, targets, ttft_only=ttft_only)
+    return Page(title, lead, facts, drawn, [table, order], notes)
 
 
 _HEADLINES = ("TTFT p50, answered (s)", "TTFT p99, answered (s)")
 
 
-def comparison_panels(turns: Turns, labels: tuple[str, str], targets: Mapping[str, SLO]) -> list[Panel]:
+def comparison_panels(
+    turns: Turns, labels: tuple[str, str], targets: Mapping[str, SLO], *, ttft_only: bool = False
+) -> list[Panel]:
     """The distributions of TTFT, and what was attained at other scales of the targets."""
     ttft, sweep = [], []
     for side, label in zip("AB", labels, strict=True):
-        runs = [run for which, run in turns.runs if which == side]
-        outcomes = [outcome for run in runs for outcome in run.outcomes]
+        outcomes = [outcome for which, run in turns.runs if which == side for outcome in run.outcomes]
         ttft.append(
             Curve(label, *cdf([o.ttft_s * 1000 for o in outcomes if o.ttft_s is not None], len(outcomes)), "steps")
         )
-        scales = [scaled.scale for scaled in runs[0].score.scales]
-        means = [sum(run.score.scales[n].overall for run in runs) / len(runs) for n in range(len(scales))]
-        sweep.append(Curve(label, scales, means))
+        shares = [attained(outcomes, targets, scale, ttft_only=ttft_only) for scale in SCALES]
+        sweep.append(Curve(label, SCALES, shares))
     unit = (-0.02, 1.04)
     return [
         Panel("Time to first token, all classes", "ms", "share", ttft, x_log=True, y_range=unit),
-        Panel("Had the targets been longer or shorter", "times the targets", "share", sweep, y_range=unit),
+        Panel(
+            f"Had the {'TTFT targets' if ttft_only else 'targets'} been longer or shorter",
+            "times the targets",
+            "share",
+            sweep,
+            y_range=unit,
+        ),
     ]
 
 
 def comparison_lines(ratios: Sequence[Ratio], labels: tuple[str, str], num_blocks: int) -> list[str]:
     """For the terminal."""
-    told = [f"{'':<22}  {labels[0]:>10}  {labels[1]:>10}  {'ratio':>7}  {CONFIDENCE:.0%} interval"]
+    width = max(len(one.name) for one in ratios)
+    told = [f"{'':<{width}}  {labels[0]:>10}  {labels[1]:>10}  {'ratio':>7}  {CONFIDENCE:.0%} interval"]
     told += [
-        f"{one.name:<22}  {one.a:>10.4g}  {one.b:>10.4g}  {_plain(one.ratio):>7}  {_interval(one)}" for one in ratios
+        f"{one.name:<{width}}  {one.a:>10.4g}  {one.b:>10.4g}  {_plain(one.ratio):>7}  {_interval(one)}"
+        for one in ratios
     ]
     if num_blocks < FEW_BLOCKS:
         told.append(f"Careful: few blocks ({num_blocks}); give --blocks {FEW_BLOCKS} or more to trust the intervals.")
@@ -291,4 +309,4 @@ def _ms(seconds: float | None) -> str:
     if seconds is None or math.isnan(seconds):
         return "–"
     ms = seconds * 1000
-    return f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms"
+    return f"{seconds:.1f} s" if seconds >= LONG_S else f"{ms:.0f} ms" if ms >= 100 else f"{ms:.1f} ms"

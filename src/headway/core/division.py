@@ -29,6 +29,8 @@ HARM_S = 1.0  # so long a division must have done harm before it is left
 HOLD_S = 60.0  # so long a division must have been of no use, or another better, before it is left
 FEW_PAGES = 0.70  # of all pages in use: from here on tokens are favoured …
 ENOUGH_PAGES = 0.60  # … until no more than this
+BUSIEST = 0.8  # of the time in which tokens are wanted: more than that beside prompts is no reason to divide …
+BUSY = 0.95  # … nor to stay divided
 STRETCH = 1.3  # how much longer than at best prompts may take while tokens are favoured
 MAX_SPLITS = 15  # that are looked at: a search among them takes four evaluations at most
 
@@ -52,10 +54,12 @@ class Situation(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """How many times as long prompts take, and how far apart tokens come."""
+    """How many times as long prompts take, and how far apart tokens come; side by side also how much of the time in
+    which tokens are wanted their steps take."""
 
     stretch: float
     gap_s: float
+    busy: float = 0.0
 
 
 Predict = Callable[[Split], Prediction]
@@ -71,7 +75,6 @@ class Divider:
     num_changes: int = 0
     num_evaluations: int = 0  # of the last decision
     favours_tokens: bool = False
-    _other: Split | None = field(default=None, init=False)
     _other_since: float | None = field(default=None, init=False)
     _harm_since: float | None = field(default=None, init=False)
     _undivided_until: float = field(default=float("-inf"), init=False)
@@ -109,8 +112,8 @@ class Divider:
         if best == self.split:
             self._other_since = None
             return
-        if self._other_since is None or best != self._other:
-            self._other, self._other_since = best, now
+        if self._other_since is None:  # whatever is better than this, and be it one way and then another
+            self._other_since = now
         held_s = now - self._other_since
         if self.split is None and now < self._undivided_until:
             return
@@ -155,8 +158,10 @@ class Divider:
         return beside.stretch > turns.stretch * (1 + GAIN)
 
     def _for_prompts(self, predict: Predict, gap_s: float) -> tuple[Split, Prediction] | None:
-        """The most units for prompts with which tokens come no later than they would otherwise."""
-        return _last(self.splits, predict, lambda found: found.gap_s <= gap_s)
+        """The most units for prompts with which tokens come no later than they would otherwise, with room for more who
+        come to decode: while tokens take longer, there are."""
+        busiest = BUSIEST if self.split is None else BUSY
+        return _last(self.splits, predict, lambda found: found.gap_s <= gap_s and found.busy <= busiest)
 
     def _for_tokens(self, predict: Predict) -> tuple[Split, Prediction]:
         """The most units for tokens with which prompts take little longer than they must."""
@@ -177,10 +182,12 @@ def by_turns(at: Situation) -> Prediction:
 def side_by_side(at: Situation, stretch: float, pace: float, *, waits: bool) -> Prediction:
     """On shares on which prompts take `stretch` times as long while tokens take `pace` times as long beside them."""
     step_s = at.token_s * pace
-    if not waits or step_s >= at.target_s:
+    if not waits:
         return Prediction(stretch, step_s)
-    beside_s = min(step_s + at.handover_s, at.target_s)
-    return Prediction(1 / (1 - beside_s / at.target_s * (1 - 1 / stretch)), at.target_s)
+    busy = (step_s + at.handover_s) / at.target_s
+    if step_s >= at.target_s:
+        return Prediction(stretch, step_s, busy)
+    return Prediction(1 / (1 - min(1.0, busy) * (1 - 1 / stretch)), at.target_s, busy)
 
 
 def _last(

@@ -104,7 +104,7 @@ class Forecaster:
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
         """What it takes before others, were it alone on the device."""
-        left_s = step.remaining_at(now) / step.pace
+        left_s = step.remaining_at(now) / step.mean_pace
         on_device = step is self.steps.on_device
         if on_device and not self.suspends:
             return left_s
@@ -119,7 +119,7 @@ class Forecaster:
         if step is None or step.decoding or not self.suspends or self.order != "slack" or own.tier is Tier.STARVED:
             return 0.0
         running = step_candidate(step, self.cost, self.tile_s, float("inf"), now)
-        running = running._replace(remaining_s=step.remaining_at(now) / step.pace)
+        running = running._replace(remaining_s=step.remaining_at(now) / step.mean_pace)
         left_s = max(0.0, running.remaining_s - self.tile_s)
         if standing(running, now, self.order).order < own.order or ahead_s + left_s > own.slack_s:
             return 0.0

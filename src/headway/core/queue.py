@@ -138,6 +138,10 @@ class Queue:
     def ticket(self, number: int) -> Ticket:
         return self._places[number].ticket
 
+    def amortized_s(self, number: int) -> float:
+        """What it adds to a pack."""
+        return self._places[number].amortized_s
+
     def add(self, ticket: Ticket, now: float) -> None:
         assert ticket.number not in self._places
         self._put(ticket, now)

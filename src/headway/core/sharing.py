@@ -45,6 +45,7 @@ class Sharing:
         self._counters = counters
         self._side_by_side = False
         self._paces_of_late = (1.0, 1.0)  # of prompts and tokens side by side
+        self._mean_stretch = 1.0  # of prompts beside which tokens come and go
         if self.divider.split is not None and roofline is not None:
             self._paces_of_late = (roofline.units / self.divider.split.prompts, 1.0)
         self._last_split = self.divider.split  # a lane's step may outlive the division that it began under
@@ -131,12 +132,15 @@ class Sharing:
         self._side_by_side = prompts is not None and tokens is not None
         if self.shares is None or prompts is None or tokens is None:
             for step in steps.on.values():
-                step.keep_pace(1.0, now, beside=False)
+                rest = 1.0 if step.decoding or not self.is_divided else self._mean_stretch
+                step.keep_pace(1.0, rest, now, beside=False)
             return
         both = shares_of(prompts.work.segments), shares_of(tokens.work.segments)
         self._paces_of_late = first, second = self._paces(*both, self.shares)
-        prompts.keep_pace(first, now, beside=True)
-        tokens.keep_pace(second, now, beside=True)
+        target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in tokens.tickets)
+        self._mean_stretch = 1.0 / self.left_to_prompts(min(1.0, tokens.predicted_s / target_s))
+        prompts.keep_pace(first, self._mean_stretch, now, beside=True)
+        tokens.keep_pace(second, second, now, beside=True)
 
     def observe(self, step: Step, taken_s: float, now: float) -> None:
         """Learn from a step that ran beside others."""
@@ -171,7 +175,7 @@ class Sharing:
     def _paces(self, prompts: tuple[Share, ...], tokens: tuple[Share, ...], split: Split) -> tuple[float, float]:
         assert self.roofline is not None
         first, second = self.roofline.paces(prompts, tokens, split)
-        return first * self.correction[MAIN], second * self.correction[TOKENS]
+        return max(1.0, first * self.correction[MAIN]), max(1.0, second * self.correction[TOKENS])
 
 
 class _Ahead(NamedTuple):
@@ -190,20 +194,24 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
     begun: list[_Ahead] = []
     for step in steps.all():
         if not step.decoding:
-            due_s = min((_due_s(ticket, now) for ticket in step.tickets), default=float("inf"))
-            begun.append(_Ahead(step.remaining_s / step.pace, 0.0, due_s, shares_of(step.work.segments)[-1]))
+            due = [_due_s(ticket, now) for ticket in step.tickets]
+            due_s = min([each for each in due if each > 0], default=max(due, default=float("inf")))
+            left_s = step.remaining_s / step.mean_pace
+            begun.append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
 
     def begun_before(due_s: float) -> float:
         return sum(each.seconds for each in begun if each.due_s <= due_s)
 
     found = [each._replace(seconds=begun_before(each.due_s)) for each in begun]
-    seconds = fixed_s = 0.0
+    seconds = fixed_s = 0.0  # of their tokens, and of their parts in steps
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
-        ticket = queue.ticket(number_of_ticket(candidate.key))
-        seconds += candidate.remaining_s
-        fixed_s += min(step_s, candidate.remaining_s)
+        number = number_of_ticket(candidate.key)
+        ticket, own_s = queue.ticket(number), max(0.0, candidate.remaining_s - step_s)
+        seconds += own_s
+        fixed_s += max(0.0, queue.amortized_s(number) - own_s)
+        steps_s = max(fixed_s, min(step_s, candidate.remaining_s))  # one at least is theirs alone
         share, due_s = Share(ticket.num_to_compute, ticket.num_computed), _due_s(ticket, now)
-        found.append(_Ahead(seconds + begun_before(due_s), fixed_s, due_s, share))
+        found.append(_Ahead(seconds + steps_s + begun_before(due_s), steps_s, due_s, share))
     return [each for each in found if each.due_s > 0]
 
 

@@ -109,7 +109,8 @@ class Step:
     progress: float = 0.0
     seen_at: float = 0.0
     parked_since: float | None = None
-    pace: float = 1.0  # times as long as alone on the whole device
+    pace: float = 1.0  # times as long as alone on the whole device, at present …
+    mean_pace: float = 1.0  # … and for what remains of it, while others come beside it and go
     num_paces: int = 0  # that it has had
     is_beside: bool = False  # another one, since …
     paced_at: float = 0.0
@@ -124,8 +125,9 @@ class Step:
         ticket.step = None
         self.candidates = None
 
-    def keep_pace(self, pace: float, now: float, *, beside: bool) -> None:
+    def keep_pace(self, pace: float, mean_pace: float, now: float, *, beside: bool) -> None:
         """It goes on at this pace, beside another or alone."""
+        self.mean_pace = mean_pace
         self.num_partings += self.is_beside and not beside
         self.stop(now)
         self.is_beside = beside
@@ -157,7 +159,7 @@ class Step:
 
     @property
     def remaining_s(self) -> float:
-        return self.predicted_s * (1.0 - self.progress) * self.pace
+        return self.predicted_s * (1.0 - self.progress) * self.mean_pace
 
     def remaining_at(self, now: float) -> float:
         """What remains at `now`, if it has had the device since it was last seen."""

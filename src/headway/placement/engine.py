@@ -1,6 +1,7 @@
 """Puts one engine together in this process: weights, pool, stage, scheduler, and the facts it resolved."""
 
 import errno
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +33,15 @@ from headway.placement.memory import free_bytes, give_back_freed_memory, keep_fr
 from headway.placement.multiplex import Cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
-from headway.stages.device import operators_for
+from headway.stages.device import WITHOUT_TRITON, check_device, operators_for, uses_triton
 from headway.stages.language import LanguageStage
 from headway.stages.matrices import Matrices, packed, packs
 from headway.stages.native import suits
 from headway.stages.panels import panels_for
 from headway.stages.sample import Sampler, no_matcher
 from headway.stages.tiling import Tiling
+
+log = logging.getLogger("headway.engine")
 
 FIRST_FAULTED_BYTES = 32 << 20  # of the pool, touched before the first request
 MEASURED_BYTES = 256 << 20  # of it, where rates are measured: more than caches hold
@@ -159,7 +162,31 @@ def _compiler(settings: EngineSettings) -> Compiler | None:
 def _prices(
     settings: EngineSettings, model: Decoder, matrices: Matrices, pool: KVPool, num_threads: int, max_model_len: int
 ) -> tuple[Prices, str]:
-    """By which operators are cut and steps are predicted, and where that is from."""
+    """By which operators are cut and steps are predicted, and where that is from.
+
+    Triton compiles its kernels when they are first run, which is here: where it cannot, torch's operators are measured
+    instead.
+    """
+    try:
+        return _settled(settings, model, matrices, pool, num_threads, max_model_len)
+    except Exception as error:
+        if isinstance(error, ConfigError) or _is_lack_of_memory(error) or not uses_triton(model):
+            raise
+        check_device(model.device)
+        log.warning(
+            "Triton's kernels cannot be used here (%s): torch's operators are, which are slower.", _first_line(error)
+        )
+        WITHOUT_TRITON.set()
+    return _settled(settings, model, matrices, pool, num_threads, max_model_len)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".:")
+
+
+def _settled(
+    settings: EngineSettings, model: Decoder, matrices: Matrices, pool: KVPool, num_threads: int, max_model_len: int
+) -> tuple[Prices, str]:
     shape = pool.shape
     calibration = Calibration(model, pool, _num_measured(pool), settings.tile_s, max_model_len, matrices)
     subject = Subject(
@@ -208,8 +235,10 @@ def _within_memory() -> Iterator[None]:
 def _is_lack_of_memory(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOMEM, errno.ENOSPC)
-    # torch says it in a subclass of RuntimeError on a device, and in the text of a plain one on a CPU
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+    # torch says it in a subclass of RuntimeError on a device, and in the text of a plain one on a CPU; Triton in a text
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("allocate memory", "out of memory")
+    )
 
 
 def _device(name: str) -> torch.device:

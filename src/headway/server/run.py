@@ -26,7 +26,11 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ConfigError with what to change."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        # What is accepted inherits it. asyncio leaves it out for a socket that names no protocol: then a token waits
+        # until what was written before it has been acknowledged.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (socket.gaierror, UnicodeError) as error:  # the latter: no name at all
         raise ConfigError(f"--host {host} is not an address of this machine: try 127.0.0.1 or 0.0.0.0.") from error
     except PermissionError as error:

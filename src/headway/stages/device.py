@@ -3,6 +3,7 @@ behind the program."""
 
 from collections import deque
 from importlib.util import find_spec
+from threading import Event
 
 import torch
 
@@ -12,19 +13,28 @@ from headway.stages import native
 from headway.stages.operators import Operators
 
 LAUNCH_AHEAD = 2  # tiles that may be queued on the device and not finished
+WITHOUT_TRITON = Event()  # once set, its kernels are used in this process no more: they have failed
 
 
 def operators_for(model: Decoder, pool: KVPool) -> Operators:
     """The compiled ones on a CPU, Triton's on CUDA, where they are there and suit the model; else torch's."""
-    if model.device.type == "cuda" and find_spec("triton") is not None:
-        from headway.stages import gpu  # needs Triton, which only CUDA builds of torch bring along
+    if uses_triton(model):
+        from headway.stages import gpu
 
-        if gpu.suits(model.config):
-            return gpu.TritonOperators(model.config, pool, len(model.rope))
+        return gpu.TritonOperators(model.config, pool, len(model.rope))
     found = native.library()
     if found is not None and native.suits(found, model.config, model.dtype, model.device):
         return native.NativeOperators(model.config, pool, found)
     return Operators(model.config, pool)
+
+
+def uses_triton(model: Decoder) -> bool:
+    """Whether its kernels are there, suit the model and have not failed."""
+    if model.device.type != "cuda" or find_spec("triton") is None or WITHOUT_TRITON.is_set():
+        return False
+    from headway.stages import gpu  # needs Triton, which only CUDA builds of torch bring along
+
+    return gpu.suits(model.config)
 
 
 class DeviceLost(BaseException):

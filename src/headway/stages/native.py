@@ -9,7 +9,7 @@ import ctypes
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -57,15 +57,18 @@ def library() -> Library | None:
     """The best one that there is and that this processor can run."""
     if os.environ.get("HEADWAY_NATIVE", "1") == "0":
         return None
+    found = next(libraries(), None)
+    if found is None:
+        log.info("No compiled operators for this %s: torch's are used, which are slower.", platform.machine())
+    return found
+
+
+def libraries() -> Iterator[Library]:
+    """All that there are and that this processor can run, the best first."""
     able = abilities()
     for kind, needed in KINDS.items():
-        path = FOLDER / f"kernels-{kind}.so"
-        if needed <= able and path.exists():
-            lib = _declared(ctypes.CDLL(str(path)))
-            if lib.headway_interface() == INTERFACE and lib.headway_ready():
-                return Library(kind, lib)
-    log.info("No compiled operators for this %s: torch's are used, which are slower.", platform.machine())
-    return None
+        if needed <= able and (lib := _opened(FOLDER / f"kernels-{kind}.so")) is not None:
+            yield Library(kind, lib)
 
 
 def abilities() -> frozenset[str]:
@@ -76,6 +79,20 @@ def abilities() -> frozenset[str]:
         return frozenset()
     said = next((line for line in lines if line.lower().startswith(("flags", "features"))), ":")
     return frozenset(said.partition(":")[2].split())
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    """None if there is none, or one that is damaged, from other sources or made for a newer system than this."""
+    try:
+        if not path.exists():
+            return None
+        lib = ctypes.CDLL(str(path))
+        if lib.headway_interface() != INTERFACE:
+            return None
+        return _declared(lib) if lib.headway_ready() else None
+    except (OSError, AttributeError) as error:  # it cannot be loaded, or has not all the functions
+        log.info("%s is left alone: %s", path.name, error)
+        return None
 
 
 def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
@@ -150,6 +167,7 @@ class NativeOperators(Operators):
         return y
 
     def activate(self, wide: Tensor) -> Tensor:
+        assert wide.is_contiguous()
         num_rows, size = wide.size(0), wide.size(1) // 2
         y = wide.new_empty(num_rows, size)
         self._lib.headway_activate(self._dtype, wide.data_ptr(), y.data_ptr(), num_rows, size, torch.get_num_threads())
