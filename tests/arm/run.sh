@@ -38,6 +38,6 @@ test_as() {  # a processor with these features, as Linux names them
         -E HEADWAY_NATIVE_FOLDER="$ROOT/native" -E PYTHONDONTWRITEBYTECODE=1 "$ROOT/system/usr/bin/$PYTHON" \
         -m pytest -p no:cacheprovider --noconftest -p tests.conftest "${@:2}"
 }
-test_as "asimd" tests/cpu/test_panels.py "$@"  # multiplies with what is chosen for it
+test_as "asimd" tests/cpu/test_panels.py "$@"  # with all that it can run
 test_as "asimd asimddp" tests/cpu/test_panels.py "$@"
-test_as "asimd asimddp bf16" tests/cpu/test_panels.py tests/cpu/test_native.py "$@"  # which tries all that it can run
+test_as "asimd asimddp bf16" tests/cpu/test_panels.py tests/cpu/test_native.py "$@"

@@ -19,8 +19,8 @@ from headway.core.pages import PageTable
 from headway.core.request import Request, Sampling
 from headway.core.roofline import Split
 from headway.core.scheduler import Scheduler
-from headway.core.settings import MAIN, TOKENS, Lane
-from headway.core.work import TokenLogprobs, Work
+from headway.core.settings import MAIN, TOKENS
+from headway.core.work import Outcome, TokenLogprobs, Work
 from headway.llm import LLM
 from headway.placement import dividing
 from headway.placement.dividing import counts
@@ -29,6 +29,7 @@ from headway.placement.engine import Engine, MonotonicClock, build_engine
 from headway.placement.mailbox import Letters
 from headway.placement.multiplex import Cores, _turn, lanes_of
 from headway.stages.language import LanguageStage
+from headway.stages.stage import Running, Stage
 
 NUM_THREADS = torch.get_num_threads()
 
@@ -142,26 +143,46 @@ class Ear:
             self.ends.append(effect.record.request_id)
 
 
-def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.0) -> tuple[Ear, Scheduler, set[str]]:
-    """All of them at once on the host's clock; a share of them is cancelled somewhere on the way. Returns also which
-    lanes were given something to run."""
+class Watched:
+    """The engine's stage, and how many tiles of it began while another one ran."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.open, self.close, self.drop = stage.open, stage.close, stage.drop
+        self.num_beside = self._num_inside = 0
+        self._lock = threading.Lock()
+
+    def run(self, work: Work) -> Running:
+        tiles = self.stage.run(work)
+        try:
+            while True:
+                with self._lock:
+                    self._num_inside += 1
+                    self.num_beside += self._num_inside > 1
+                try:
+                    tile = next(tiles)
+                except StopIteration as stop:
+                    outcome: Outcome = stop.value
+                    return outcome
+                finally:
+                    with self._lock:
+                        self._num_inside -= 1
+                yield tile
+        finally:
+            tiles.close()
+
+
+def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.0) -> tuple[Ear, Scheduler, int]:
+    """All of them at once on the host's clock, read one by one; a share of them is cancelled somewhere on the way.
+    Returns also how many tiles ran side by side."""
     rng = random.Random(1)
     ear, letters, clock = Ear(), Letters(), MonotonicClock()
-    settings = replace(engine.scheduler.settings, lanes=lanes)
+    settings = replace(engine.scheduler.settings, lanes=lanes, pack_tokens=0)
     pages = PageTable(engine.scheduler.pages.num_pages, engine.scheduler.pages.page_tokens)
     cost = CostModel(engine.scheduler.cost.fit)
     scheduler = Scheduler(settings, cost, pages, engine.scheduler.sharing.roofline)
-    driver = Driver(scheduler, {"language": engine.stage}, clock, letters, ear, 0.0, devote=Cores().devote)
-    seen: set[str] = set()
-    plan = scheduler.plan
-
-    def noted(now: float, lane: Lane) -> Work | None:
-        work = plan(now, lane)
-        if work is not None:
-            seen.add(lane.name)
-        return work
-
-    scheduler.plan = noted  # type: ignore[method-assign]
+    stage = Watched(engine.stage)
+    driver = Driver(scheduler, {"language": stage}, clock, letters, ear, 0.0, devote=Cores().devote)
     with torch.inference_mode(), lanes_of(driver):
         for request in requests:
             letters.put(ev.Arrived(replace(request, arrival=clock.now())))
@@ -182,21 +203,22 @@ def run(engine: Engine, requests: list[Request], lanes: str, leaving: float = 0.
     assert scheduler.num_open == driver.num_open_steps == 0
     scheduler.check_integrity()
     torch.set_num_threads(2)
-    return ear, scheduler, seen
+    return ear, scheduler, stage.num_beside
 
 
 def test_the_same_bits_as_with_one_lane(engine: Engine) -> None:
     """Whatever runs beside it, an answer is the same, the likeliest tokens' logprobs to the bit where we compile;
     and both did run."""
     requests = mixture(0)
-    alone, _, _ = run(engine, requests, "turns")
-    divided, scheduler, seen = run(engine, requests, "split")
+    alone, _, num_beside = run(engine, requests, "turns")
+    assert num_beside == 0
+    divided, scheduler, num_beside = run(engine, requests, "split")
+    assert num_beside > 10, "hardly anything ran side by side: this shows little"
     assert divided.answers == alone.answers
     if "compiled" in engine.facts.operators and engine.facts.linear == "compiled":
         assert divided.logprobs == alone.logprobs
     assert all(len(divided.logprobs[request.id]) == request.max_tokens for request in requests)
     assert sorted(divided.ends) == sorted(request.id for request in requests)
-    assert TOKENS in seen
     assert scheduler.sharing.units(MAIN) == 2, "both lanes are idle"
 
 
@@ -205,7 +227,8 @@ def test_who_leaves_takes_nobody_along(engine: Engine, seed: int) -> None:
     """Half of the callers go while their steps run in either lane: the others' answers are what they are alone."""
     requests = mixture(seed)
     alone, _, _ = run(engine, requests, "turns")
-    divided, scheduler, _ = run(engine, requests, "split", leaving=0.5)
+    divided, scheduler, num_beside = run(engine, requests, "split", leaving=0.5)
+    assert num_beside > 10
     assert sorted(divided.ends) == sorted(request.id for request in requests), "each once"
     for request_id, answer in divided.answers.items():
         assert answer == alone.answers[request_id][: len(answer)]

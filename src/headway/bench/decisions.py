@@ -33,11 +33,17 @@ from headway.core.scheduler import Scheduler
 from headway.core.settings import Lane, SchedulerSettings
 from headway.core.work import Commit, Outcome, Work
 from headway.placement import collector
+from headway.placement.fitting import saturation
 from headway.placement.simulate import Device
 
 COMMAND = "python -m headway.bench.decisions"
-SETTINGS = SchedulerSettings(
-    max_model_len=4096, max_num_queued=1 << 20, pack_tokens=250, refuse_unattainable=False, max_parked_tokens=16_000
+SETTINGS = SchedulerSettings(  # as served by default, but that nobody is refused
+    max_model_len=4096,
+    max_num_queued=1 << 20,
+    pack_tokens=saturation(EXAMPLE_FIT),
+    refuse_unattainable=False,
+    max_parked_tokens=16_000,
+    lanes="mixed",
 )
 NUM_PAGES = 40_000
 WANTED_S = 300e-6  # p99 with WANTED_QUEUED in the queue

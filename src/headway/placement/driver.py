@@ -24,6 +24,7 @@ from headway.placement.spans import Ending, Spans
 from headway.stages.stage import Running, Stage
 
 GATHER_S = 0.001  # arrivals on an idle device within so long of the first are decided about together
+LOOKS_UP_S = 0.5  # while the other lane is busy: whoever drives has other things to see to
 _LOOKS_AT: Final[dict[Preempt, float]] = {  # after which tiles the driver looks whether something has happened
     "operator": Boundary.OPERATOR,
     "layer": Boundary.LAYER,
@@ -169,7 +170,7 @@ class Driver:
     def wait(self) -> None:
         """Sleep until something may have changed; then a moment longer: what comes together is decided together."""
         if self.other_listens():
-            self.main.awake.wait()
+            self.main.awake.wait(LOOKS_UP_S)
             return
         self.mailbox.wait(self.scheduler.next_due())
         if self.gather_s and self.mailbox.has_mail():
