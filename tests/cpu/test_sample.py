@@ -222,9 +222,10 @@ def test_a_batch_elsewhere_is_drawn_from_as_one_here() -> None:
         sampler = Sampler(300)
         for request in requests:
             sampler.open(request)
-        known = sampler.drawn_there(rows, names, [len(PROMPT)] * len(names)) if elsewhere else {}
-        assert set(known) == ({0, 1} if elsewhere else set())
-        found.append(sampler.draw(rows, names, [len(PROMPT)] * len(names), known))
+        commits, left = sampler.draw_there(rows, names, [len(PROMPT)] * len(names)) if elsewhere else ((), range(5))
+        assert list(left) == ([2, 3, 4] if elsewhere else [0, 1, 2, 3, 4])
+        rest = sampler.draw(rows[list(left)], [names[row] for row in left], [len(PROMPT)] * len(left))
+        found.append((*commits, *rest))
     assert found[0] == found[1]
     assert found[1][-1].failure is not None
 
@@ -414,9 +415,11 @@ def test_no_token_depends_on_what_else_is_in_the_batch(all_settings, random):
         batch = random.sample(waiting, random.randint(1, len(waiting)))
         rows = torch.stack([logits[name][len(got[name])] for name in batch])
         positions = [len(PROMPT) + len(got[name]) for name in batch]
-        known, cut = sampler.drawn_there(rows, batch, positions), random.randint(0, len(batch))
-        commits = sampler.draw(rows[:cut], batch[:cut], positions[:cut], {r: t for r, t in known.items() if r < cut})
-        for commit in (*commits, *sampler.draw(rows[cut:], batch[cut:], positions[cut:])):
+        cut = random.randint(0, len(batch))
+        commits, left = sampler.draw_there(rows[:cut], batch[:cut], positions[:cut])
+        left += range(cut, len(batch))
+        rest = sampler.draw(rows[left], [batch[row] for row in left], [positions[row] for row in left])
+        for commit in (*commits, *rest):
             got[commit.request_id].append(commit)
     assert got == alone
 

@@ -10,7 +10,7 @@ One stage, one pool, three comparisons, bit for bit:
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,16 +53,21 @@ class RecordingSampler(Sampler):
         super().__init__(vocab_size, make_matcher)
         self.logits: dict[str, list[Tensor]] = {}
 
-    def draw(
-        self,
-        logits_RV: Tensor,
-        request_ids: Sequence[str],
-        positions: Sequence[int],
-        known: Mapping[int, int] | None = None,
-    ) -> tuple[Commit, ...]:
+    def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:
+        self._keep(logits_RV, request_ids)
+        return super().draw(logits_RV, request_ids, positions)
+
+    def draw_there(
+        self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]
+    ) -> tuple[tuple[Commit, ...], list[int]]:
+        drawn, others = super().draw_there(logits_RV, request_ids, positions)
+        here = [row for row in range(len(request_ids)) if row not in others]
+        self._keep(logits_RV[here], [request_ids[row] for row in here])
+        return drawn, others
+
+    def _keep(self, logits_RV: Tensor, request_ids: Sequence[str]) -> None:
         for row, request_id in enumerate(request_ids):
             self.logits.setdefault(request_id, []).append(logits_RV[row].clone())
-        return super().draw(logits_RV, request_ids, positions, known)
 
 
 @dataclass

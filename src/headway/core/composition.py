@@ -44,11 +44,20 @@ class Composer:
         return self.steps.begin(members, now, decoding=False) if members else None
 
     def along(
-        self, token: Candidate, first: Candidate, num_places: int, spare_s: float, sharing: Sharing, now: float
+        self,
+        token: Candidate,
+        first: Candidate,
+        num_places: int,
+        spare_s: float,
+        sharing: Sharing,
+        now: float,
+        *,
+        waits: bool,
     ) -> Step | None:
         """The next token of all between two steps and of the prompts, from this one on, as much as leaves it in time;
-        None if that gains nothing, or there are no pages. Where tokens have a lane, prompts are not cut for them."""
-        prompts = self._along(token, self._from(first, num_places, now), spare_s, sharing, now)
+        None if that gains nothing, or there are no pages. Where tokens have a lane, prompts are not cut for them.
+        `waits`: if they do not go together, the prompt waits for the token, and not the token for the prompt."""
+        prompts = self._along(token, self._from(first, num_places, now), spare_s, sharing, now, waits=waits)
         members = self._with_pages(prompts, now)
         return self.steps.begin([*self._with_room(now), *members], now, decoding=False) if members else None
 
@@ -93,13 +102,20 @@ class Composer:
         return [(ticket, None) for ticket in tickets[:num_members]]
 
     def _along(
-        self, token: Candidate, candidates: list[Candidate], spare_s: float, sharing: Sharing, now: float
+        self,
+        token: Candidate,
+        candidates: list[Candidate],
+        spare_s: float,
+        sharing: Sharing,
+        now: float,
+        *,
+        waits: bool,
     ) -> list[tuple[Ticket, int | None]]:
         """How much of which prompts goes into one step with the next token of all, so that it comes in time: all that
         fits, the last one cut, or whole, and the token a little later, if it would be late in parts. Nobody waits for
-        others behind it who cannot. If they end sooner, the token gains if it adds less to them than the part of a step
-        of its own that it saves: one that comes when half of its time is over saves half a step. None of them if it
-        does not, or if one would be late for it."""
+        others behind it who cannot, and who would be late in this company stays behind. If they end sooner, the token
+        gains if it adds less to them than the part of a step of its own that it saves: one that comes when half of its
+        time is over saves half a step. None of them if it does not, or if one would be late for the token's sake."""
         assert token.deadline is not None
         left_s = max((token.deadline - now) / self.cost.upper(1.0), ALONG * token.total_s)
         context = [ticket.num_computed for ticket in self.between_steps()]
@@ -109,8 +125,6 @@ class Composer:
         for candidate in candidates:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
             share = _share(ticket)
-            if members and prompts.tokens + share.num_tokens > self.pack_tokens:
-                break
             before_s, seconds = seconds, self.cost.of(together.plus(share))
             fits = seconds <= left_s
             # a price grows ever faster with its tokens: part of them costs less than in proportion
@@ -123,12 +137,18 @@ class Composer:
                 and seconds - candidate.remaining_s <= slack_s < read_s - candidate.remaining_s
             ):
                 fits, read_s = True, seconds
-            if 0 <= slack_s < read_s - candidate.remaining_s:
+            is_late = 0 <= slack_s < read_s - candidate.remaining_s
+            if is_late and not members and not (waits and fits):
+                return []
+            if members:
+                room = self.pack_tokens - prompts.tokens
                 alone_s = self.cost.of(prompts.plus(share)) - candidate.remaining_s
-                if not members or alone_s <= slack_s:
+                if fits and is_late and alone_s <= slack_s and not waits:
                     return []
-                seconds = before_s
-                break
+                if (share.num_tokens if fits else 1) > room or (is_late and (alone_s > slack_s or not fits)):
+                    seconds = before_s
+                    break
+                most = min(most, room)
             taken_s = seconds if fits else left_s
             if (members and taken_s > spare_s) or (not fits and sharing.is_divided):
                 seconds = before_s

@@ -46,7 +46,7 @@ class Planner:
         else:
             self.sharing.decide(self.queue, self.steps, self.composer.decoding, now)
             work = self._main(now)
-        self.sharing.set_paces(self.steps, now)
+        self.sharing.set_paces(self.steps, now, decoding=bool(self.composer.decoding))
         self.due = self._next_instant(now)
         return work
 
@@ -142,7 +142,8 @@ class Planner:
         token = self._token_candidate() if self.settings.takes_along else None
         first = next(self._queued(now, num_places), None) if chosen.key == NEXT_TOKEN else chosen
         if token is not None and first is not None:
-            step = self.composer.along(token, first, num_places, self._spare_s(now), self.sharing, now)
+            waits = chosen.key == NEXT_TOKEN  # the prompt, for tokens, if they do not go together
+            step = self.composer.along(token, first, num_places, self._spare_s(now), self.sharing, now, waits=waits)
             self._token_is_known = False
             if step is not None:
                 return step

@@ -171,8 +171,11 @@ class Queue:
         """So much of each goes into a step. If some of them have come first because they had starved, it is for a
         while the turn of those who can be in time."""
         places = [(self._places[ticket.number], share) for ticket, share in members]
-        starved_s = sum(share * at.candidate.remaining_s for at, share in places if at.tier is Tier.STARVED)
-        if starved_s and not self._starved_yield(now):
+        starved = [(at, share) for at, share in places if at.tier is Tier.STARVED]
+        if starved and not self._starved_yield(now):
+            first = starved[0][0]
+            fixed_s = first.candidate.remaining_s - first.amortized_s
+            starved_s = sum(share * (at.amortized_s + fixed_s / len(starved)) for at, share in starved)
             self._others_until = now + starved_s / STARVED_SHARE
         for ticket, _ in members:
             self.discard(ticket)
@@ -218,7 +221,7 @@ class Queue:
             own_s = served_s[tenant] + sum(map(sum, mine))
             due = max(due, now) + own_s if own_s else due  # what is served of its own tenant makes it later, too
             found += mine
-            for row in reversed(rows):  # who was starved, and is in debt, comes before the others of its tenant
+            for row in reversed(rows):  # who was starved, and yields, comes before the others of its tenant
                 if row.tenant != tenant:
                     found.append(row.before_in_turn((priority, due, number), now, served_s[row.tenant]))
                     served_s[row.tenant] += sum(found[-1])

@@ -126,19 +126,21 @@ class Sharing:
             self.correction = {MAIN: 1.0, TOKENS: 1.0}
             self._done_beside, self._undivided_since = (0.5, 0.5), now
 
-    def set_paces(self, steps: Steps, now: float) -> None:
-        """After a plan: who is in which lane may be another now."""
+    def set_paces(self, steps: Steps, now: float, *, decoding: bool) -> None:
+        """After a plan: who is in which lane may be another now. `decoding`: whether tokens come beside prompts."""
         prompts, tokens = steps.on.get(MAIN), steps.on.get(TOKENS)
         self._side_by_side = prompts is not None and tokens is not None
         if self.shares is None or prompts is None or tokens is None:
             for step in steps.on.values():
-                rest = 1.0 if step.decoding or not self.is_divided else self._mean_stretch
+                rest = self._mean_stretch if self.is_divided and decoding and not step.decoding else 1.0
                 step.keep_pace(1.0, rest, now, beside=False)
             return
         both = shares_of(prompts.work.segments), shares_of(tokens.work.segments)
         self._paces_of_late = first, second = self._paces(*both, self.shares)
-        target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in tokens.tickets)
-        self._mean_stretch = 1.0 / self.left_to_prompts(min(1.0, tokens.predicted_s / target_s))
+        target_s = min((ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in tokens.tickets), default=SOFT_TPOT_S)
+        self._mean_stretch = 1.0  # if the step has outlived its division, others come in turns
+        if self.is_divided:
+            self._mean_stretch = 1.0 / self.left_to_prompts(min(1.0, tokens.predicted_s / target_s))
         prompts.keep_pace(first, self._mean_stretch, now, beside=True)
         tokens.keep_pace(second, second, now, beside=True)
 
@@ -194,7 +196,7 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
     begun: list[_Ahead] = []
     for step in steps.all():
         if not step.decoding:
-            due = [_due_s(ticket, now) for ticket in step.tickets]
+            due = [_due_s(ticket, now) for ticket in step.tickets if not ticket.num_generated]
             due_s = min([each for each in due if each > 0], default=max(due, default=float("inf")))
             left_s = step.remaining_s / step.mean_pace
             begun.append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
@@ -206,9 +208,10 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
     seconds = fixed_s = 0.0  # of their tokens, and of their parts in steps
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
         number = number_of_ticket(candidate.key)
-        ticket, own_s = queue.ticket(number), max(0.0, candidate.remaining_s - step_s)
+        ticket, amortized_s = queue.ticket(number), queue.amortized_s(number)
+        own_s = min(amortized_s, max(0.0, candidate.remaining_s - step_s))
         seconds += own_s
-        fixed_s += max(0.0, queue.amortized_s(number) - own_s)
+        fixed_s += amortized_s - own_s
         steps_s = max(fixed_s, min(step_s, candidate.remaining_s))  # one at least is theirs alone
         share, due_s = Share(ticket.num_to_compute, ticket.num_computed), _due_s(ticket, now)
         found.append(_Ahead(seconds + steps_s + begun_before(due_s), steps_s, due_s, share))

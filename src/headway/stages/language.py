@@ -241,17 +241,22 @@ class LanguageStage:
             del chosen_RE, logits_RV  # before the next block's are made
 
     def _draw(self, step: Step, rows: Span, logits_RV: Tensor, drawn: list[Commit]) -> Iterator[Tile]:
-        """A token, or a score, from each of these rows; what a device can draw by itself it draws first, for all."""
+        """A token, or a score, from each of these rows: first what a device can draw by itself, then the rest."""
         whole = slice(*rows)
         asked_by, asked_for = step.batch.asked_by[whole], step.batch.asked_for[whole]
-        drawn_there: dict[int, int] = {}
+        left = list(range(len(asked_by)))
         if self._cutting.draws_elsewhere:
-            drawn_there = self.sampler.drawn_there(logits_RV, asked_by, asked_for)
-            yield step.tile("sample")
-        for few in self._cutting.draws(rows):
-            part = slice(*few)
-            known = {row - few.start: token for row, token in drawn_there.items() if few.start <= row < few.end}
-            drawn += self.sampler.draw(logits_RV[part], asked_by[part], asked_for[part], *([known] if known else ()))
+            left = []
+            for few in self._cutting.draws_there(rows):
+                part = slice(*few)
+                done, others = self.sampler.draw_there(logits_RV[part], asked_by[part], asked_for[part])
+                drawn += done
+                left += [few.start + row for row in others]
+                yield step.tile("sample")
+        for few in self._cutting.draws(len(left)):
+            some = left[few.start : few.end]
+            of_RV = logits_RV[few.start : few.end] if len(left) == len(asked_by) else logits_RV[some]
+            drawn += self.sampler.draw(of_RV, [asked_by[row] for row in some], [asked_for[row] for row in some])
             yield step.tile("sample")
 
     # Recorded steps

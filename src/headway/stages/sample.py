@@ -64,39 +64,35 @@ class Sampler:
         """Forget a request; one that was never opened is no error, since refusals end requests too."""
         self._sessions.pop(request_id, None)
 
-    def drawn_there(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> dict[int, int]:
-        """The tokens, by row, that are drawn where the logits are: the likeliest ones, and those of whoever asks for
-        nothing besides. A few kernels and one transfer, however many they are. None of a row that is not finite."""
-        turns = enumerate(self._turns(request_ids, positions))
-        drawing = {row: session for row, (session, num_drawn) in turns if num_drawn >= 0}
+    def draw_there(
+        self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]
+    ) -> tuple[tuple[Commit, ...], list[int]]:
+        """The same where the logits are, as far as that can be: for who wants the likeliest token or a free draw, and
+        nothing besides. A few kernels and one transfer, however many rows there are. Returns also the rows of all
+        others, and of those that are not finite: they are for `draw`."""
+        turns = self._turns(request_ids, positions)
+        drawing = {row: session for row, (session, num_drawn) in enumerate(turns) if num_drawn >= 0}
         plain = [row for row, session in drawing.items() if session.is_plain]
         free = {row: session for row, session in drawing.items() if session.is_free}
-        return {**_best(logits_RV, plain, best_on_device), **_drawn(logits_RV, free)}
+        tokens = {**_best(logits_RV, plain, best_on_device), **_drawn(logits_RV, free)}
+        commits = tuple(drawing[row].commit(token) for row, token in tokens.items())
+        return commits, [row for row in range(len(turns)) if row not in tokens]
 
-    def draw(
-        self,
-        logits_RV: Tensor,
-        request_ids: Sequence[str],
-        positions: Sequence[int],
-        known: Mapping[int, int] | None = None,
-    ) -> tuple[Commit, ...]:
+    def draw(self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]) -> tuple[Commit, ...]:
         """Draw the token at `positions[r]` of request `request_ids[r]` from row r; one row per request. Where that is
         within the prompt, the token is known and the row tells how likely it was; of such rows there may be many.
-        `known`: tokens that `drawn_there` has drawn already.
 
         A row that is not finite costs nobody but its own request, whose commit then has a failure and no token.
         The first token's position is the prompt's length, and each position follows the last. A position may be drawn
         again, after a step that was given up: what was drawn there and behind is forgotten first.
         """
         turns = self._turns(request_ids, positions)
-        if known is None:
-            known = {}
         plain = [row for row, (session, num_drawn) in enumerate(turns) if num_drawn >= 0 and session.is_plain]
-        tokens = {**_best(logits_RV, [row for row in plain if row not in known], best_on_host), **known}
+        best = _best(logits_RV, plain, best_on_host)
         commits = []
         for row, (session, num_drawn) in enumerate(turns):
-            if row in tokens:
-                commits.append(session.commit(tokens[row]))
+            if row in best:
+                commits.append(session.commit(best[row]))
             elif num_drawn >= 0:
                 commits.append(session.draw(_floats(logits_RV[row])))
             else:

@@ -10,8 +10,9 @@ from headway.models.decoder import Decoder
 from headway.stages.batch import Batch
 from headway.stages.matrices import Matrices
 from headway.stages.operators import Operators
-from headway.stages.tiling import Grid, Span, Tiling
+from headway.stages.tiling import Grid, Span, Tiling, spans
 
+MAX_DRAWN_BYTES = 16 << 20  # of logits as float32, on a device
 MAX_LOGITS_BYTES = 32 << 20  # of prompts that are scored, at a time
 _NOTHING = Grid((), ())
 
@@ -79,9 +80,13 @@ class Cutting(NamedTuple):
         """Whether the logits are on a device, which can draw from most of them by itself."""
         return self.model.device.type != "cpu"
 
-    def draws(self, rows: Span) -> tuple[Span, ...]:
-        """Of a block of rows of logits, those that are drawn from, or scored by, in one tile."""
-        return self.tiling.draws(rows.end - rows.start, self.model.config.vocab_size)
+    def draws(self, num_rows: int) -> tuple[Span, ...]:
+        """Of so many rows of logits those that the host draws from, or scores by, in one tile."""
+        return self.tiling.draws(num_rows, self.model.config.vocab_size) if num_rows else ()
+
+    def draws_there(self, rows: Span) -> tuple[Span, ...]:
+        """Of a block of rows those that a device draws from in one tile: it keeps some copies of them meanwhile."""
+        return spans(rows.end - rows.start, MAX_DRAWN_BYTES // (4 * self.model.config.vocab_size))
 
     def _looks(self, batch: Batch, window: int | None) -> list[object]:
         config, operators = self.model.config, self.operators
@@ -100,4 +105,8 @@ class Cutting(NamedTuple):
         return self.tiling.linear(len(batch.asked_by), *head.size, size, highest, head.step)
 
     def _num_head_tiles(self, head: Grid) -> int:
-        return sum(len(head.columns) + self.draws_elsewhere + len(self.draws(rows)) for rows in head.rows)
+        num_tiles = 0  # at most: what a device has drawn is left out by the host
+        for rows in head.rows:
+            num_tiles += len(head.columns) + len(self.draws(rows.end - rows.start))
+            num_tiles += len(self.draws_there(rows)) if self.draws_elsewhere else 0
+        return num_tiles
