@@ -13,7 +13,7 @@ from headway.core.request import SLO, Request
 from headway.core.roofline import Anatomy, Power, Roofline, Split
 from headway.core.settings import MAIN, TOKENS, SchedulerSettings
 from headway.core.ticket import Step
-from headway.core.work import Work
+from headway.core.work import Segment, Work
 from headway.placement.simulate import Device, FakeSimulation, Simulation, priced
 
 # reading the weights takes 20 ms, a token 1 ms of all arithmetic; one unit has half of that, and all of the memory
@@ -105,6 +105,34 @@ def test_where_nobody_decodes_prompts_are_promised_the_whole_device() -> None:
     sharing = simulated(replace(SETTINGS, lanes="split")).driver.scheduler.sharing
     sharing._paces_of_late = (2.0, 1.5)
     assert (sharing.left_to_prompts(0.0), sharing.left_to_prompts(0.1)) == (1.0, 0.5)
+
+
+def lane_step(number: int, *, decoding: bool, seconds: float) -> Step:
+    segment = Segment(f"r{number}", (1,) * (1 if decoding else 100), 0, 0, (0,), (0,))
+    work = Work(number, "language", (segment,))
+    return Step(work, [], Price(seconds, is_arithmetic=True), seconds, decoding=decoding)
+
+
+def test_what_remains_of_a_prompt_goes_at_its_mean_pace() -> None:
+    """Beside tokens that come and go it is slowed down some of the time; when nobody decodes any more, never again. A
+    step for tokens that has outlived its division, however long it is, says nothing of what follows."""
+    scheduler = simulated(replace(SETTINGS, lanes="auto")).driver.scheduler
+    sharing, steps = scheduler.sharing, scheduler._steps
+    sharing.divider.split = sharing._last_split = Split(1, 1)
+    prompt, tokens = lane_step(1, decoding=False, seconds=1.0), lane_step(2, decoding=True, seconds=0.04)
+    steps.on = {MAIN: prompt, TOKENS: tokens}
+    sharing.set_paces(steps, 0.0, decoding=True)
+    assert 1.0 < prompt.mean_pace < prompt.pace
+    mean = prompt.mean_pace
+    steps.on = {MAIN: prompt}
+    sharing.set_paces(steps, 0.1, decoding=True)
+    assert (prompt.pace, prompt.mean_pace) == (1.0, mean)
+    sharing.set_paces(steps, 0.2, decoding=False)
+    assert prompt.mean_pace == 1.0
+    sharing.divider.split = None
+    steps.on = {MAIN: prompt, TOKENS: lane_step(3, decoding=True, seconds=9.0)}
+    sharing.set_paces(steps, 0.3, decoding=True)
+    assert prompt.pace > prompt.mean_pace == 1.0
 
 
 def test_what_was_learnt_side_by_side_is_let_go_when_it_has_long_not_been_used() -> None:
