@@ -6,11 +6,29 @@ import pytest
 import torch
 
 from headway.bench import multiplex
+from headway.bench.contest import Contender, Run
 from headway.bench.goodput import Tries
+from headway.bench.multiplex_loads import AUTO, MIXED
 from headway.config import EngineSettings
 from headway.placement.engine import build_engine
 
 NUM_THREADS = torch.get_num_threads()
+
+
+def test_where_it_did_not_divide_its_runs_are_those_of_riding_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first rate both are judged by the mean of the two, at the second, where it did divide, each by its own."""
+    monkeypatch.setattr(multiplex, "JOINT", lambda run: run.score)
+
+    def contender(name: str, first: float, second: float, num_repartitions: int = 0) -> Contender:
+        found = Contender(name, 1.0)
+        found.runs = [Run(1.0, first), Run(2.0, second, num_repartitions=num_repartitions)]  # type: ignore[arg-type]
+        return found
+
+    found = multiplex.pooled({AUTO: contender(AUTO, 0.8, 0.7, 1), MIXED: contender(MIXED, 1.0, 0.9)})
+    assert found[AUTO].attained(lambda run: run.score) == [(1.0, 0.9), (2.0, 0.7)]  # type: ignore[arg-type, return-value]
+    assert found[MIXED].attained(lambda run: run.score) == [(1.0, 0.9), (2.0, 0.9)]  # type: ignore[arg-type, return-value]
+    assert (found[AUTO].good, found[MIXED].good) == (1.0, 2.0)
+    assert [run.score for run in found[AUTO].runs] == [0.8, 0.7, 1.0], "its own are the first"
 
 
 def test_steadiness_is_told_by_the_minute(tiny_folder: object, monkeypatch: pytest.MonkeyPatch) -> None:

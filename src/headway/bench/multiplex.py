@@ -53,7 +53,19 @@ def swept(field: Field, names: Sequence[str], rates: Sequence[float] = RATES) ->
     start = min(max(EXPECTED * expected, 0.05), most)
     first = contest({MIXED: start}, field.attain, JOINT, growth=1.25, most_rates=FIRST_TRIES)
     middle = first[MIXED].good or min(run.rate for run in first[MIXED].runs)
-    return sweep(names, field.attain, JOINT, [middle * factor for factor in rates])
+    return pooled(sweep(names, field.attain, JOINT, [middle * factor for factor in rates]))
+
+
+def pooled(found: Mapping[str, Contender]) -> Mapping[str, Contender]:
+    """At a rate at which the one setting never divided the device it did what riding along does, and only chance tells
+    their runs apart: there both are judged by the two of them. A contender's own runs stay the first."""
+    auto, mixed = found[AUTO], found[MIXED]
+    alike = {run.rate for run in auto.runs if not run.num_repartitions}
+    more = [(each, [run for run in other.runs if run.rate in alike]) for each, other in ((auto, mixed), (mixed, auto))]
+    for contender, runs in more:
+        contender.runs += runs
+        contender.settle(JOINT)
+    return found
 
 
 def on_prices(engine: Engine, name: str, ways: Sequence[str]) -> Mapping[str, Kept]:
@@ -67,7 +79,7 @@ def load_section(field: Field, found: Mapping[str, Contender], predicted: Mappin
     """A table of one load."""
     rows = []
     best = max(contender.good for contender in found.values())
-    rates = [run.rate for run in next(iter(found.values())).runs]
+    rates = sorted({run.rate for run in found[AUTO].runs})
     shown = max((rate for rate in rates if rate <= best), default=min(rates))
     for name, contender in found.items():
         run = next(run for run in contender.runs if run.rate == shown)
@@ -100,14 +112,14 @@ def load_section(field: Field, found: Mapping[str, Contender], predicted: Mappin
         rows,
     )
     asked = field.load.source.partition(";")[0]  # the rate is each run's own
-    changes = [run.num_repartitions for run in found[AUTO].runs]
+    changes = [run.num_repartitions for run in found[AUTO].runs[: len(rates)]]
     return (
         f"#### {field.load.name}\n\n{asked}, Poisson arrivals. Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a "
         f"lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
         f"{', '.join(f'{rate:.2f}' for rate in rates)} requests/s. On prices: on the virtual clock, with "
         f"prices and shares as measured at the engine's start.\n\n{table}\n\n{AUTO} divided the "
         f"device anew in {sum(map(bool, changes))} of its {len(changes)} runs, {sum(changes)} times in all: where it "
-        f"does not, it does what {MIXED.replace('turns, ', '')} does."
+        f"does not, it does what {MIXED.replace('turns, ', '')} does, and their goodputs go by the runs of both."
     )
 
 
@@ -155,7 +167,8 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
         ways = [way for way in ways if way not in chunks[:-MOST_CHUNKS]]
         found = swept(field, ways, options.rates)
         kept[name] = {way: Kept.of(contender) for way, contender in found.items()}
-        num_disturbed = sum(run.disturbed for contender in found.values() for run in contender.runs)
+        runs = {id(run): run for contender in found.values() for run in contender.runs}
+        num_disturbed = sum(run.disturbed for run in runs.values())
         steady = [steadiness(field, kept[name][AUTO].rate)] if name in options.steady else []
         parts.append(
             f"{load_section(field, found, predicted[name])}\n\n{tries.num_discarded} disturbed runs were thrown away "
