@@ -354,3 +354,26 @@ def test_a_decision_does_not_look_at_all_of_a_thousand(monkeypatch: pytest.Monke
     assert many["standing"] <= few["standing"] + 2 * policy.MAX_LOOKED_AT
     assert many["ticket_candidate"] <= few["ticket_candidate"] + 2
     assert many["standing"] < 150
+
+
+def test_a_decision_looks_at_a_few_of_a_thousand_that_have_starved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them goes first, in company of somebody who can be in time: the others are passed over at once."""
+    story = Story(num_pages=20_000, max_model_len=2000, max_num_queued=5000, max_num_seqs=5000, pack_tokens=100)
+    for number in range(1000):
+        request = Request(f"old {number}", (1,) * 20, 1, -1000.0)
+        story.scheduler.handle(ev.Arrived(request), story.now)
+    for number in range(3):
+        story.scheduler.handle(ev.Arrived(story.request(f"new {number}", 20, slo=SLO(ttft_s=9.0))), story.now)
+    of, looked_at = Queue._of, list[int]()
+
+    def counted(self: Queue, number: int, debt_s: float, now: float) -> Candidate:
+        looked_at.append(number)
+        return of(self, number, debt_s, now)
+
+    monkeypatch.setattr(Queue, "_of", counted)
+    work = story.scheduler.plan(story.now, Lane())
+    assert work is not None
+    names = [segment.request_id for segment in work.segments]
+    assert sum(name.startswith("old") for name in names) == 1
+    assert len(names) > 1
+    assert len(looked_at) < 50

@@ -63,10 +63,9 @@ class Composer:
 
     def _from(self, first: Candidate, num_places: int, now: float) -> list[Candidate]:
         """It and those behind it that there may be places for."""
-        others = (other for other in self.queue.in_order(now) if other.key != first.key)
-        if self.queue.has_on_time:  # then the starved go one at a time
-            is_starved = self._is_starved(first, now)
-            others = (other for other in others if not self._is_starved(other, now)) if is_starved else others
+        # while somebody can be in time the starved go one at a time
+        alone = self.queue.has_on_time and standing(first, now, self.order).tier is Tier.STARVED
+        others = (other for other in self.queue.in_order(now, starved=not alone) if other.key != first.key)
         few = [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
         for candidate in few:
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
@@ -171,9 +170,6 @@ class Composer:
         slack_s = can_wait_s(candidate, now, self.order)
         margin_s = 0.0 if candidate.deadline is None else RESCUE_SHARE * (candidate.deadline - candidate.arrival)
         return slack_s if slack_s < 0 else max(0.0, slack_s - margin_s)
-
-    def _is_starved(self, candidate: Candidate, now: float) -> bool:
-        return standing(candidate, now, self.order).tier is Tier.STARVED
 
     def tokens(self, now: float) -> Step | None:
         """One more token for everybody between two steps."""

@@ -184,11 +184,12 @@ class Queue:
         """What these tickets were priced by has changed: their prices are made anew, a few with every decision."""
         self._stale.extend(numbers)
 
-    def in_order(self, now: float) -> Iterator[Candidate]:
-        """Candidates, the first to start first. The queue must not change meanwhile."""
+    def in_order(self, now: float, *, starved: bool = True) -> Iterator[Candidate]:
+        """Candidates, the first to start first, with those who have starved or without. The queue must not change
+        meanwhile."""
         self._bring_up_to_date(now)
         debts = self._debts_s()
-        for tier in Tier:
+        for tier in Tier if starved else (Tier.ON_TIME, Tier.BEST_EFFORT):
             rows = self._rows_of(tier, debts, now)
             if len(rows) == 1:
                 yield from (self._of(number, rows[0].debt_s, now) for *_, number in rows[0].keys)

@@ -68,8 +68,8 @@ class Sampler:
         self, logits_RV: Tensor, request_ids: Sequence[str], positions: Sequence[int]
     ) -> tuple[tuple[Commit, ...], list[int]]:
         """What `draw` does, where the logits are, as far as that can be: for who wants the likeliest token or a free
-        draw, and nothing besides. A few kernels and one transfer, however many rows there are. Returns also the rows of all
-        others, and of those that are not finite: they are for `draw`."""
+        draw, and nothing besides. A few kernels and one transfer, however many rows there are. Returns also the rows of
+        all others, and of those that are not finite: they are for `draw`."""
         turns = self._turns(request_ids, positions)
         drawing = {row: session for row, (session, num_drawn) in enumerate(turns) if num_drawn >= 0}
         plain = [row for row, session in drawing.items() if session.is_plain]
