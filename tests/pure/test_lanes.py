@@ -8,10 +8,9 @@ from story import Story
 from headway.bench import storm
 from headway.core import event as ev
 from headway.core.cost import CostFit, Price
-from headway.core.division import Lanes
 from headway.core.request import SLO, Request
 from headway.core.roofline import Anatomy, Power, Roofline, Split
-from headway.core.settings import MAIN, TOKENS, SchedulerSettings
+from headway.core.settings import MAIN, TOKENS, Lanes, SchedulerSettings
 from headway.core.ticket import Step
 from headway.core.work import Segment, Work
 from headway.placement.simulate import Device, FakeSimulation, Simulation, priced

@@ -10,10 +10,9 @@ import pytest
 from story import Story
 
 from headway.core.cost import CostFit, shares_of
-from headway.core.division import Lanes
 from headway.core.policy import RESCUE_SHARE, Order
 from headway.core.request import SLO, Request
-from headway.core.settings import Lane, SchedulerSettings
+from headway.core.settings import Lane, Lanes, SchedulerSettings
 from headway.core.work import Segment, Work
 from headway.placement.simulate import Device, fleet, priced
 

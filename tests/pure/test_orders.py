@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from headway.bench.storm import SETTINGS, storm
 from headway.core.cost import CostFit
-from headway.core.division import Lanes
 from headway.core.policy import AGEING, Order
 from headway.core.request import SLO, Request
-from headway.core.settings import Preempt, SchedulerSettings
+from headway.core.settings import Lanes, Preempt, SchedulerSettings
 from headway.core.work import Boundary, Tile, Work
 from headway.placement.simulate import Device, FakeSimulation, fleet, priced
 from headway.stages.stage import Running

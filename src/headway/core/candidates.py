@@ -3,6 +3,7 @@
 from headway.core.cost import CostModel
 from headway.core.lifecycle import State
 from headway.core.policy import RESCUE_SHARE, Candidate, late_at, starves_at
+from headway.core.settings import SchedulerSettings
 from headway.core.ticket import Step, Ticket
 
 SOFT_TPOT_S = 0.2  # without a TPOT target a request still gets a token this often while prompts are being read
@@ -113,12 +114,22 @@ def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, ri
     )
 
 
-def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: float, now: float) -> Candidate:
-    """A step that has begun: as urgent as its most urgent member that can still be in time, if there is one."""
+def step_candidate(step: Step, cost: CostModel, settings: SchedulerSettings, now: float) -> Candidate:
+    """A step that has begun: as urgent as its most urgent member that can still be in time, if there is one. A decision
+    looks several times: what it has found is kept as long as it is true."""
+    remaining_s = step.remaining_at(now)
+    at = now, remaining_s, step.parked_since
+    if step.seen_as is None or step.seen_as[0] != at:
+        step.seen_as = at, _seen(step, cost, settings, remaining_s, now)
+    return step.seen_as[1]
+
+
+def _seen(step: Step, cost: CostModel, settings: SchedulerSettings, remaining_s: float, now: float) -> Candidate:
     if step.candidates is None:
-        step.candidates = _candidates(step, cost, tile_s)
-    members, remaining_s = step.candidates, step.remaining_at(now)
-    parked_until = NEVER if step.parked_since is None else step.parked_since + max_parked_s
+        step.candidates = _candidates(step, cost, settings.tile_s)
+        step.starved_at = min([starves_at(member) for member in step.candidates])
+    members = step.candidates
+    parked_until = NEVER if step.parked_since is None else step.parked_since + settings.max_parked_s
     due = [member for member in members if member.deadline is not None]
     in_time = [member for member in due if now < late_at(member, remaining_s)]
     urgent = min(in_time or due, key=_deadline, default=None)
@@ -131,7 +142,7 @@ def step_candidate(step: Step, cost: CostModel, tile_s: float, max_parked_s: flo
         total_s=step.predicted_s,
         remaining_s=remaining_s,
         ripe_at=ALWAYS,
-        starved_at=min(parked_until, *[starves_at(member) for member in members]),
+        starved_at=min(parked_until, step.starved_at),
         keeps_up=urgent is not None and urgent.keeps_up,
     )
 

@@ -16,12 +16,11 @@ cost and target.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from headway.core.candidates import ALONG
 from headway.core.roofline import Split
-
-Lanes = Literal["turns", "mixed", "split", "auto"]
+from headway.core.settings import Lanes
 
 GAIN = 0.05  # less is not worth going back for …
 WORTH = 0.15  # … nor dividing for: what is predicted of two lanes leaves out how they hand cores to each other

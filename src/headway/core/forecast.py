@@ -14,8 +14,9 @@ from headway.core.admission import Forecast
 from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
 from headway.core.cost import CostModel
 from headway.core.pages import PageTable
-from headway.core.policy import Order, Standing, Tier, standing, whom_to_switch_to
+from headway.core.policy import Standing, Tier, standing, whom_to_switch_to
 from headway.core.queue import Queue
+from headway.core.settings import SchedulerSettings
 from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
@@ -39,9 +40,9 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """Reads the scheduler's state. `num_places()`: how many more requests may hold pages. `suspends`: whether a step
-    gives way before its end."""
+    """Reads the scheduler's state. `num_places()`: how many more requests may hold pages."""
 
+    settings: SchedulerSettings
     queue: Queue
     steps: Steps
     decoding: dict[int, Ticket]
@@ -49,19 +50,15 @@ class Forecaster:
     num_places: Callable[[], int]
     lengths: Lengths
     cost: CostModel
-    order: Order
-    tile_s: float
-    suspends: bool
     sharing: Sharing
-    rides: bool
 
     def forecast(self, ticket: Ticket, now: float) -> Forecast:
         """For a ticket that is not in the queue yet."""
         alone_s = prefill_s(ticket, self.cost, promised=True)
         spare = self.sharing.left_to_prompts(self._decode_share())
         candidate = ticket_candidate(ticket, self.cost)._replace(debt_s=self.queue.debt_s(ticket.request.tenant))
-        own = standing(candidate, now, self.order)
-        rides = self.rides and bool(self.decoding) and not self.sharing.is_divided
+        own = standing(candidate, now, self.settings.order)
+        rides = self.settings.takes_along and bool(self.decoding) and not self.sharing.is_divided
         open_s = along_s = 0.0
         for step in self.steps.all():
             if not step.decoding:
@@ -106,25 +103,27 @@ class Forecaster:
         """What it takes before others, were it alone on the device."""
         left_s = step.remaining_at(now) / step.mean_pace
         on_device = step is self.steps.on_device
-        if on_device and not self.suspends:
+        if on_device and not self.settings.suspends:
             return left_s
-        own = step_candidate(step, self.cost, self.tile_s, float("inf"), now)
-        if standing(own, now, self.order).order < order:
+        own = step_candidate(step, self.cost, self.settings, now)
+        if standing(own, now, self.settings.order).order < order:
             return left_s
-        return min(left_s, self.tile_s) if on_device else 0.0
+        return min(left_s, self.settings.tile_s) if on_device else 0.0
 
     def _let_end_s(self, own: Standing, ahead_s: float, now: float) -> float:
         """What the step on the device takes beyond its tile, if it goes behind but nobody has to suspend it."""
-        step = self.steps.on_device
-        if step is None or step.decoding or not self.suspends or self.order != "slack" or own.tier is Tier.STARVED:
+        step, settings = self.steps.on_device, self.settings
+        if step is None or step.decoding or not settings.suspends:
             return 0.0
-        running = step_candidate(step, self.cost, self.tile_s, float("inf"), now)
+        if settings.order != "slack" or own.tier is Tier.STARVED:
+            return 0.0
+        running = step_candidate(step, self.cost, settings, now)
         running = running._replace(remaining_s=step.remaining_at(now) / step.mean_pace)
-        left_s = max(0.0, running.remaining_s - self.tile_s)
-        if standing(running, now, self.order).order < own.order or ahead_s + left_s > own.slack_s:
+        left_s = max(0.0, running.remaining_s - settings.tile_s)
+        if standing(running, now, settings.order).order < own.order or ahead_s + left_s > own.slack_s:
             return 0.0
-        in_front = takewhile(lambda c: standing(c, now, self.order).order < own.order, self.queue.in_order(now))
-        gives_way = whom_to_switch_to(running, in_front, now, self.tile_s, self.order) is not None
+        in_front = takewhile(lambda c: standing(c, now, settings.order).order < own.order, self.queue.in_order(now))
+        gives_way = whom_to_switch_to(running, in_front, now, settings.tile_s, settings.order) is not None
         return 0.0 if gives_way else left_s
 
     def _decode_share(self) -> float:
@@ -133,5 +132,7 @@ class Forecaster:
             return 0.0
         if self.cost.chunk_tokens is not None:  # they have their places in each chunk
             return min(0.5, len(self.decoding) / self.cost.chunk_tokens)
-        token = token_candidate(list(self.decoding.values()), self.cost, self.tile_s, rides=self.rides)
+        token = token_candidate(
+            list(self.decoding.values()), self.cost, self.settings.tile_s, rides=self.settings.takes_along
+        )
         return token.remaining_s / token.rescue_s

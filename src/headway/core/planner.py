@@ -223,7 +223,7 @@ class Planner:
         return [step for step in parked if not step.decoding] if self.sharing.is_divided else parked
 
     def _step_candidate(self, step: Step, now: float) -> Candidate:
-        return step_candidate(step, self.cost, self.settings.tile_s, self.settings.max_parked_s, now)
+        return step_candidate(step, self.cost, self.settings, now)
 
     def _spare_s(self, now: float) -> float:
         """How long every step that has begun, and can still be in time, can wait."""

@@ -11,8 +11,9 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from heapq import heapify, heappop, heappush, merge
-from itertools import accumulate
+from itertools import accumulate, tee
 from typing import NamedTuple
 
 from headway.core.candidates import prefill_s, ticket_candidate
@@ -128,6 +129,8 @@ class Queue:
         self._expiries: list[tuple[float, int]] = []
         self._prices_of = cost.version
         self._stale: deque[int] = deque()  # numbers of those whose price is to be made anew
+        self._orders: dict[bool, Iterator[Candidate]] = {}  # as far as they have been looked at, with and without …
+        self._ordered_at: tuple[float, int, float] = (-NEVER, 0, 0.0)  # … the starved, at an instant, with these debts
 
     def __len__(self) -> int:
         return len(self._places)
@@ -177,6 +180,7 @@ class Queue:
             fixed_s = first.candidate.remaining_s - first.amortized_s
             starved_s = sum(share * (at.amortized_s + fixed_s / len(starved)) for at, share in starved)
             self._others_until = now + starved_s / STARVED_SHARE
+            self._orders.clear()
         for ticket, _ in members:
             self.discard(ticket)
 
@@ -186,8 +190,17 @@ class Queue:
 
     def in_order(self, now: float, *, starved: bool = True) -> Iterator[Candidate]:
         """Candidates, the first to start first, with those who have starved or without. The queue must not change
-        meanwhile."""
+        meanwhile. A decision looks several times: what has been looked at is kept until something changes."""
         self._bring_up_to_date(now)
+        at = now, self.tenants.version, self._token_s
+        if at != self._ordered_at:
+            self._orders.clear()
+            self._ordered_at = at
+        if starved not in self._orders:
+            (self._orders[starved],) = tee(self._in_order(now, starved=starved), 1)
+        return copy(self._orders[starved])
+
+    def _in_order(self, now: float, *, starved: bool) -> Iterator[Candidate]:
         debts = self._debts_s()
         for tier in Tier if starved else (Tier.ON_TIME, Tier.BEST_EFFORT):
             rows = self._rows_of(tier, debts, now)
@@ -344,10 +357,15 @@ class Queue:
 
     def debt_s(self, tenant: str) -> float:
         """What this tenant has had beyond its share, in seconds of the device, if it waits now."""
-        return self._debts_s(tenant).get(tenant, 0.0)
+        return self.tenants.debt(tenant) * self._token_s
+
+    @property
+    def _token_s(self) -> float:
+        """What a token of what tenants have had counts."""
+        return self.cost.fit.token_s * self.cost.correction
 
     def _debts_s(self, newcomer: str | None = None) -> dict[str, float]:
-        token_s = self.cost.fit.token_s * self.cost.correction
+        token_s = self._token_s
         return {tenant: tokens * token_s for tenant, tokens in self.tenants.debts(newcomer).items()}
 
     def _put(self, ticket: Ticket, now: float) -> None:
@@ -356,6 +374,7 @@ class Queue:
 
     def _stand(self, place: _Place) -> None:
         number, rows, tenant = place.ticket.number, self._rows[place.tier], place.ticket.request.tenant
+        self._orders.clear()
         self._places[number] = place
         if tenant not in rows:
             rows[tenant] = _Row()
@@ -392,6 +411,7 @@ class Queue:
         return min(late_at(place.candidate), starved) if place.tier is Tier.ON_TIME else starved
 
     def _take_out(self, place: _Place) -> None:
+        self._orders.clear()
         rows, tenant = self._rows[place.tier], place.ticket.request.tenant
         rows[tenant].remove(place)
         if not rows[tenant].keys:

@@ -59,6 +59,7 @@ class Scheduler:
         self._planner = Planner(settings, cost, self._queue, self._steps, composer, self.sharing, self._num_places)
         self._lengths = Lengths()
         self._forecaster = Forecaster(
+            settings,
             self._queue,
             self._steps,
             self._decoding,
@@ -66,11 +67,7 @@ class Scheduler:
             self._num_places,
             self._lengths,
             cost,
-            settings.order,
-            settings.tile_s,
-            settings.suspends,
             self.sharing,
-            settings.takes_along,
         )
         self._limits = Limits(settings.max_model_len, settings.max_num_queued, pages.num_pages, pages.page_tokens)
 

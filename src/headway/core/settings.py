@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from headway.core.division import Lanes
 from headway.core.policy import Order
 
 Preempt = Literal["operator", "layer", "chunk", "none"]
+Lanes = Literal["turns", "mixed", "split", "auto"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ class Steps:
                 ticket.move(State.RUNNING)
                 if ticket.record.first_scheduled is None:
                     ticket.record.first_scheduled = now
-                ticket.record.note(now, "scheduled", f"{work.num_tokens} tokens of {len(tickets)} requests in the step")
+                ticket.record.note(now, "scheduled", f"{step.num_tokens} tokens of {len(tickets)} requests in the step")
         return step
 
     def _price(self, segments: Sequence[Segment], *, decoding: bool) -> Price:
@@ -88,13 +88,13 @@ class Steps:
         if running.decoding:
             return True
         num_parked, num_tokens = self._kept()
-        return num_parked < most and num_tokens + running.work.num_tokens <= most_tokens
+        return num_parked < most and num_tokens + running.num_tokens <= most_tokens
 
     def may_swap(self, running: Step, parked: Step, most_tokens: int) -> bool:
         """Whether a suspended step may take the running one's place: that may keep more."""
-        if running.decoding or parked.decoding or running.work.num_tokens <= parked.work.num_tokens:
+        if running.decoding or parked.decoding or running.num_tokens <= parked.num_tokens:
             return True
-        return self._kept()[1] - parked.work.num_tokens + running.work.num_tokens <= most_tokens
+        return self._kept()[1] - parked.num_tokens + running.num_tokens <= most_tokens
 
     def may_begin(self, most: int, most_tokens: int) -> bool:
         """Whether a prompt may begin that a token may have to suspend: one at least, or none ever would."""
@@ -103,7 +103,7 @@ class Steps:
 
     def _kept(self) -> tuple[int, int]:
         """How many prompts' steps are suspended, and their tokens."""
-        sizes = [step.work.num_tokens for step in self.parked() if not step.decoding]
+        sizes = [step.num_tokens for step in self.parked() if not step.decoding]
         return len(sizes), sum(sizes)
 
     def park(self, step: Step, now: float) -> None:
@@ -116,7 +116,7 @@ class Steps:
             if ticket.state is State.RUNNING:
                 ticket.move(State.PARKED)
                 ticket.record.note(now, "parked", f"{step.progress:.0%} of the step done")
-        num_tokens = sum(other.work.num_tokens for other in self.parked())
+        num_tokens = sum(other.num_tokens for other in self.parked())
         self._counters["most_parked_tokens"] = max(self._counters["most_parked_tokens"], num_tokens)
 
     def _resume(self, step: Step, now: float) -> None:

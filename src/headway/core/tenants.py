@@ -16,6 +16,7 @@ class Tenants:
     """Accounts of the tenants that wait; those of others are forgotten when nobody is left to compare with."""
 
     def __init__(self) -> None:
+        self.version = 0  # grows with each change of what they owe
         self._served: dict[str, float] = {}  # tokens
         self._waiting: Counter[str] = Counter()
 
@@ -26,6 +27,7 @@ class Tenants:
 
     def enter(self, tenant: str) -> None:
         """One more request of it waits."""
+        self.version += 1
         if tenant not in self._waiting:
             if not self._waiting:
                 self._served.clear()
@@ -34,6 +36,7 @@ class Tenants:
 
     def leave(self, tenant: str) -> None:
         """One request fewer waits."""
+        self.version += 1
         self._waiting[tenant] -= 1
         if not self._waiting[tenant]:
             del self._waiting[tenant]
@@ -43,6 +46,7 @@ class Tenants:
 
     def charge(self, tenant: str, num_tokens: int) -> None:
         """These tokens were computed for it."""
+        self.version += 1
         self._served[tenant] = self._served.get(tenant, 0.0) + num_tokens
 
     def debts(self, newcomer: str | None = None) -> dict[str, float]:
@@ -56,6 +60,12 @@ class Tenants:
         for tenant in others:
             debts[tenant] = max(0.0, self._served.get(tenant, 0.0) - least)
         return debts
+
+    def debt(self, tenant: str) -> float:
+        """The same of one of them, or of one that does not wait yet, were it to."""
+        if self.num_active + (tenant not in self._waiting) < 2:
+            return 0.0
+        return max(0.0, self._served.get(tenant, 0.0) - self._least())
 
     def num_waiting(self, tenant: str) -> int:
         return self._waiting[tenant]

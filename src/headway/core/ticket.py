@@ -117,13 +117,19 @@ class Step:
     beside_s: float = 0.0  # that it has had another beside it, until then; and what that is, by its pace, …
     done_beside_s: float = 0.0  # … in seconds alone on the device
     num_partings: int = 0  # how often it was left alone again, and went on
-    candidates: tuple[Candidate, ...] | None = None  # what the policy sees in it, once it has been looked up
+    candidates: tuple[Candidate, ...] | None = None  # what it is made of for the policy, once it has been looked up …
+    starved_at: float = float("inf")  # … and when the first of them has waited too long
+    seen_as: tuple[tuple[float, float, float | None], Candidate] | None = None  # by the policy, and when
+    num_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_tokens = self.work.num_tokens
 
     def leave(self, ticket: Ticket) -> None:
         """One of its tickets goes, the others go on."""
         self.tickets.remove(ticket)
         ticket.step = None
-        self.candidates = None
+        self.candidates = self.seen_as = None
 
     def keep_pace(self, pace: float, mean_pace: float, now: float, *, beside: bool) -> None:
         """It goes on at this pace, beside another or alone."""
