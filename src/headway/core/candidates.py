@@ -1,5 +1,7 @@
 """Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
 
+from collections.abc import Collection
+
 from headway.core.cost import CostModel
 from headway.core.lifecycle import State
 from headway.core.policy import RESCUE_SHARE, Candidate, late_at, starves_at
@@ -72,19 +74,38 @@ def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
 def on_pace(ticket: Ticket, target_s: float) -> float:
     """When its next token is due, if it may be later, or must be sooner, by what the answer is ahead of its pace, or
     behind it; within bounds."""
-    first, last = ticket.record.first_token, ticket.record.last_token
-    assert first is not None
-    assert last is not None
-    on_time = first + PACE * ticket.num_generated * target_s
-    return max(last + SHORTEST_GAP * target_s, min(on_time, last + LONGEST_GAP * target_s))
+    record = ticket.record
+    assert record.first_token is not None
+    assert record.last_token is not None
+    on_time = record.first_token + PACE * record.num_output_tokens * target_s
+    soonest = record.last_token + SHORTEST_GAP * target_s
+    latest = record.last_token + LONGEST_GAP * target_s
+    return soonest if on_time < soonest else min(on_time, latest)
+
+
+def token_s(tickets: Collection[Ticket], cost: CostModel) -> float:
+    """One more token for each of them in one step, alone on the device."""
+    return cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
+
+
+def shortest_target_s(step_s: float, tile_s: float, *, rides: bool) -> float:
+    """The pace that tokens can be held to whose step takes so long: a target that the device cannot meet still leaves
+    some of its time to prompts."""
+    return (ALONG if rides else IN_TURN) * step_s + tile_s
+
+
+def token_share(tickets: Collection[Ticket], cost: CostModel, tile_s: float, *, rides: bool) -> float:
+    """The share of the device that their tokens take if each comes just when it is due."""
+    step_s = token_s(tickets, cost)
+    target_s = min([ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in tickets])
+    return step_s / max(target_s, shortest_target_s(step_s, tile_s, rides=rides))
 
 
 def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, rides: bool = False) -> Candidate:
     """One step for everybody who decodes. It may wait until the first token would come late, less one tile; where it
-    `rides` along with prompts, as long as its answer's pace allows. A target that the device cannot meet still leaves
-    some of its time to prompts."""
-    predicted_s = cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
-    shortest_s = (ALONG if rides else IN_TURN) * predicted_s + tile_s
+    `rides` along with prompts, as long as its answer's pace allows."""
+    predicted_s = token_s(tickets, cost)
+    shortest_s = shortest_target_s(predicted_s, tile_s, rides=rides)
     deadline = rescue_s = arrival = priority = NEVER
     for ticket in tickets:
         request, last = ticket.request, ticket.record.last_token

@@ -5,9 +5,9 @@ chunked prefill does, where a step cannot be suspended and is kept short instead
 compared in one program.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from headway.core.candidates import ALONG, WHOLE, number_of_ticket
 from headway.core.cost import Amount, CostModel, Share
@@ -61,17 +61,16 @@ class Composer:
         members = self._with_pages(prompts, now)
         return self.steps.begin([*self._with_room(now), *members], now, decoding=False) if members else None
 
-    def _from(self, first: Candidate, num_places: int, now: float) -> list[Candidate]:
+    def _from(self, first: Candidate, num_places: int, now: float) -> Iterator[Candidate]:
         """It and those behind it that there may be places for."""
         # while somebody can be in time the starved go one at a time
         alone = self.queue.has_on_time and standing(first, now, self.order).tier is Tier.STARVED
         others = (other for other in self.queue.in_order(now, starved=not alone) if other.key != first.key)
-        few = [first, *islice(others, max(0, min(num_places, MAX_MEMBERS) - 1))]
-        for candidate in few:
+        for candidate in islice(chain((first,), others), max(1, min(num_places, MAX_MEMBERS))):
             ticket = self.queue.ticket(number_of_ticket(candidate.key))
             if self.holdings.more_has_come(ticket):
                 self.holdings.look_again(ticket)
-        return few
+            yield candidate
 
     def _with_pages(self, wanted: list[tuple[Ticket, int | None]], now: float) -> list[tuple[Ticket, int | None]]:
         """Those of them that have pages, or find some, up to the first that does not: they leave the queue."""
@@ -87,23 +86,24 @@ class Composer:
         """They leave the queue, with all that there is of them or so many tokens."""
         self.queue.start([(t, 1.0 if most is None else most / t.num_to_compute) for t, most in members], now)
 
-    def _packed(self, candidates: list[Candidate], spare_s: float, now: float) -> list[tuple[Ticket, int | None]]:
+    def _packed(self, candidates: Iterable[Candidate], spare_s: float, now: float) -> list[tuple[Ticket, int | None]]:
         """As many of them, the first one included, as can be read together."""
         tickets: list[Ticket] = []
+        slacks_s: list[float] = []
         num_tokens = 0
         for candidate in candidates:
             tickets.append(self.queue.ticket(number_of_ticket(candidate.key)))
+            slacks_s.append(self._spare_s(candidate, now))
             num_tokens += tickets[-1].num_to_compute - tickets[-1].num_cached_hint
             if num_tokens > self.pack_tokens:
                 break
-        slacks_s = [self._spare_s(candidate, now) for candidate in candidates[: len(tickets)]]
         num_members = pack([_share(t) for t in tickets], slacks_s, self.cost, self.pack_tokens, spare_s)
         return [(ticket, None) for ticket in tickets[:num_members]]
 
     def _along(
         self,
         token: Candidate,
-        candidates: list[Candidate],
+        candidates: Iterable[Candidate],
         spare_s: float,
         sharing: Sharing,
         now: float,

@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import ClassVar
 
 from headway.core.admission import Forecast
-from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_candidate
+from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_s, token_share
 from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.policy import Standing, Tier, standing, whom_to_switch_to
@@ -96,8 +96,7 @@ class Forecaster:
             num_pages += len(decoding[number].pages)
             if num_places > 0 and num_pages >= 0:
                 break
-        context = sum([other.num_computed for other in decoding.values()])
-        return num_steps * self.cost.next_tokens(len(decoding), context)
+        return num_steps * token_s(decoding.values(), self.cost)
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
         """What it takes before others, were it alone on the device."""
@@ -132,7 +131,5 @@ class Forecaster:
             return 0.0
         if self.cost.chunk_tokens is not None:  # they have their places in each chunk
             return min(0.5, len(self.decoding) / self.cost.chunk_tokens)
-        token = token_candidate(
-            list(self.decoding.values()), self.cost, self.settings.tile_s, rides=self.settings.takes_along
-        )
-        return token.remaining_s / token.rescue_s
+        settings = self.settings
+        return token_share(self.decoding.values(), self.cost, settings.tile_s, rides=settings.takes_along)

@@ -252,10 +252,10 @@ class Queue:
         at_once_s = 0.0
         if starved and not self._starved_yield(now):
             at_once_s = min(starved, key=lambda row: next(row.shifted(now))).amortized_s[0]
-        each_s = [seconds for row in starved for seconds in row.amortized_s]
-        starved_s = min(sum(each_s), at_once_s + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
-        part = starved_s / sum(each_s) if starved_s else 0.0
-        return sum(map(len, rest)) + round(part * len(each_s)), rest_s + starved_s
+        all_s, num_starved = sum([sum(row.amortized_s) for row in starved]), sum([len(row.keys) for row in starved])
+        starved_s = min(all_s, at_once_s + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
+        part = starved_s / all_s if starved_s else 0.0
+        return sum(map(len, rest)) + round(part * num_starved), rest_s + starved_s
 
     def _starved_yield(self, now: float) -> bool:
         return now < self._others_until
