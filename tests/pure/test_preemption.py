@@ -272,6 +272,25 @@ def test_the_end_of_patience_is_a_timer() -> None:
     assert story.plan(progress=0.16) is work
 
 
+def test_a_forecast_counts_who_has_been_parked_for_too_long() -> None:
+    """A prompt is parked behind one that takes long. A newcomer that goes before it is told so while the parked one's
+    patience lasts; then that one goes first, and the newcomer is told of its rest as well."""
+
+    def predicted_s(parked_s: float) -> float:
+        story = Story(max_parked_s=0.5)
+        story.arrives("long", 100)
+        story.plan()
+        story.passes(0.1)
+        story.arrives("urgent", 300, slo=SLO(ttft_s=3.2))
+        story.plan(progress=0.1)
+        story.passes(parked_s)
+        (admitted,) = story.tell(ev.Arrived(story.request("newcomer", 10, slo=SLO(ttft_s=1.0))))
+        assert isinstance(admitted, ev.Admit)
+        return admitted.predicted_ttft_s
+
+    assert predicted_s(0.55) - predicted_s(0.45) == pytest.approx(0.9, abs=0.2)
+
+
 # Whole runs
 
 

@@ -88,6 +88,7 @@ def priced(ticket: Ticket, cost: CostModel, seconds: float) -> Candidate:
 
 def check_order(beside: Beside) -> list[Candidate]:
     """Everybody once, at a price that was true once, with the debt of its tenant, and nobody before an earlier one."""
+    next(beside.queue.in_order(beside.now), None)  # what one look has found is kept for the next
     found = beside.in_order()
     assert sorted(number_of_ticket(candidate.key) for candidate in found) == sorted(beside.waiting)
     for candidate in found:
@@ -141,6 +142,8 @@ def check_seconds(beside: Beside, newcomer: Ticket) -> None:
     found = beside.in_order()
     for _ in beside.waiting:  # after a change of prices they are made anew with every look, a few at a time
         found = beside.in_order()
+    others = [c for c in found if standing(c, beside.now, beside.order).tier is not Tier.STARVED]
+    assert list(beside.queue.in_order(beside.now, starved=False)) == others
     seconds = beside.queue.before(newcomer, beside.now)[1]
     if any(len(set(beside.prices[number_of_ticket(c.key)][c.remaining_s])) > 1 for c in found):
         return  # one price alone, several in a pack: the queue may have any of them

@@ -135,7 +135,8 @@ def test_a_thousand_names_do_not_fill_the_memory() -> None:
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["enter", "leave", "charge"]), st.integers(1, 500))),
 )
 def test_debts_are_never_below_nothing(happens: list[tuple[str, str, int]]) -> None:
-    """Whatever comes and goes: with two tenants or more, somebody owes nothing and nobody less than that."""
+    """Whatever comes and goes: with two tenants or more, somebody owes nothing and nobody less than that; and what one
+    of them owes, or would if it came, is the same wherever it is asked."""
     tenants = Tenants()
     for tenant, what, num_tokens in happens:
         if what == "enter":
@@ -145,6 +146,8 @@ def test_debts_are_never_below_nothing(happens: list[tuple[str, str, int]]) -> N
         debts = tenants.debts()
         assert sorted(debts) == [name for name in "abc" if tenants.num_waiting(name)] or len(debts) == 0
         assert min(debts.values(), default=0) == 0
+        for name in "abc":
+            assert tenants.debt(name) == tenants.debts(name).get(name, 0)
 
 
 # Who goes first

@@ -1,4 +1,5 @@
-"""Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe."""
+"""Turns tickets and steps into the candidates that the policy compares: a price, a deadline, a time to be ripe. And
+what those who decode take of the device."""
 
 from collections.abc import Collection
 
@@ -78,12 +79,11 @@ def on_pace(ticket: Ticket, target_s: float) -> float:
     assert record.first_token is not None
     assert record.last_token is not None
     on_time = record.first_token + PACE * record.num_output_tokens * target_s
-    soonest = record.last_token + SHORTEST_GAP * target_s
     latest = record.last_token + LONGEST_GAP * target_s
-    return soonest if on_time < soonest else min(on_time, latest)
+    return max(record.last_token + SHORTEST_GAP * target_s, min(on_time, latest))
 
 
-def token_s(tickets: Collection[Ticket], cost: CostModel) -> float:
+def next_tokens_s(tickets: Collection[Ticket], cost: CostModel) -> float:
     """One more token for each of them in one step, alone on the device."""
     return cost.next_tokens(len(tickets), sum([ticket.num_computed for ticket in tickets]))
 
@@ -96,7 +96,7 @@ def shortest_target_s(step_s: float, tile_s: float, *, rides: bool) -> float:
 
 def token_share(tickets: Collection[Ticket], cost: CostModel, tile_s: float, *, rides: bool) -> float:
     """The share of the device that their tokens take if each comes just when it is due."""
-    step_s = token_s(tickets, cost)
+    step_s = next_tokens_s(tickets, cost)
     target_s = min([ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in tickets])
     return step_s / max(target_s, shortest_target_s(step_s, tile_s, rides=rides))
 
@@ -104,7 +104,7 @@ def token_share(tickets: Collection[Ticket], cost: CostModel, tile_s: float, *, 
 def token_candidate(tickets: list[Ticket], cost: CostModel, tile_s: float, *, rides: bool = False) -> Candidate:
     """One step for everybody who decodes. It may wait until the first token would come late, less one tile; where it
     `rides` along with prompts, as long as its answer's pace allows."""
-    predicted_s = token_s(tickets, cost)
+    predicted_s = next_tokens_s(tickets, cost)
     shortest_s = shortest_target_s(predicted_s, tile_s, rides=rides)
     deadline = rescue_s = arrival = priority = NEVER
     for ticket in tickets:

@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import ClassVar
 
 from headway.core.admission import Forecast
-from headway.core.candidates import prefill_s, step_candidate, ticket_candidate, token_s, token_share
+from headway.core.candidates import next_tokens_s, prefill_s, step_candidate, ticket_candidate, token_share
 from headway.core.cost import CostModel
 from headway.core.pages import PageTable
 from headway.core.policy import Standing, Tier, standing, whom_to_switch_to
@@ -96,7 +96,7 @@ class Forecaster:
             num_pages += len(decoding[number].pages)
             if num_places > 0 and num_pages >= 0:
                 break
-        return num_steps * token_s(decoding.values(), self.cost)
+        return num_steps * next_tokens_s(decoding.values(), self.cost)
 
     def _before_s(self, step: Step, order: tuple[float, ...], now: float) -> float:
         """What it takes before others, were it alone on the device."""

@@ -11,7 +11,6 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from heapq import heapify, heappop, heappush, merge
 from itertools import accumulate, tee
 from typing import NamedTuple
@@ -180,7 +179,6 @@ class Queue:
             fixed_s = first.candidate.remaining_s - first.amortized_s
             starved_s = sum(share * (at.amortized_s + fixed_s / len(starved)) for at, share in starved)
             self._others_until = now + starved_s / STARVED_SHARE
-            self._orders.clear()
         for ticket, _ in members:
             self.discard(ticket)
 
@@ -192,13 +190,13 @@ class Queue:
         """Candidates, the first to start first, with those who have starved or without. The queue must not change
         meanwhile. A decision looks several times: what has been looked at is kept until something changes."""
         self._bring_up_to_date(now)
-        at = now, self.tenants.version, self._token_s
+        at = now, self.tenants.version, self._served_token_s
         if at != self._ordered_at:
             self._orders.clear()
             self._ordered_at = at
-        if starved not in self._orders:
-            (self._orders[starved],) = tee(self._in_order(now, starved=starved), 1)
-        return copy(self._orders[starved])
+        kept = self._orders.get(starved) or self._in_order(now, starved=starved)
+        self._orders[starved], order = tee(kept)
+        yield from order
 
     def _in_order(self, now: float, *, starved: bool) -> Iterator[Candidate]:
         debts = self._debts_s()
@@ -357,15 +355,15 @@ class Queue:
 
     def debt_s(self, tenant: str) -> float:
         """What this tenant has had beyond its share, in seconds of the device, if it waits now."""
-        return self.tenants.debt(tenant) * self._token_s
+        return self.tenants.debt(tenant) * self._served_token_s
 
     @property
-    def _token_s(self) -> float:
+    def _served_token_s(self) -> float:
         """What a token of what tenants have had counts."""
         return self.cost.fit.token_s * self.cost.correction
 
     def _debts_s(self, newcomer: str | None = None) -> dict[str, float]:
-        token_s = self._token_s
+        token_s = self._served_token_s
         return {tenant: tokens * token_s for tenant, tokens in self.tenants.debts(newcomer).items()}
 
     def _put(self, ticket: Ticket, now: float) -> None:

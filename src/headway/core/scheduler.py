@@ -375,6 +375,7 @@ class Scheduler:
             assert ticket.step is None or ticket.step.work.id in self._steps
             assert (ticket.state in (State.RUNNING, State.PARKED)) <= (ticket.step is not None)
             assert ticket.num_computed <= len(ticket.pages) * self.pages.page_tokens
+            assert ticket.record.num_output_tokens == ticket.num_generated
             assert self._num_of[ticket.request.tenant] > 0
         for step in self._steps.all():
             assert step.tickets, "a step without members"

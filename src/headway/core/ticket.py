@@ -119,7 +119,9 @@ class Step:
     num_partings: int = 0  # how often it was left alone again, and went on
     candidates: tuple[Candidate, ...] | None = None  # what it is made of for the policy, once it has been looked up …
     starved_at: float = float("inf")  # … and when the first of them has waited too long
-    seen_as: tuple[tuple[float, float, float | None], Candidate] | None = None  # by the policy, and when
+    seen_as: tuple[tuple[float, float, float | None], Candidate] | None = (
+        None  # at an instant, with so much left, suspended since
+    )
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
