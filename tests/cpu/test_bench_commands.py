@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def test_the_queue_is_kept_at_its_length(num_tenants: int) -> None:
         course.decide()
     kinds = set()
     for _ in range(400):
-        kinds.add(course.decide().kind)
+        decision = course.decide()
+        kinds.add(decision.kind)
+        assert 0 < decision.plan_s < decision.seconds
         assert course.scheduler.loads()[1] <= 20 + 1
     course.scheduler.check_integrity()
     assert {decisions.KINDS[kind] for kind in (ev.Arrived, ev.StepDone, ev.Cancelled)} <= kinds
@@ -173,6 +176,7 @@ def test_a_page_of_simulated_cases(tmp_path: Path) -> None:
     page = (tmp_path / "goodput.md").read_text(encoding="utf8")
     assert "\n| 0.5 b, prices | qwen 1/16, k = 2 |" in page
     assert "reached, " in page
+    assert re.search(r"- qwen 1/16, k = 2: [0-9.]+ req/s, [0-9.]+ \(", page), "what bounds every scheduler"
     assert len(goodput_page.read(tmp_path).sections) == 1
 
 

@@ -152,6 +152,7 @@ def test_rounds_become_rates(measured: Measured) -> None:
     """3 tokens in 3 ms are 1000 a second; 2 tokens in half a second are 4: in both rounds."""
     ours = measured.found[0]
     assert ours.rates == {"prefill 3": [1000.0, 1000.0], "decode B2": [4.0, 4.0]}
+    assert ours.beside == {}
     assert len(ours.cold_s) == 2
     assert ours.install_bytes > 1e8, "torch alone is larger"
 
@@ -175,54 +176,73 @@ def test_our_own_failure_is_no_result(tmp_path: Path, monkeypatch: pytest.Monkey
         )
 
 
-def said(case: str, rates: dict[tuple[str, str], float], of_reading: float | None = None, ours: str = "Headway") -> str:
+def test_ours_takes_turns_with_a_peer_case_by_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
+) -> None:
+    """Both are loaded, and asked the same, the one that begins another each time; what ours does then is kept with the
+    peer. A page's ratio is of the two, however fast ours was by itself."""
+    peer = measured.found[1]
+    assert peer.beside == {"prefill 3": [1000.0, 1000.0], "decode B2": [4.0, 4.0]}
+    peer.beside = {"prefill 3": [1500.0, 1250.0], "decode B2": [6.0, 6.0]}
+    assert "| prefill 3 | 1.38 × llama.cpp |" in page.section(measured, PLAN)
+    assert page.own_rate(measured, "bf16", "prefill 3") == 1125.0
+    asked: list[str] = []
+
+    class Noted(process.Process):
+        def ask(self, what: str, patience_s: float = 1.0, **fields: Any) -> dict[str, Any]:
+            if what in ("prefill", "decode"):
+                asked.append(self._log.stem)
+            return super().ask(what, patience_s=60.0, **fields)
+
+    monkeypatch.setattr(measure, "Process", Noted)
+    measure.one_round(tmp_path, "qwen2.5-0.5b", peer, measured.found[0].engine, 1, PLAN, 0)
+    one, other = "qwen2.5-0.5b-llama.cpp", "qwen2.5-0.5b-Headway"
+    assert asked == [one, other] * 3 + [other, one]
+
+
+def said(
+    case: str, ratios: dict[tuple[str, str], float], of_reading: float | None = None, ours: str = "Headway"
+) -> str:
     wanted = next(each for each in verdicts.WANTED if (each.case, each.ours) == (case, ours))
-    return verdicts.verdict(wanted, [rates], of_reading)
+    return verdicts.verdict(wanted, [ratios], of_reading)
 
 
 def test_what_is_wanted_is_judged_against_the_best_peer() -> None:
-    """The best one counts, by the factor that was asked for."""
-    rates = {("Headway", "decode B8"): 115.0, ("OpenVINO", "decode B8"): 100.0, ("vLLM", "decode B8"): 99.0,
-             ("llama.cpp", "decode B8"): 500.0}  # fmt: skip
+    """The one that ours is least ahead of counts, by the factor that was asked for."""
+    ratios = {("OpenVINO", "decode B8"): 1.15, ("vLLM", "decode B8"): 1.16, ("llama.cpp", "decode B8"): 0.2}
     alone = ", in a single round;"
-    assert said("decode B8", rates).startswith(f"decode B8: reached, 1.15 × OpenVINO{alone}")
-    assert said("decode B8", rates | {("vLLM", "decode B8"): 101.0}).startswith(f"decode B8: short, 1.14 × vLLM{alone}")
-    del rates["vLLM", "decode B8"]
-    assert said("decode B8", rates).endswith("(without vLLM).")
-    del rates["OpenVINO", "decode B8"]
-    assert said("decode B8", rates).startswith("decode B8: cannot be said")
-    assert said("prefill mixed", {}) == "prefill mixed: not measured."
+    assert said("decode B8", ratios).startswith(f"decode B8: reached, 1.15 × OpenVINO{alone}")
+    assert said("decode B8", ratios | {("vLLM", "decode B8"): 1.14}).startswith(f"decode B8: short, 1.14 × vLLM{alone}")
+    del ratios["vLLM", "decode B8"]
+    assert said("decode B8", ratios).endswith("(without vLLM).")
+    del ratios["OpenVINO", "decode B8"]
+    assert said("decode B8", ratios).startswith("decode B8: cannot be said")
 
 
 def test_a_lone_decode_may_be_at_memory_instead() -> None:
     """1.1 times llama.cpp, or 92 % of what memory gives; int8 has its own peer and no such way out."""
-    rates = {("Headway", "decode B1"): 40.0, ("llama.cpp", "decode B1"): 39.0}
+    ratios = {("llama.cpp", "decode B1"): 1.03}
     alone = ", in a single round"
     short = f"decode B1: short, 1.03 × llama.cpp{alone}, 90% of the read bandwidth;"
-    assert said("decode B1", rates, 0.9).startswith(short)
-    assert said("decode B1", rates, 0.92).startswith("decode B1: reached")
-    assert said("decode B1", rates | {("Headway", "decode B1"): 43.0}, 0.5).startswith("decode B1: reached")
-    integers = {("Headway int8", "decode B1"): 50.0, ("OpenVINO int8", "decode B1"): 51.0}
+    assert said("decode B1", ratios, 0.9).startswith(short)
+    assert said("decode B1", ratios, 0.92).startswith("decode B1: reached")
+    assert said("decode B1", {("llama.cpp", "decode B1"): 1.1}, 0.5).startswith("decode B1: reached")
     short = f"decode B1, int8: short, 0.98 × OpenVINO int8{alone};"
-    assert said("decode B1", integers, 0.99, "Headway int8").startswith(short)
+    assert said("decode B1", {("OpenVINO int8", "decode B1"): 0.98}, 0.99, "Headway int8").startswith(short)
 
 
 @pytest.mark.parametrize(
     ("ours", "says"),
     [
-        ((120.0, 116.0, 121.0), "reached, 1.20 × OpenVINO (1.16 … 1.21)"),
-        ((120.0, 114.0, 121.0), "undecided, 1.20 × OpenVINO (1.14 … 1.21)"),
-        ((100.0, 114.0, 113.0), "short, 1.13 × OpenVINO (1.00 … 1.14)"),
+        ((1.20, 1.16, 1.21), "reached, 1.20 × OpenVINO (1.16 … 1.21)"),
+        ((1.20, 1.14, 1.21), "undecided, 1.20 × OpenVINO (1.14 … 1.21)"),
+        ((1.00, 1.14, 1.13), "short, 1.13 × OpenVINO (1.00 … 1.14)"),
     ],
 )
 def test_rounds_that_disagree_decide_nothing(ours: tuple[float, ...], says: str) -> None:
-    """A ratio is one of the same round: the machine is another in the next. What was wanted between the least and the
-    most of them is neither reached nor missed."""
+    """What was wanted between the least and the most of them is neither reached nor missed."""
     wanted = next(each for each in verdicts.WANTED if each.case == "decode B8")
-    rounds = [
-        {("Headway", "decode B8"): each * slower, ("OpenVINO", "decode B8"): 100.0 * slower}
-        for each, slower in zip(ours, (1.0, 0.5, 2.0), strict=True)
-    ]
+    rounds = [{("OpenVINO", "decode B8"): each, ("vLLM", "decode B8"): 2.0} for each in ours]
     assert verdicts.verdict(wanted, rounds).startswith(f"decode B8: {says};")
 
 

@@ -2,8 +2,9 @@
 
 A scheduler with so many requests in its queue, from the Qwen-shaped load with its targets and answers, is told of
 arrivals, of steps that have ended, of callers that leave and of timers, at the instants at which they happen on a
-device of known prices, and plans after each. Times are those of `handle` and `plan` together, with the collector of
-garbage steered as in the engine. Beside it: how many simulated requests of that load a minute of wall time holds.
+device of known prices, and plans after each. Times are those of `handle` and `plan` together, and of `plan` alone: the
+account of a step's tokens is the former's. The collector of garbage is steered as in the engine. Beside it: how many
+simulated requests of that load a minute of wall time holds.
 """
 
 import argparse
@@ -64,6 +65,7 @@ class Decision(NamedTuple):
 
     kind: str
     seconds: float
+    plan_s: float  # of it, to choose what to run
 
 
 def stream(num_tenants: int, seed: int) -> Iterator[Request]:
@@ -108,10 +110,11 @@ class Course:
         progress = 0.0 if work is None else 1 - max(0.0, self._left_s[work.id]) / self._whole_s[work.id]
         begun = time.perf_counter()
         effects = self.scheduler.handle(event, self.now)
+        handled = time.perf_counter()
         work = self.scheduler.plan(self.now, Lane(progress=progress))
-        taken_s = time.perf_counter() - begun
+        ended = time.perf_counter()
         self._note(effects, work)
-        return Decision(KINDS[type(event)], taken_s)
+        return Decision(KINDS[type(event)], ended - begun, ended - handled)
 
     def _next_event(self) -> ev.Event | None:
         """What happens first: the step ends, a timer rings, or a letter may come."""
@@ -184,11 +187,19 @@ class Row(NamedTuple):
 
     def us(self, share: float, kind: str = "") -> float:
         """A quantile in µs, the median over rounds; NaN if nothing of the kind happened."""
-        each = [[d.seconds for d in decisions if kind in ("", d.kind)] for decisions in self.rounds]
-        return 1e6 * statistics.median(quantile(seconds, share) for seconds in each)
+        return self._us(share, [[d.seconds for d in decisions if kind in ("", d.kind)] for decisions in self.rounds])
+
+    def plan_us(self, share: float) -> float:
+        """The same of choosing what to run."""
+        return self._us(share, [[d.plan_s for d in decisions] for decisions in self.rounds])
+
+    @staticmethod
+    def _us(share: float, rounds: list[list[float]]) -> float:
+        return 1e6 * statistics.median(quantile(seconds, share) for seconds in rounds)
 
     def cells(self) -> list[str]:
         counted = [str(self.num_queued), str(self.num_tenants), *(f"{self.us(share):.0f}" for share in (0.5, 0.99, 1))]
+        counted.append(f"{self.plan_us(0.5):.0f} / {self.plan_us(0.99):.0f}")
         return [*counted, *(f"{self.us(0.5, kind):.0f} / {self.us(0.99, kind):.0f}" for kind in KINDS.values())]
 
 
@@ -227,7 +238,8 @@ def reading(rows: Sequence[Row], speed: Speed) -> str:
             found = (
                 f"reached: {p99:.0f} µs" if p99 <= 1e6 * WANTED_S else f"not reached: {p99:.0f} µs, most for {slowest}"
             )
-            said.append(f"with {row.num_tenants} tenant{'s' * (row.num_tenants > 1)} {found}")
+            planned = f"{row.plan_us(0.99):.0f} µs for the plan alone"
+            said.append(f"with {row.num_tenants} tenant{'s' * (row.num_tenants > 1)} {found}, {planned}")
     wanted = (
         f"p99 of at most {1e6 * WANTED_S:.0f} µs with {WANTED_QUEUED} in the queue: {'; '.join(said)}. " if said else ""
     )
@@ -257,7 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for case in track(turns, description="decisions"):
         rows[case].rounds.append(decisions(*case, num_decisions))
     speed = simulation_speed(num_simulated)
-    header = ["queued", "tenants", "p50 µs", "p99 µs", "longest µs", *(f"{kind}, p50 / p99" for kind in KINDS.values())]
+    kinds = [f"{kind}, p50 / p99" for kind in KINDS.values()]
+    header = ["queued", "tenants", "p50 µs", "p99 µs", "longest µs", "plan alone, p50 / p99", *kinds]
     body = (
         f"{num_decisions} decisions of each case in each of {num_rounds} rounds, medians over rounds. The Qwen-shaped "
         f"load with lengths / {DIVISOR} and targets k = {SLO_K:g}; nobody is refused, or the queue would not get that "

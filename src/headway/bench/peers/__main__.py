@@ -2,8 +2,9 @@
 
 Every engine is installed in an environment of its own from pinned requirements (pip's own settings, such as
 PIP_EXTRA_INDEX_URL, choose another build of torch), reads the same randomly initialised weights in its own format, and
-runs in a process of its own, alone: in each round all of them in turn start, read prompts, decode and end. A peer that
-cannot be installed or run is named with the reason.
+runs in a process of its own: in each round all of them in turn start, read prompts, decode and end. Ours is started
+beside each of them and asked the same, case by case in turn, while the other one is idle: the machine is another a few
+minutes later. A peer that cannot be installed or run is named with the reason.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="presets' shapes; others than the default, such as llama-3.2-1b, have a page of their own",
     )  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, metavar="PEER", help=", ".join(GROUPS))
-    parser.add_argument("--rounds", type=int, default=3, help="twelve minutes each, with all engines on two cores")
+    parser.add_argument("--rounds", type=int, default=3, help="twenty minutes each, with all engines on two cores")
     parser.add_argument("--num-threads", type=int, default=num_cores())
     parser.add_argument("--quick", action="store_true", help="one round of small cases, to see that all engines run")
     parser.add_argument("--root", type=Path, default=Path("runs/peers"), help="environments, models and logs")
@@ -67,13 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "-".join(["cpu-peers", *(model for model in options.models if model not in MODELS)]),
         "Beside other engines, on a CPU",
         report.command(COMMAND, arguments),
-        f"The same seeded random weights in every engine, {options.num_threads} threads, one engine at a time in a "
-        f"process of its own that starts anew in each of {rounds} rounds; the order turns round by round. Medians over "
-        f"the rounds (least … most). Prompts are random ids, no two alike, nothing is cached between them; tokens are "
-        f"the likeliest ones. Prefill: from asking to every prompt's first token; mixed: prompts of {lengths} tokens "
-        f"at once. Decode: the median step of {plan.decodes[0].steps} behind {plan.decodes[0].context} tokens, after "
-        f"{UNCOUNTED_STEPS} that do not count. Start: from the process's to a first token, files in the page cache. "
-        f"Peak memory is the whole round's. Installed: the environment's files, for Headway those of its "
+        f"The same seeded random weights in every engine, {options.num_threads} threads, one engine at work at a time, "
+        f"each in a process of its own that starts anew in each of {rounds} rounds; the order turns round by round. "
+        f"Beside each of the others Headway does the same, case by case in turn with it, and a ratio is one of these "
+        f"two. Medians over the rounds (least … most). Prompts are random ids, no two alike, nothing is cached between "
+        f"them; tokens are the likeliest ones. Prefill: from asking to every prompt's first token; mixed: prompts of "
+        f"{lengths} tokens at once. Decode: the median step of {plan.decodes[0].steps} behind "
+        f"{plan.decodes[0].context} tokens, after {UNCOUNTED_STEPS} that do not count. Start: from the process's to a "
+        f"first token, files in the page cache. Peak memory is the whole round's. Installed: the environment's files, "
+        f"for Headway those of its "
         f"distributions.\n\nVersions: {page.versions(engines)}. Took {minutes:.0f} minutes.\n\n{told}\n\n"
         + "\n\n".join(sections),
         options.folder,

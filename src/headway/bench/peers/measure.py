@@ -1,16 +1,20 @@
-"""The rounds: each engine in turn starts anew, alone, reads prompts, decodes, and ends."""
+"""The rounds: each engine in turn starts anew, reads prompts, decodes, and ends. Ours is started beside each peer and
+does the same in turn with it, case by case, the other one idle: the machine is another a few minutes later, so a ratio
+is one of two measurements that came one after the other.
+"""
 
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headway.bench.peers import convert, install
-from headway.bench.peers.engines import Engine
+from headway.bench.peers.engines import OURS, Engine
 from headway.bench.peers.install import PeerFailed
 from headway.bench.peers.limits import Limits
 from headway.bench.peers.process import Process
@@ -73,10 +77,12 @@ QUICK = Plan(
 
 @dataclass
 class Found:
-    """What one engine did. Tokens a second by case, one figure for each round; `failure` is why there are none."""
+    """What one engine did. Tokens a second by case, one figure for each round; `beside`: what ours did in turn with it;
+    `failure` is why there are none."""
 
     engine: Engine
     rates: dict[str, list[float]] = field(default_factory=dict)
+    beside: dict[str, list[float]] = field(default_factory=dict)
     cold_s: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     install_bytes: int = 0
@@ -102,29 +108,62 @@ def prepare(root: Path, model: str, found: Found, num_threads: int, plan: Plan) 
         found.notes = _loaded(process, root, model, engine, num_threads, plan, seed=0)
 
 
-def one_round(root: Path, model: str, found: Found, num_threads: int, plan: Plan, number: int) -> None:
-    """Adds a figure to every case. Raises PeerFailed."""
-    engine = found.engine
-    rates: dict[str, float] = {}
-    drawn: list[int] = []
-    with _started(root, model, engine, num_threads) as process:
+def one_round(
+    root: Path, model: str, found: Found, ours: Engine | None, num_threads: int, plan: Plan, number: int
+) -> None:
+    """Adds a figure to every case. `ours` is started as well, and asked the same in turn. Raises PeerFailed."""
+
+    def loaded(engine: Engine) -> Process:
+        process = processes.enter_context(_started(root, model, engine, num_threads))
         _loaded(process, root, model, engine, num_threads, plan, seed=1 + number)
+        return process
+
+    rates: dict[str, float] = {}
+    beside: dict[str, float] = {}
+    drawn: list[int] = []
+    with ExitStack() as processes:
+        process = loaded(found.engine)
         cold_s = time.monotonic() - process.begun
-        for case in plan.prefills:
-            taken = [process.ask("prefill", lengths=case.lengths)["seconds"] for _ in range(1 + case.repeats)]
-            rates[case.name] = sum(case.lengths) / statistics.median(taken[1:])
-        for case in plan.decodes:
-            steps = UNCOUNTED_STEPS + case.steps
-            answer = process.ask("decode", batch=case.batch, context=case.context, steps=steps)
-            rates[case.name] = case.batch / statistics.median(answer["seconds"][UNCOUNTED_STEPS:])
-            drawn.append(answer["tokens"][0])
+        other = None if ours is None else loaded(ours)
+        for place, case in enumerate(plan.cases):
+            both = [process] if other is None else [process, other]
+            answers = _asked(case, both if (number + place) % 2 == 0 else both[::-1])
+            rates[case.name] = _rate(case, answers[process])
+            if other is not None:
+                beside[case.name] = _rate(case, answers[other])
+            if case.batch:
+                drawn.append(answers[process][0]["tokens"][0])
         peak_bytes = process.ask("quit")["peak_bytes"]
+        if other is not None:
+            other.ask("quit")
     # only now: a round that broke off counts for nothing
-    for name, rate in rates.items():
-        found.rates.setdefault(name, []).append(rate)
+    for each, figures in ((found.rates, rates), (found.beside, beside)):
+        for name, rate in figures.items():
+            each.setdefault(name, []).append(rate)
     found.cold_s.append(cold_s)
     found.peak_bytes = max(found.peak_bytes, peak_bytes)
     found.first_tokens = found.first_tokens or drawn
+
+
+Answers = list[dict[str, Any]]
+
+
+def _asked(case: Case, processes: Sequence[Process]) -> dict[Process, Answers]:
+    """What each of them answered, asked in turn."""
+    if case.batch:
+        steps = UNCOUNTED_STEPS + case.steps
+        return {each: [each.ask("decode", batch=case.batch, context=case.context, steps=steps)] for each in processes}
+    turns = [{each: each.ask("prefill", lengths=case.lengths) for each in processes} for _ in range(1 + case.repeats)]
+    return {each: [turn[each] for turn in turns[1:]] for each in processes}
+
+
+def _rate(case: Case, answers: Answers) -> float:
+    """Tokens a second."""
+    if case.batch:
+        steps_s: list[float] = answers[0]["seconds"]
+        return case.batch / statistics.median(steps_s[UNCOUNTED_STEPS:])
+    taken_s: list[float] = [answer["seconds"] for answer in answers]
+    return sum(case.lengths) / statistics.median(taken_s)
 
 
 def _started(root: Path, model: str, engine: Engine, num_threads: int) -> Process:
@@ -171,9 +210,16 @@ def measure(
         for each in measured.found[:: 1 if number % 2 == 0 else -1]:
             if not each.failure:
                 tell(f"round {number + 1} of {rounds}: {each.engine.name}")
-                _attempt(each, partial(one_round, root, model, each, num_threads, plan, number))
+                ours = _ours(engines, each.engine)
+                _attempt(each, partial(one_round, root, model, each, ours, num_threads, plan, number))
         measured.limits.append(limits(num_threads))
     return measured
+
+
+def _ours(engines: Sequence[Engine], peer: Engine) -> Engine | None:
+    """What a peer is compared with; nothing, if it is ours itself."""
+    same = (engine for engine in engines if engine.group == OURS and engine.precision == peer.precision)
+    return None if peer.group == OURS else next(same, None)
 
 
 def _attempt(found: Found, do: Callable[[], None]) -> None:

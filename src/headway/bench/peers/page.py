@@ -12,19 +12,27 @@ from headway.models import presets
 MOST_OF_READING = 1.02  # of the bandwidth that was measured: who reads faster shows that it is more
 
 
-def rounds_of(measured: Measured) -> list[dict[tuple[str, str], float]]:
-    """What each round found, of engines that ran in all of them."""
-    there = [found for found in measured.found if not found.failure]
-    num_rounds = max((len(taken) for found in there for taken in found.rates.values()), default=0)
+def rounds_of(measured: Measured) -> list[verdicts.Ratios]:
+    """Ours over each peer, round by round, of peers that ran in all of them."""
+    there = [found for found in measured.found if not found.failure and found.beside]
+    num_rounds = max((len(taken) for found in there for taken in found.beside.values()), default=0)
     return [
-        {(found.engine.name, case): taken[number] for found in there for case, taken in found.rates.items()}
+        {
+            (found.engine.name, case): taken[number] / found.rates[case][number]
+            for found in there
+            for case, taken in found.beside.items()
+        }
         for number in range(num_rounds)
     ]
 
 
-def rates_of(measured: Measured) -> verdicts.Rates:
-    """Medians over the rounds."""
-    return verdicts.medians(rounds_of(measured))
+def own_rate(measured: Measured, precision: str, case: str) -> float | None:
+    """Ours, the median of all that was measured of it: alone, and in turn with peers."""
+    same = [found for found in measured.found if found.engine.precision == precision and not found.failure]
+    taken = [
+        rate for found in same for rate in (found.rates if found.engine.group == OURS else found.beside).get(case, ())
+    ]
+    return statistics.median(taken) if taken else None
 
 
 def section(measured: Measured, plan: Plan) -> str:
@@ -38,8 +46,9 @@ def section(measured: Measured, plan: Plan) -> str:
         f"{best.int8 / 1e9:.0f} GOP/s in int8, the best call of all, before and after each round. A plain sum reads "
         f"memory at {best.read / 1e9:.1f} GB/s at best ({min(reads):.1f} … {max(reads):.1f}).",
         report.table(["tokens/s", *(found.engine.name for found in there)], _rates(there, plan)),
-        "Ours against the best peer of the same precision, and as a share of what products and reading allow "
-        "(every weight once, every key and value once, or the arithmetic, whichever takes longer):",
+        "Ours against the best peer of the same precision, each measured in turn with it, and as a share of what "
+        "products and reading allow (every weight once, every key and value once, or the arithmetic, whichever takes "
+        "longer):",
         report.table(["", "ratio, bf16", "of the limit", "ratio, int8", "of the limit"], _ratios(measured, plan, best)),
         reading(measured, plan, best),
         report.table(
@@ -68,15 +77,14 @@ def _short(rate: float) -> str:
 
 
 def _ratios(measured: Measured, plan: Plan, best: limits.Limits) -> list[list[str]]:
-    rates, rows = rates_of(measured), []
+    rounds, rows = rounds_of(measured), []
     for case in plan.cases:
         row = [case.name]
         for precision in ("bf16", "int8"):
             engines = [found.engine for found in measured.found if found.engine.precision == precision]
-            own = next((engine.name for engine in engines if engine.group == OURS), "")
-            peer = verdicts.best(rates, case.name, [engine.name for engine in engines if engine.group != OURS])
-            ours = rates.get((own, case.name))
-            row.append(f"{ours / peer.rate:.2f} × {peer.name}" if ours and peer else "")
+            peer = verdicts.best(rounds, case.name, [engine.name for engine in engines if engine.group != OURS])
+            ours = own_rate(measured, precision, case.name)
+            row.append(f"{peer.ratio:.2f} × {peer.name}" if peer else "")
             row.append(f"{share(measured.model, case, precision, ours, best):.0%}" if ours else "")
         rows.append(row)
     return rows
@@ -93,9 +101,8 @@ def share(model: str, case: Case, precision: str, rate: float, best: limits.Limi
 
 def reading(measured: Measured, plan: Plan, best: limits.Limits) -> str:
     """What was wanted, and whether it was reached."""
-    rates = rates_of(measured)
     alone, of_reading = next((case for case in plan.decodes if case.batch == 1), None), None
-    if alone is not None and (rate := rates.get(("Headway", alone.name))):
+    if alone is not None and (rate := own_rate(measured, "bf16", alone.name)):
         of_reading = share(measured.model, alone, "bf16", rate, best)
         if of_reading > MOST_OF_READING:  # then that was no limit
             of_reading = None

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-# tokens a second, by engine's name and case; what failed or was not asked for is not in it
-Rates = Mapping[tuple[str, str], float]
+# ours over a peer, by the peer's name and the case, in one round; what failed or was not asked for is not in it
+Ratios = Mapping[tuple[str, str], float]
 
 PREFILLS = ("prefill 128", "prefill 512", "prefill 2048", "prefill mixed")
 ALL_BF16 = ("OpenVINO", "llama.cpp", "transformers", "vLLM")
@@ -36,35 +36,34 @@ WANTED = (
 
 
 class Best(NamedTuple):
+    """A peer, and ours over it: the median of the rounds."""
+
     name: str
-    rate: float
+    ratio: float
 
 
-def best(rates: Rates, case: str, names: Sequence[str]) -> Best | None:
-    """The fastest of these, if any was measured."""
-    there = [Best(name, rates[name, case]) for name in names if (name, case) in rates]
-    return max(there, key=lambda each: each.rate, default=None)
+def best(rounds: Sequence[Ratios], case: str, names: Sequence[str]) -> Best | None:
+    """The one of these that ours is least ahead of, if any was measured."""
+    found = {name: [ratios[name, case] for ratios in rounds if (name, case) in ratios] for name in names}
+    there = [Best(name, statistics.median(ratios)) for name, ratios in found.items() if ratios]
+    return min(there, key=lambda each: each.ratio, default=None)
 
 
-def verdict(wanted: Wanted, rounds: Sequence[Rates], of_reading: float | None = None) -> str:
-    """One sentence. `rounds`: what each found; a ratio is one of the same round, and the median of them counts, unless
-    what was wanted lies between the least and the most. `of_reading` is our share of the read bandwidth, where that
-    counts too."""
-    rates = medians(rounds)
+def verdict(wanted: Wanted, rounds: Sequence[Ratios], of_reading: float | None = None) -> str:
+    """One sentence. Against the best peer of each round; the median of them counts, unless what was wanted lies between
+    the least and the most. `of_reading` is our share of the read bandwidth, where that counts too."""
     case = f"{wanted.case}{', int8' if 'int8' in wanted.ours else ''}"
-    ours = rates.get((wanted.ours, wanted.case))
-    peer = best(rates, wanted.case, wanted.peers)
-    if ours is None:
-        return f"{case}: not measured."
+    peer = best(rounds, wanted.case, wanted.peers)
     asked, missing = f"{wanted.times:g} × {_either(wanted.peers)}", ""
     reads = wanted.case == "decode B1" and of_reading is not None and wanted.ours == "Headway"
     if reads:
         asked += f" or {OF_READING:.0%} of the read bandwidth"
-    if absent := [name for name in wanted.peers if (name, wanted.case) not in rates]:
+    if absent := [name for name in wanted.peers if not any((name, wanted.case) in ratios for ratios in rounds)]:
         missing = f" (without {', '.join(absent)})"
     shown, said = [], "short"
     if peer is not None:
-        ratios = _ratios(wanted, rounds)
+        each = [best([ratios], wanted.case, wanted.peers) for ratios in rounds]
+        ratios = [found.ratio for found in each if found is not None]
         spread = f" ({min(ratios):.2f} … {max(ratios):.2f})" if len(ratios) > 1 else ", in a single round"
         shown.append(f"{statistics.median(ratios):.2f} × {peer.name}{spread}")
         if min(ratios) < wanted.times <= max(ratios):
@@ -77,22 +76,6 @@ def verdict(wanted: Wanted, rounds: Sequence[Rates], of_reading: float | None = 
     if not shown:
         return f"{case}: cannot be said, wanted {asked}{missing}."
     return f"{case}: {said}, {', '.join(shown)}; wanted {asked}{missing}."
-
-
-def medians(rounds: Sequence[Rates]) -> Rates:
-    """Of each engine and case, over the rounds."""
-    keys = dict.fromkeys(key for rates in rounds for key in rates)
-    return {key: statistics.median([rates[key] for rates in rounds if key in rates]) for key in keys}
-
-
-def _ratios(wanted: Wanted, rounds: Sequence[Rates]) -> list[float]:
-    """Ours over the best of the peers, round by round."""
-    ratios = []
-    for rates in rounds:
-        peer = best(rates, wanted.case, wanted.peers)
-        if peer is not None and (wanted.ours, wanted.case) in rates:
-            ratios.append(rates[wanted.ours, wanted.case] / peer.rate)
-    return ratios
 
 
 def _either(names: Sequence[str]) -> str:
