@@ -1,6 +1,7 @@
 """Headway beside other engines: the model they share, what runners say, and the page, without any of those engines."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from headway.bench.peers import install, limits, measure, model, page, process, verdicts
 from headway.bench.peers.engines import ENGINES, Engine, Venv
-from headway.bench.peers.install import PeerFailed
+from headway.bench.peers.install import OwnFailed, PeerFailed
 from headway.bench.peers.limits import Limits
 from headway.bench.peers.measure import Case, Measured, Plan
 from headway.models import decoder, presets, weights
@@ -200,6 +201,31 @@ def test_ours_takes_turns_with_a_peer_case_by_case(
     assert asked == [one, other] * 3 + [other, one]
 
 
+def test_our_own_failure_is_not_told_as_a_peer_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
+) -> None:
+    """Ours dies beside a peer that runs: there is no page, and the peer is not dropped from one."""
+
+    def command_of(root: Path, engine: Engine) -> list[str]:
+        return [sys.executable, "-c", FAKE if engine.venv else "raise SystemExit(1)"]
+
+    monkeypatch.setattr(measure, "command_of", command_of)
+    ours, peer = measured.found[:2]
+    once = partial(measure.one_round, tmp_path, "qwen2.5-0.5b", peer, ours.engine, 1, PLAN, 0)
+    with pytest.raises(OwnFailed, match="ended with code 1 at load"):
+        measure._attempt(peer, once)
+    assert not peer.failure
+
+
+def test_peers_wait_as_they_would_without_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package sets how its own threads wait: a peer does not inherit that, ours does."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    tells = "import os, json; input(); print(json.dumps({'policy': os.environ.get('OMP_WAIT_POLICY')}), flush=True)"
+    for is_ours, policy in ((True, "PASSIVE"), (False, None)):
+        with process.Process([sys.executable, "-c", tells], tmp_path / "log", 1, is_ours=is_ours) as runner:
+            assert runner.ask("tell") == {"policy": policy}
+
+
 def said(
     case: str, ratios: dict[tuple[str, str], float], of_reading: float | None = None, ours: str = "Headway"
 ) -> str:
@@ -217,6 +243,7 @@ def test_what_is_wanted_is_judged_against_the_best_peer() -> None:
     assert said("decode B8", ratios).endswith("(without vLLM).")
     del ratios["OpenVINO", "decode B8"]
     assert said("decode B8", ratios).startswith("decode B8: cannot be said")
+    assert said("prefill mixed", ratios) == "prefill mixed: not measured."
 
 
 def test_a_lone_decode_may_be_at_memory_instead() -> None:
@@ -242,7 +269,11 @@ def test_a_lone_decode_may_be_at_memory_instead() -> None:
 def test_rounds_that_disagree_decide_nothing(ours: tuple[float, ...], says: str) -> None:
     """What was wanted between the least and the most of them is neither reached nor missed."""
     wanted = next(each for each in verdicts.WANTED if each.case == "decode B8")
-    rounds = [{("OpenVINO", "decode B8"): each, ("vLLM", "decode B8"): 2.0} for each in ours]
+    beside = (1.0, 2.0, 2.0)  # a peer that comes out ahead in one round only is not the best of them
+    rounds = [
+        {("OpenVINO", "decode B8"): one, ("vLLM", "decode B8"): another}
+        for one, another in zip(ours, beside, strict=True)
+    ]
     assert verdicts.verdict(wanted, rounds).startswith(f"decode B8: {says};")
 
 

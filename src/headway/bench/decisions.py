@@ -3,7 +3,7 @@
 A scheduler with so many requests in its queue, from the Qwen-shaped load with its targets and answers, is told of
 arrivals, of steps that have ended, of callers that leave and of timers, at the instants at which they happen on a
 device of known prices, and plans after each. Times are those of `handle` and `plan` together, and of `plan` alone: the
-account of a step's tokens is the former's. The collector of garbage is steered as in the engine. Beside it: how many
+account of a step's tokens is `handle`'s. The collector of garbage is steered as in the engine. Beside it: how many
 simulated requests of that load a minute of wall time holds.
 """
 
@@ -238,7 +238,7 @@ def reading(rows: Sequence[Row], speed: Speed) -> str:
             found = (
                 f"reached: {p99:.0f} µs" if p99 <= 1e6 * WANTED_S else f"not reached: {p99:.0f} µs, most for {slowest}"
             )
-            planned = f"{row.plan_us(0.99):.0f} µs for the plan alone"
+            planned = f"p99 of the plan alone {row.plan_us(0.99):.0f} µs"
             said.append(f"with {row.num_tenants} tenant{'s' * (row.num_tenants > 1)} {found}, {planned}")
     wanted = (
         f"p99 of at most {1e6 * WANTED_S:.0f} µs with {WANTED_QUEUED} in the queue: {'; '.join(said)}. " if said else ""

@@ -27,7 +27,6 @@ from headway.placement.simulate import Device
 COMMAND = "python -m headway.bench.goodput_simulated"
 FCFS = "fcfs"
 TITLE = "On the virtual clock: all loads"
-BOUND = "In the long run who serves everybody keeps less than fills all time were every pack as long as packs get:"
 MODEL = "0.5 b, prices"
 MAX_MODEL_LEN = 4096
 VOCAB_SIZE = 32_000
@@ -40,10 +39,14 @@ SETTINGS = SchedulerSettings(
     prefix_caching=False,
     max_parked_tokens=16_000,
 )
+BOUND = (
+    f"Who refuses nobody cannot for ever keep more than this, the device never idle and packs always of "
+    f"{SETTINGS.pack_tokens} tokens (who refuses the longest, or reads in longer chunks, can keep a little more):"
+)
 
 
 class Draw(NamedTuple):
-    """Goodput of every scheduler in one draw of a case, and the rate at which the device would never be idle."""
+    """Goodput of every scheduler in one draw of a case, and the rate that would fill all time."""
 
     contenders: Mapping[str, Contender]
     full: float
@@ -71,7 +74,7 @@ def full_rate(load: Load) -> float:
 
 
 def bound(case: Case, draws: Sequence[Draw]) -> str:
-    """What bounds every scheduler."""
+    """What bounds those who refuse nobody, and pack no further than packs go."""
     full = statistics.median(each.full for each in draws)
     ratios = [each.full / good for each in draws if (good := each.contenders[FCFS].good)]
     beside = (

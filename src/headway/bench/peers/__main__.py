@@ -70,13 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report.command(COMMAND, arguments),
         f"The same seeded random weights in every engine, {options.num_threads} threads, one engine at work at a time, "
         f"each in a process of its own that starts anew in each of {rounds} rounds; the order turns round by round. "
-        f"Beside each of the others Headway does the same, case by case in turn with it, and a ratio is one of these "
-        f"two. Medians over the rounds (least … most). Prompts are random ids, no two alike, nothing is cached between "
-        f"them; tokens are the likeliest ones. Prefill: from asking to every prompt's first token; mixed: prompts of "
-        f"{lengths} tokens at once. Decode: the median step of {plan.decodes[0].steps} behind "
-        f"{plan.decodes[0].context} tokens, after {UNCOUNTED_STEPS} that do not count. Start: from the process's to a "
-        f"first token, files in the page cache. Peak memory is the whole round's. Installed: the environment's files, "
-        f"for Headway those of its "
+        f"Headway has rounds by itself, and beside each of the others it starts once more and does the same, case by "
+        f"case in turn with it: a ratio is one of these two. Medians over the rounds (least … most). Prompts are "
+        f"random ids, no two alike, nothing is cached between them; tokens are the likeliest ones. Prefill: from "
+        f"asking to every prompt's first token; mixed: prompts of {lengths} tokens at once. Decode: the median step of "
+        f"{plan.decodes[0].steps} behind {plan.decodes[0].context} tokens, after {UNCOUNTED_STEPS} that do not count. "
+        f"Start: from the process's to a first token, files in the page cache. Peak memory is the whole round's. "
+        f"Installed: the environment's files, for Headway those of its "
         f"distributions.\n\nVersions: {page.versions(engines)}. Took {minutes:.0f} minutes.\n\n{told}\n\n"
         + "\n\n".join(sections),
         options.folder,

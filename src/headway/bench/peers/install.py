@@ -15,6 +15,10 @@ class PeerFailed(RuntimeError):
     """A peer that cannot be installed, converted for or run: one sentence, for the page."""
 
 
+class OwnFailed(PeerFailed):
+    """It was not a peer: without our own figures there is nothing to compare."""
+
+
 def python_of(root: Path, venv: Venv) -> Path:
     return root / venv.name / "bin" / "python"
 

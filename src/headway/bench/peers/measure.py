@@ -1,6 +1,6 @@
 """The rounds: each engine in turn starts anew, reads prompts, decodes, and ends. Ours is started beside each peer and
-does the same in turn with it, case by case, the other one idle: the machine is another a few minutes later, so a ratio
-is one of two measurements that came one after the other.
+does the same in turn with it, case by case, the other one idle: the machine is another a few minutes later, and a ratio
+is one of two measurements within seconds.
 """
 
 import statistics
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 from headway.bench.peers import convert, install
 from headway.bench.peers.engines import OURS, Engine
-from headway.bench.peers.install import PeerFailed
+from headway.bench.peers.install import OwnFailed, PeerFailed
 from headway.bench.peers.limits import Limits
 from headway.bench.peers.process import Process
 from headway.models import presets
 
 MIXED = (64, 128, 256, 384, 512, 768, 1024, 1696)  # 4832 tokens
 UNCOUNTED_STEPS = 2  # of each decode
+SETTLED_S = 0.05  # after so long the threads of the engine that has answered spin no more
 
 
 class Case(NamedTuple):
@@ -149,12 +150,18 @@ Answers = list[dict[str, Any]]
 
 
 def _asked(case: Case, processes: Sequence[Process]) -> dict[Process, Answers]:
-    """What each of them answered, asked in turn."""
-    if case.batch:
-        steps = UNCOUNTED_STEPS + case.steps
-        return {each: [each.ask("decode", batch=case.batch, context=case.context, steps=steps)] for each in processes}
-    turns = [{each: each.ask("prefill", lengths=case.lengths) for each in processes} for _ in range(1 + case.repeats)]
-    return {each: [turn[each] for turn in turns[1:]] for each in processes}
+    """What each of them answered, asked in turn: prompts one for one; before the steps of a decode the one that comes
+    second reads its context, too."""
+
+    def ask(process: Process) -> dict[str, Any]:
+        time.sleep(SETTLED_S)
+        if case.batch:
+            steps = UNCOUNTED_STEPS + case.steps
+            return process.ask("decode", batch=case.batch, context=case.context, steps=steps)
+        return process.ask("prefill", lengths=case.lengths)
+
+    turns = [{each: ask(each) for each in processes} for _ in range(1 if case.batch else 1 + case.repeats)]
+    return {each: [turn[each] for turn in turns[0 if case.batch else 1 :]] for each in processes}
 
 
 def _rate(case: Case, answers: Answers) -> float:
@@ -225,6 +232,8 @@ def _ours(engines: Sequence[Engine], peer: Engine) -> Engine | None:
 def _attempt(found: Found, do: Callable[[], None]) -> None:
     try:
         do()
+    except OwnFailed:
+        raise
     except PeerFailed as failed:
         if found.engine.venv is None:
             raise

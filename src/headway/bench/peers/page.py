@@ -48,7 +48,7 @@ def section(measured: Measured, plan: Plan) -> str:
         report.table(["tokens/s", *(found.engine.name for found in there)], _rates(there, plan)),
         "Ours against the best peer of the same precision, each measured in turn with it, and as a share of what "
         "products and reading allow (every weight once, every key and value once, or the arithmetic, whichever takes "
-        "longer):",
+        "longer; of all that was measured of ours, by itself and in turn with others):",
         report.table(["", "ratio, bf16", "of the limit", "ratio, int8", "of the limit"], _ratios(measured, plan, best)),
         reading(measured, plan, best),
         report.table(
@@ -56,7 +56,11 @@ def section(measured: Measured, plan: Plan) -> str:
             [_start(found) for found in there],
         ),
         _agreement(there),
-        *(f"{found.engine.name} did not run: {found.failure}" for found in measured.found if found.failure),
+        *(
+            f"{found.engine.name} did not run{' to the end, beside Headway' * bool(found.rates)}: {found.failure}"
+            for found in measured.found
+            if found.failure
+        ),
     ]
     return "\n\n".join(part for part in parts if part)
 

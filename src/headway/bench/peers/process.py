@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from headway.bench.peers.engines import HERE
-from headway.bench.peers.install import PeerFailed, last_words
+from headway.bench.peers.install import OwnFailed, PeerFailed, last_words
 
+OURS_ALONE = ("PYTHONPATH", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the package itself sets how its threads wait
 PATIENCE_S = 900.0  # for one answer: vLLM compiles for a minute before its first
 
 
@@ -21,9 +22,10 @@ class Process:
     def __init__(self, command: list[str], log: Path, num_threads: int, *, is_ours: bool = False) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
+        self._failed = OwnFailed if is_ours else PeerFailed
         environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads)}
-        if not is_ours:
-            environment.pop("PYTHONPATH", None)
+        for name in () if is_ours else OURS_ALONE:
+            environment.pop(name, None)
         self.begun = time.monotonic()
         with log.open("w", encoding="utf8") as errors:
             self._process = subprocess.Popen(
@@ -52,7 +54,7 @@ class Process:
             self._process.wait()
 
     def ask(self, what: str, patience_s: float = PATIENCE_S, **fields: Any) -> dict[str, Any]:
-        """Its answer. Raises PeerFailed if there is none in time, or an error."""
+        """Its answer. Raises PeerFailed, or OwnFailed, if there is none in time, or an error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         late = threading.Event()
@@ -72,12 +74,12 @@ class Process:
         finally:
             timer.cancel()
         if late.is_set():
-            raise PeerFailed(f"It did not answer {what} within {patience_s:g} s.")
+            raise self._failed(f"It did not answer {what} within {patience_s:g} s.")
         if not line:
             code = self._process.wait()
             said = last_words(self._log.read_text(encoding="utf8", errors="replace"))
-            raise PeerFailed(f"It ended with code {code} at {what}: {said}")
+            raise self._failed(f"It ended with code {code} at {what}: {said}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise PeerFailed(f"{what}: {answer['error']}")
+            raise self._failed(f"{what}: {answer['error']}")
         return answer

@@ -50,7 +50,7 @@ def best(rounds: Sequence[Ratios], case: str, names: Sequence[str]) -> Best | No
 
 
 def verdict(wanted: Wanted, rounds: Sequence[Ratios], of_reading: float | None = None) -> str:
-    """One sentence. Against the best peer of each round; the median of them counts, unless what was wanted lies between
+    """One sentence. Against the best of the peers; the median of the rounds counts, unless what was wanted lies between
     the least and the most. `of_reading` is our share of the read bandwidth, where that counts too."""
     case = f"{wanted.case}{', int8' if 'int8' in wanted.ours else ''}"
     peer = best(rounds, wanted.case, wanted.peers)
@@ -62,10 +62,9 @@ def verdict(wanted: Wanted, rounds: Sequence[Ratios], of_reading: float | None =
         missing = f" (without {', '.join(absent)})"
     shown, said = [], "short"
     if peer is not None:
-        each = [best([ratios], wanted.case, wanted.peers) for ratios in rounds]
-        ratios = [found.ratio for found in each if found is not None]
+        ratios = [each[peer.name, wanted.case] for each in rounds if (peer.name, wanted.case) in each]
         spread = f" ({min(ratios):.2f} … {max(ratios):.2f})" if len(ratios) > 1 else ", in a single round"
-        shown.append(f"{statistics.median(ratios):.2f} × {peer.name}{spread}")
+        shown.append(f"{peer.ratio:.2f} × {peer.name}{spread}")
         if min(ratios) < wanted.times <= max(ratios):
             said = "undecided"
         elif min(ratios) >= wanted.times:
@@ -73,6 +72,8 @@ def verdict(wanted: Wanted, rounds: Sequence[Ratios], of_reading: float | None =
     if reads and of_reading is not None:
         shown.append(f"{of_reading:.0%} of the read bandwidth")
         said = "reached" if of_reading >= OF_READING else said
+    if not shown and not any(name == wanted.case for each in rounds for _, name in each):
+        return f"{case}: not measured."
     if not shown:
         return f"{case}: cannot be said, wanted {asked}{missing}."
     return f"{case}: {said}, {', '.join(shown)}; wanted {asked}{missing}."
