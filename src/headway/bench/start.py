@@ -82,6 +82,13 @@ def served_s() -> float:
             process.terminate()
 
 
+def imported_s() -> float:
+    """What both of them begin with, and nobody here can shorten: how fast the machine starts such a program today."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.monotonic() - begun
+
+
 def resident(model: str) -> dict[str, int]:
     """Bytes of a process with an engine that has drawn a token."""
     done = subprocess.run([sys.executable, "-c", RESIDENT, model], stdout=subprocess.PIPE, text=True, check=True)
@@ -95,15 +102,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", nargs="*", default=MODELS, help="whose memory is measured; '' is the embedded one")
     parser.add_argument("--folder", type=Path, default=report.RESULTS, help="where the page is written")
     options = parser.parse_args(arguments)
-    ways: dict[str, Callable[[], float]] = {"headway generate": generated_s, "headway serve, and a call": served_s}
+    ours: dict[str, Callable[[], float]] = {"headway generate": generated_s, "headway serve, and a call": served_s}
+    ways = {**ours, "python, only to import torch": imported_s}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["HEADWAY_CACHE_DIR"] = cache
-        rows, medians = [], []
-        for name, way in ways.items():
+        for way in ways.values():
             way()
-            taken = [way() for _ in track(range(options.runs), description=name)]
-            medians.append(statistics.median(taken))
-            rows.append([name, f"{medians[-1]:.2f}", f"{min(taken):.2f} … {max(taken):.2f}"])
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in track(range(options.runs), description="starts"):
+            for name, way in ways.items():
+                taken[name].append(way())
+        medians = [statistics.median(taken[name]) for name in ours]
+        rows = [
+            [name, f"{statistics.median(each):.2f}", f"{min(each):.2f} … {max(each):.2f}"]
+            for name, each in taken.items()
+        ]
         sizes, others = [], []
         for model in track(options.models, description="memory"):
             found = resident(model)
@@ -117,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "start",
         "The first token, and memory",
         report.command(COMMAND, arguments),
-        f"Embedded model, files in the page cache, prices kept.\n\n"
+        f"Embedded model, files in the page cache, prices kept; all in turn.\n\n"
         f"{report.table(['command', 'first token after, s', 'least … most'], rows)}\n\n"
         f"Within {MOST_S:g} s: {in_time}, {max(medians):.2f} at most (medians of {options.runs}).\n\n"
         f"Memory in MiB, contexts of 2048 tokens and 8 requests; pages of the pool that were never touched are not "
