@@ -176,7 +176,7 @@ def test_a_page_of_simulated_cases(tmp_path: Path) -> None:
     page = (tmp_path / "goodput.md").read_text(encoding="utf8")
     assert "\n| 0.5 b, prices | qwen 1/16, k = 2 |" in page
     assert "reached, " in page
-    assert re.search(r"- qwen 1/16, k = 2: [0-9.]+ req/s, [0-9.]+ \(", page), "what bounds every scheduler"
+    assert re.search(r"- qwen 1/16, k = 2: [0-9.]+ req/s, [0-9.]+ \(", page), "what bounds who refuses nobody"
     assert len(goodput_page.read(tmp_path).sections) == 1
 
 

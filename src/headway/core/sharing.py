@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import NamedTuple
 
-from headway.core.candidates import SOFT_TPOT_S, next_tokens_s, number_of_ticket
+from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
 from headway.core.cost import CostModel, Share, shares_of
 from headway.core.division import HOLD_S, Divider, Situation
 from headway.core.pages import PageTable
@@ -102,7 +102,7 @@ class Sharing:
             return
         first = min(ahead, key=lambda each: each.due_s / max(each.seconds, 1e-9))
         context = sum(ticket.num_computed for ticket in decoding.values())
-        token_s = next_tokens_s(decoding.values(), self._cost)
+        token_s = self._cost.next_tokens(len(decoding), context)
         target_s = min(ticket.request.slo.tpot_s or SOFT_TPOT_S for ticket in decoding.values())
         used = 1.0 - self._pages.num_available / self._pages.num_pages
         tokens = (Share(1, context // len(decoding)),) * len(decoding)

@@ -14,6 +14,8 @@ SAME_PACE = 0.1  # by so much it may change, as the step beside changes, and cou
 # Several answers to one prompt: the key of all that can be cached of it, and what gives them one place in the order.
 Twin = tuple[bytes, float, int, SLO]
 
+_Seen = tuple[float, float, float | None]  # when the policy saw a step, with how much left, and suspended since when
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -119,9 +121,7 @@ class Step:
     num_partings: int = 0  # how often it was left alone again, and went on
     candidates: tuple[Candidate, ...] | None = None  # what it is made of for the policy, once it has been looked up …
     starved_at: float = float("inf")  # … and when the first of them has waited too long
-    seen_as: tuple[tuple[float, float, float | None], Candidate] | None = (
-        None  # at an instant, with so much left, suspended since
-    )
+    seen_as: tuple[_Seen, Candidate] | None = None
     num_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -232,9 +232,7 @@ def _ours(engines: Sequence[Engine], peer: Engine) -> Engine | None:
 def _attempt(found: Found, do: Callable[[], None]) -> None:
     try:
         do()
-    except OwnFailed:
-        raise
     except PeerFailed as failed:
-        if found.engine.venv is None:
+        if found.engine.venv is None or isinstance(failed, OwnFailed):
             raise
         found.failure = str(failed)

@@ -56,11 +56,7 @@ def section(measured: Measured, plan: Plan) -> str:
             [_start(found) for found in there],
         ),
         _agreement(there),
-        *(
-            f"{found.engine.name} did not run{' to the end, beside Headway' * bool(found.rates)}: {found.failure}"
-            for found in measured.found
-            if found.failure
-        ),
+        *(f"{found.engine.name} did not run: {found.failure}" for found in measured.found if found.failure),
     ]
     return "\n\n".join(part for part in parts if part)
 

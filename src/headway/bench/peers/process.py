@@ -12,7 +12,7 @@ from typing import Any, Self
 from headway.bench.peers.engines import HERE
 from headway.bench.peers.install import OwnFailed, PeerFailed, last_words
 
-OURS_ALONE = ("PYTHONPATH", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the package itself sets how its threads wait
+OURS_ALONE = ("PYTHONPATH", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the package sets the last two itself
 PATIENCE_S = 900.0  # for one answer: vLLM compiles for a minute before its first
 
 
