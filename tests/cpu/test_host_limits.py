@@ -1,5 +1,7 @@
 """What control groups leave of the host's memory and cores: in both versions, and however far up the limit is."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 from headway.placement import memory
+from headway.stages.panels import panels_for
 
 GIB = 1 << 30
 CPU = torch.device("cpu")
@@ -90,3 +93,32 @@ def test_files_that_say_nothing_limit_nothing(groups: Path, content: str) -> Non
 def test_freed_memory_can_be_given_back() -> None:
     """Where the C library can do it; elsewhere nothing happens."""
     memory.give_back_freed_memory()
+
+
+PACKS = """
+import resource
+import psutil
+import torch
+from headway.models.presets import preset
+from headway.models.weights import random_decoder
+from headway.placement.memory import give_back_freed_memory, keep_freed_memory, return_freed_memory
+from headway.stages.matrices import packed
+
+torch.set_num_threads(1)
+torch.empty(1 << 26, dtype=torch.uint8).fill_(1)  # freed: the C library would now keep tensors of half that size
+return_freed_memory()
+model = random_decoder(preset("smollm2-135m"), 0, torch.bfloat16)
+model, matrices = packed(model)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+give_back_freed_memory()
+keep_freed_memory()
+print(peak - psutil.Process().memory_info().rss, matrices.head.num_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other C libraries manage what is freed as they do")
+@pytest.mark.skipif(panels_for(torch.bfloat16, torch.device("cpu")) is None, reason="nothing is packed here")
+def test_weights_are_never_there_twice() -> None:
+    told = subprocess.run([sys.executable, "-c", PACKS], capture_output=True, text=True, check=True).stdout
+    over, head = map(int, told.split())
+    assert over < head  # a matrix or two that were being packed, where 270 MB were packed in all

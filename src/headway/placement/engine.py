@@ -29,7 +29,13 @@ from headway.placement.calibrate import Calibration
 from headway.placement.dividing import measure_roofline, slowest
 from headway.placement.driver import Driver, Mailbox
 from headway.placement.fitting import LONGEST_PROBES, saturation
-from headway.placement.memory import free_bytes, give_back_freed_memory, keep_freed_memory, num_cores
+from headway.placement.memory import (
+    free_bytes,
+    give_back_freed_memory,
+    keep_freed_memory,
+    num_cores,
+    return_freed_memory,
+)
 from headway.placement.multiplex import Cores
 from headway.placement.prices import Prices, Subject, settle
 from headway.placement.wire import EngineFacts
@@ -74,7 +80,7 @@ def build_engine(settings: EngineSettings) -> Engine:
     device = _device(settings.device)
     num_threads = settings.num_threads or num_cores()
     torch.set_num_threads(num_threads)
-    keep_freed_memory()
+    return_freed_memory()
     source = _find(settings, device)
     max_model_len = _context(settings, source.config)
     shape = _pool_shape(settings, source, max_model_len, free_bytes(device))  # refuse before reading gigabytes
@@ -84,8 +90,8 @@ def build_engine(settings: EngineSettings) -> Engine:
         pool.fault_in(FIRST_FAULTED_BYTES)
     with _within_memory(), torch.inference_mode():
         model, matrices = packed(model, integers=settings.quantization == "int8")
-        if settings.quantization == "int8":  # made of twice as much
-            give_back_freed_memory()
+        give_back_freed_memory()
+        keep_freed_memory()
         prices, cost_source = _prices(settings, model, matrices, pool, num_threads, max_model_len)
         compiler = _compiler(settings)
         sampler = Sampler(model.config.vocab_size, no_matcher if compiler is None else compiler.matcher)

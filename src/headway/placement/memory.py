@@ -15,6 +15,7 @@ import torch
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _LARGEST_MMAP_THRESHOLD = 1 << 25  # that glibc takes before 2.35
+_LARGE = 1 << 18  # a tensor from which on a mapping of its own is worth its system call
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -69,11 +70,19 @@ def _groups(kind: str) -> Iterator[Path]:
         yield from (own, *(group for group in own.parents if group == root or root in group.parents))
 
 
+def return_freed_memory() -> None:
+    """Tell the C library to return to the system what is freed of large tensors, for this whole process: what a model
+    is loaded into, and packed from, nobody needs again."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's; others manage as they do
+        libc.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_LARGE))
+
+
 def keep_freed_memory() -> None:
     """Tell the C library to keep what is freed, for this whole process: a fresh mapping for every large tensor costs a
     page fault per 4 KiB."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's; others manage as they do
+    if hasattr(libc, "mallopt"):
         for threshold in (1 << 30, _LARGEST_MMAP_THRESHOLD):
             if libc.mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(threshold)):
                 break

@@ -7,6 +7,8 @@ cut or how many threads share the work. Nothing is compiled at run time: the fir
 the others.
 """
 
+import mmap
+from contextlib import suppress
 from typing import ClassVar
 
 import torch
@@ -17,6 +19,7 @@ from headway.stages.native import DTYPES, Library, abilities, library
 from headway.stages.tiling import Span
 
 DOTS = {"amx", "avx512bf16", "neonbf16"}  # libraries that multiply bfloat16 as the processor does
+HUGE_PAGE_BYTES = 1 << 21  # of most processors; where they are larger, fewer matrices fill one
 NATIVE_BFLOAT16 = {"avx512_bf16", "bf16"}  # such processors do: under other libraries, oneDNN is twice as fast there
 
 
@@ -33,7 +36,7 @@ class Panels:
         self._lib, self._dtype = found.lib, DTYPES[weight.dtype]
         self._bias = None if linear.bias is None else linear.bias.contiguous()
         num_bytes = found.lib.headway_panels_bytes(self._dtype, d_out, d_in, self.are_integers)
-        self._panels = torch.empty(num_bytes, dtype=torch.uint8)
+        self._panels = _in_huge_pages(num_bytes)
         self._scales = torch.empty(d_out) if self.are_integers else None
         found.lib.headway_pack(
             self._dtype, weight.data_ptr(), d_out, d_in, self._panels.data_ptr(), _address(self._scales)
@@ -80,6 +83,17 @@ def panels_for(dtype: torch.dtype, device: torch.device, *, integers: bool = Fal
     if found is None or found.kind in DOTS or dtype is torch.float32 or integers:
         return found
     return found if abilities().isdisjoint(NATIVE_BFLOAT16) else None
+
+
+def _in_huge_pages(num_bytes: int) -> Tensor:
+    """Memory that is read from end to end for every token, in as few pages as the system gives: a processor looks each
+    page up, and fetches ahead within one only."""
+    if num_bytes < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux's
+        return torch.empty(num_bytes, dtype=torch.uint8)
+    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them: then in small ones
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapping, dtype=torch.uint8)  # which keeps the mapping
 
 
 def _address(tensor: Tensor | None) -> int:
