@@ -95,31 +95,22 @@ def test_freed_memory_can_be_given_back() -> None:
     memory.give_back_freed_memory()
 
 
-PACKS = """
+LOADS = """
 from pathlib import Path
 import psutil
-import torch
-from headway.models.presets import preset
-from headway.models.weights import random_decoder
-from headway.placement.memory import give_back_freed_memory, keep_freed_memory, return_freed_memory
-from headway.stages.matrices import packed
+from headway.config import EngineSettings
+from headway.placement.engine import build_engine
 
-torch.set_num_threads(1)
-torch.empty(1 << 26, dtype=torch.uint8).fill_(1)  # freed: the C library would now keep tensors of half that size
-return_freed_memory()
-model = random_decoder(preset("smollm2-135m"), 0, torch.bfloat16)
-model, matrices = packed(model)
+engine = build_engine(EngineSettings(model="random:smollm2-135m", max_model_len=512))
 lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 peak = int(lines["VmHWM"].split()[0]) << 10  # of this program: what the system tells of the process is its parent's too
-give_back_freed_memory()
-keep_freed_memory()
-print(peak - psutil.Process().memory_info().rss, matrices.head.num_bytes)
+print(peak - psutil.Process().memory_info().rss, engine.stage.matrices.head.num_bytes)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries manage what is freed as they do")
-@pytest.mark.skipif(panels_for(torch.bfloat16, torch.device("cpu")) is None, reason="nothing is packed here")
-def test_weights_are_never_there_twice() -> None:
-    told = subprocess.run([sys.executable, "-c", PACKS], capture_output=True, text=True, check=True).stdout
+@pytest.mark.skipif(panels_for(torch.bfloat16, CPU) is None, reason="nothing is packed here")
+def test_an_engine_never_has_its_weights_twice() -> None:
+    told = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True).stdout
     over, head = map(int, told.split())
-    assert over < head  # a matrix or two that were being packed, where 270 MB were packed in all
+    assert over < head  # a matrix or two that were being packed, of many

@@ -19,8 +19,8 @@ from headway.stages.native import DTYPES, Library, abilities, library
 from headway.stages.tiling import Span
 
 DOTS = {"amx", "avx512bf16", "neonbf16"}  # libraries that multiply bfloat16 as the processor does
-HUGE_PAGE_BYTES = 1 << 21  # of most processors; where they are larger, fewer matrices fill one
 NATIVE_BFLOAT16 = {"avx512_bf16", "bf16"}  # such processors do: under other libraries, oneDNN is twice as fast there
+HUGE_PAGE_BYTES = 1 << 21  # of most processors; where they are larger, fewer matrices fill one
 
 
 class Panels:
