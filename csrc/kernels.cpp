@@ -1,8 +1,8 @@
 // A decoder's operators on a CPU, over raw pointers and with a plain C interface: nothing here knows torch.
 //
 // attention.hpp looks at keys and values that pages.hpp has gathered; rows.hpp has what is done to each row by itself; linear
-// operators go through matrix_tiles.hpp where there are any, and through panels.hpp elsewhere; linear.hpp, tiles.hpp and
-// vectors.hpp are what these stand on.
+// operators go through matrix_tiles.hpp where there are any, and through panels.hpp elsewhere; layer.hpp strings them all
+// together for few rows; linear.hpp, tiles.hpp and vectors.hpp are what these stand on.
 //
 // One source for every machine. It is written in vectors of W floats that the compiler maps to what there is, and is
 // built once for each kind of processor; stages/native.py takes the best that this one can run.
@@ -20,10 +20,7 @@
 #include <unistd.h>
 #endif
 
-#include "attention.hpp"
-#include "matrix_tiles.hpp"
-#include "panels.hpp"
-#include "rows.hpp"
+#include "layer.hpp"
 
 namespace {
 
@@ -40,7 +37,7 @@ using InBest = InVectors<E>;
 // dtype: 0 float32, 1 bfloat16. All strides and offsets are counted in elements.
 extern "C" {
 
-int headway_interface() { return 4; }  // grows with every change of the functions below
+int headway_interface() { return 5; }  // grows with every change of the functions below
 
 // Whether the system lets this process run it: tile registers are asked for once.
 int headway_ready() {
@@ -66,16 +63,20 @@ void headway_attend(int dtype, const void* q, void* y, const void* pool, const i
     }
 }
 
+// `q_norm`, `k_norm`: of heads, where the model has them.
 void headway_place(int dtype, void* qkv, int64_t num_rows, const int64_t* positions, const float* rope,
-                   const int64_t* pages, const int64_t* slots, void* pool, const int64_t* heads, float scale,
-                   int num_threads) {
+                   const int64_t* pages, const int64_t* slots, void* pool, const int64_t* heads, const void* q_norm,
+                   const void* k_norm, float eps, float scale, int num_threads) {
     const Heads& h = *reinterpret_cast<const Heads*>(heads);
+    const auto with = [&](auto* typed) {
+        typedef std::remove_pointer_t<decltype(typed)> T;
+        place(typed, num_rows, positions, rope, pages, slots, static_cast<T*>(pool), h,
+              {static_cast<const T*>(q_norm), static_cast<const T*>(k_norm), eps}, scale, num_threads);
+    };
     if (dtype == 0) {
-        place(static_cast<float*>(qkv), num_rows, positions, rope, pages, slots, static_cast<float*>(pool), h, scale,
-              num_threads);
+        with(static_cast<float*>(qkv));
     } else {
-        place(static_cast<bf16*>(qkv), num_rows, positions, rope, pages, slots, static_cast<bf16*>(pool), h, scale,
-              num_threads);
+        with(static_cast<bf16*>(qkv));
     }
 }
 
@@ -137,6 +138,21 @@ void headway_linear(int dtype, const void* x, int64_t x_stride, int64_t num_rows
         with(static_cast<bf16*>(y), static_cast<const int8_t*>(panels));
     } else {
         with(static_cast<bf16*>(y), static_cast<const bf16*>(panels));
+    }
+}
+
+// One layer of a decoder over rows x, in place; `parts`, `course` and `heads` are a Parts, a Course and a Heads.
+void headway_layer(int dtype, void* x, int64_t num_rows, const int64_t* parts, const int64_t* course,
+                   const int64_t* heads, float scale, float eps, int num_threads) {
+    const Parts& p = *reinterpret_cast<const Parts*>(parts);
+    const Course& c = *reinterpret_cast<const Course*>(course);
+    const Heads& h = *reinterpret_cast<const Heads*>(heads);
+    if (dtype == 0) {
+        layer<float>(static_cast<float*>(x), num_rows, p, c, h, scale, eps, num_threads);
+    } else if (p.qkv.scales) {
+        layer<int8_t>(static_cast<bf16*>(x), num_rows, p, c, h, scale, eps, num_threads);
+    } else {
+        layer<bf16>(static_cast<bf16*>(x), num_rows, p, c, h, scale, eps, num_threads);
     }
 }
 }

@@ -24,9 +24,29 @@ __attribute__((optimize("fp-contract=off"))) void rotate(const T* from, T* to, c
     }
 }
 
+// Root mean square. x and y may be the same.
+template <class T>
+inline void norm_row(const T* from, const T* weight, T* to, int64_t size, float eps) {
+    Vec squares[4] = {};
+    for (int64_t j = 0; j < size; j += W) {
+        const Vec each = load(from + j);
+        squares[j / W % 4] += each * each;
+    }
+    const float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(size);
+    const Vec factor = all(1.0f / std::sqrt(mean + eps));
+    for (int64_t j = 0; j < size; j += W) store(to + j, load(from + j) * factor * load(weight + j));
+}
+
+// Norms of each head of queries and keys, where a model has them; else null.
+template <class T>
+struct HeadNorms {
+    const T *q, *k;
+    float eps;
+};
+
 template <class T>
 void place(T* qkv, int64_t num_rows, const int64_t* positions, const float* rope, const int64_t* pages,
-           const int64_t* slots, T* pool, const Heads& h, float scale, int num_threads) {
+           const int64_t* slots, T* pool, const Heads& h, const HeadNorms<T>& norms, float scale, int num_threads) {
     const int64_t d = h.head_size, half = d / 2;
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * h.row_stride > ALONE)
     for (int64_t n = 0; n < num_rows; ++n) {
@@ -34,9 +54,13 @@ void place(T* qkv, int64_t num_rows, const int64_t* positions, const float* rope
         T* k = q + h.num_heads * d;
         T* v = k + h.num_kv_heads * d;
         const float* cosine = rope + positions[n] * d;
-        for (int64_t i = 0; i < h.num_heads; ++i) rotate(q + i * d, q + i * d, cosine, cosine + half, half, scale);
+        for (int64_t i = 0; i < h.num_heads; ++i) {
+            if (norms.q) norm_row(q + i * d, norms.q, q + i * d, d, norms.eps);
+            rotate(q + i * d, q + i * d, cosine, cosine + half, half, scale);
+        }
         T* slot = pool + pages[n] * h.page_stride + slots[n] * d;
         for (int64_t i = 0; i < h.num_kv_heads; ++i) {
+            if (norms.k) norm_row(k + i * d, norms.k, k + i * d, d, norms.eps);
             rotate(k + i * d, slot + i * h.head_stride, cosine, cosine + half, half, 1.0f);
             std::memcpy(slot + h.value_offset + i * h.head_stride, v + i * d, d * sizeof(T));
         }
@@ -50,18 +74,7 @@ template <class T>
 void norm(const T* x, int64_t x_stride, const T* weight, T* y, int64_t num_rows, int64_t size, float eps,
           int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * size > ALONE)
-    for (int64_t n = 0; n < num_rows; ++n) {
-        const T* from = x + n * x_stride;
-        T* to = y + n * size;
-        Vec squares[4] = {};
-        for (int64_t j = 0; j < size; j += W) {
-            const Vec each = load(from + j);
-            squares[j / W % 4] += each * each;
-        }
-        const float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(size);
-        const Vec factor = all(1.0f / std::sqrt(mean + eps));
-        for (int64_t j = 0; j < size; j += W) store(to + j, load(from + j) * factor * load(weight + j));
-    }
+    for (int64_t n = 0; n < num_rows; ++n) norm_row(x + n * x_stride, weight, y + n * size, size, eps);
 }
 
 template <class T>

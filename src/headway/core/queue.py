@@ -8,22 +8,20 @@ with every decision.
 Knows prices, deadlines and tenants. What a start needs besides (pages, places) is the scheduler's business.
 """
 
-from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush, merge
-from itertools import accumulate, tee
+from itertools import tee
 from typing import NamedTuple
 
 from headway.core.candidates import prefill_s, ticket_candidate
 from headway.core.cost import CostModel
 from headway.core.policy import STARVED_SHARE, Candidate, Order, Tier, late_at, standing, starves_at
+from headway.core.rows import NEVER, Key, Row, Shifted
 from headway.core.tenants import Tenants
 from headway.core.ticket import Ticket
 
-NEVER = float("inf")
 REPRICED_AT_ONCE = 2
-_Key = tuple[float, float, int]  # priority, due, ticket number: the place within one row
 
 
 class _Place(NamedTuple):
@@ -32,7 +30,7 @@ class _Place(NamedTuple):
     ticket: Ticket
     candidate: Candidate
     tier: Tier
-    key: _Key
+    key: Key
     amortized_s: float
 
     @property
@@ -42,62 +40,15 @@ class _Place(NamedTuple):
         return NEVER if deadline is None or self.tier is not Tier.ON_TIME else deadline - self.candidate.remaining_s
 
 
-class _Row:
-    """One tenant's tickets of one tier, in order, with their prices beside them."""
+class _Part(NamedTuple):
+    """The first so many of a row."""
 
-    def __init__(self) -> None:
-        self.keys: list[_Key] = []
-        self.amortized_s: list[float] = []
+    row: Shifted
+    num: int
 
-    def add(self, place: _Place) -> None:
-        index = bisect_left(self.keys, place.key)
-        self.keys.insert(index, place.key)
-        self.amortized_s.insert(index, place.amortized_s)
-
-    def remove(self, place: _Place) -> None:
-        index = bisect_left(self.keys, place.key)
-        assert self.keys[index] == place.key
-        del self.keys[index], self.amortized_s[index]
-
-
-class _Shifted(NamedTuple):
-    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now. Among the
-    starved it is only later: their keys say when somebody arrived."""
-
-    tenant: str
-    keys: list[_Key]
-    amortized_s: list[float]
-    debt_s: float = 0.0
-    is_starved: bool = False
-
-    def shifted(self, now: float) -> Iterator[tuple[float, float, int, float]]:
-        """Priority, due, number, debt, in order."""
-        debt_s, least = self.debt_s, NEVER * -1 if self.is_starved else now
-        for priority, due, number in self.keys:
-            yield priority, (max(due, least) + debt_s if debt_s else due), number, debt_s
-
-    def before(self, key: tuple[float, float, int], now: float) -> list[float]:
-        """The prices of those who stand before this key."""
-        priority, due, number = key
-        if self.debt_s:
-            due -= self.debt_s
-            if due < now and not self.is_starved:  # not even those who are due at once
-                due, number = NEVER * -1, -1
-        return self.amortized_s[: bisect_left(self.keys, (priority, due, number))]
-
-    def before_in_turn(self, key: tuple[float, float, int], now: float, served_s: float) -> list[float]:
-        """The same of another tenant, whose debt grows with each that is served: it makes the next one due later.
-        `served_s`: so much of it goes before these."""
-        priority, due, _ = key
-        found = self.before(key, now)
-        begun_s = list(accumulate(found, initial=served_s))
-
-        def comes_later(place: int) -> bool:
-            other_priority, other_due, _ = self.keys[place]
-            later = max(other_due, now) + self.debt_s + begun_s[place] > due
-            return later and other_priority == priority and begun_s[place] > 0
-
-        return found[: bisect_left(range(len(found)), True, key=comes_later)]
+    @property
+    def seconds(self) -> float:
+        return self.row.row.begun_s[self.num]
 
 
 class Queue:
@@ -121,7 +72,7 @@ class Queue:
         self.begun: set[int] = set()  # numbers of those whose prompt is read in part
         self._others_until = -NEVER  # the starved have had their share of the time up to then
         self._places: dict[int, _Place] = {}  # by ticket number
-        self._rows: dict[Tier, dict[str, _Row]] = {tier: {} for tier in Tier}
+        self._rows: dict[Tier, dict[str, Row]] = {tier: {} for tier in Tier}
         # instant and ticket number; an entry may speak of who has left, or moved
         self._turns: list[tuple[float, int]] = []  # when somebody's tier changes
         self._starts: list[tuple[float, int]] = []  # by when somebody on time must start
@@ -203,9 +154,9 @@ class Queue:
         for tier in Tier if starved else (Tier.ON_TIME, Tier.BEST_EFFORT):
             rows = self._rows_of(tier, debts, now)
             if len(rows) == 1:
-                yield from (self._of(number, rows[0].debt_s, now) for *_, number in rows[0].keys)
+                yield from (self._of(number, rows[0].debt_s, now) for *_, number in rows[0].row.keys)
             else:
-                for *_, number, debt_s in merge(*(row.shifted(now) for row in rows)):
+                for *_, number, debt_s in merge(*(row.in_order(now) for row in rows)):
                     yield self._of(number, debt_s, now)
 
     def before(self, ticket: Ticket, now: float) -> tuple[int, float]:
@@ -218,60 +169,59 @@ class Queue:
         own_tier = place.tier
         if own_tier is Tier.STARVED and self._starved_yield(now):
             own_tier = Tier.BEST_EFFORT
-        own = _Shifted(tenant, [place.key], [0.0], debt_s, own_tier is Tier.STARVED)
-        priority, due, number, _ = next(own.shifted(now))
+        own = Shifted(tenant, Row(), debt_s, own_tier is Tier.STARVED)
+        key = priority, due, _ = own.of(place.key, now)
         first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts, now)]
-        found = [row.amortized_s for row in first]
         rows = self._rows_of(own_tier, debts, now)
+        found = [_Part(row, row.num) for row in first]
         if not debts or own_tier is Tier.STARVED:
-            found += [row.before((priority, due, number), now) for row in rows]
+            found += [_Part(row, row.num_before(key, now)) for row in rows]
         else:
             served_s: dict[str, float] = defaultdict(float)
             for row in first:
-                served_s[row.tenant] += sum(row.amortized_s)
-            mine = [row.before((priority, due, number), now) for row in rows if row.tenant == tenant]
-            own_s = served_s[tenant] + sum(map(sum, mine))
-            due = max(due, now) + own_s if own_s else due  # what is served of its own tenant makes it later, too
+                served_s[row.tenant] += row.all_s
+            mine = [_Part(row, row.num_before(key, now)) for row in rows if row.tenant == tenant]
+            own_s = served_s[tenant] + sum([part.seconds for part in mine])
+            if own_s:  # what is served of its own tenant makes it later, too
+                key = priority, max(due, now) + own_s, place.ticket.number
             found += mine
             for row in reversed(rows):  # who was starved, and yields, comes before the others of its tenant
                 if row.tenant != tenant:
-                    found.append(row.before_in_turn((priority, due, number), now, served_s[row.tenant]))
-                    served_s[row.tenant] += sum(found[-1])
+                    part = _Part(row, row.num_before_in_turn(key, now, served_s[row.tenant]))
+                    served_s[row.tenant] += part.seconds
+                    found.append(part)
         if own_tier is Tier.ON_TIME and self._rows[Tier.STARVED]:
             return self._with_starved(found, debts, now)
-        return sum(map(len, found)), sum(map(sum, found))
+        return sum([part.num for part in found]), sum([part.seconds for part in found])
 
-    def _with_starved(self, found: list[list[float]], debts: Mapping[str, float], now: float) -> tuple[int, float]:
+    def _with_starved(self, found: Sequence[_Part], debts: Mapping[str, float], now: float) -> tuple[int, float]:
         """Before somebody who can be in time: of the starved, who are the first of what was `found` if it is their
         turn, one at once, and then their share of the time that the others take."""
         starved = self._starved(debts)
         rest = found if self._starved_yield(now) else found[len(starved) :]
-        rest_s = sum(map(sum, rest))
+        rest_s = sum([part.seconds for part in rest])
         at_once_s = 0.0
         if starved and not self._starved_yield(now):
-            at_once_s = min(starved, key=lambda row: next(row.shifted(now))).amortized_s[0]
-        all_s, num_starved = sum([sum(row.amortized_s) for row in starved]), sum([len(row.keys) for row in starved])
+            at_once_s = min(starved, key=lambda shifted: shifted.of(shifted.row.keys[0], now)).row.amortized_s[0]
+        all_s, num_starved = sum([row.all_s for row in starved]), sum([row.num for row in starved])
         starved_s = min(all_s, at_once_s + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
-        part = starved_s / all_s if starved_s else 0.0
-        return sum(map(len, rest)) + round(part * num_starved), rest_s + starved_s
+        share = starved_s / all_s if starved_s else 0.0
+        return sum([part.num for part in rest]) + round(share * num_starved), rest_s + starved_s
 
     def _starved_yield(self, now: float) -> bool:
         return now < self._others_until
 
-    def _starved(self, debts: Mapping[str, float]) -> list[_Shifted]:
-        rows = self._rows[Tier.STARVED].items()
-        return [_Shifted(t, row.keys, row.amortized_s, debts.get(t, 0.0), is_starved=True) for t, row in rows]
+    def _starved(self, debts: Mapping[str, float], *, yields: bool = False) -> list[Shifted]:
+        return [Shifted(t, row, debts.get(t, 0.0), not yields) for t, row in self._rows[Tier.STARVED].items()]
 
-    def _rows_of(self, tier: Tier, debts: Mapping[str, float], now: float) -> list[_Shifted]:
+    def _rows_of(self, tier: Tier, debts: Mapping[str, float], now: float) -> list[Shifted]:
         """The rows that are in this tier now. When the starved have had their share they count as best effort for a
         while."""
         yields = self._starved_yield(now)
         if tier is Tier.STARVED:
             return [] if yields else self._starved(debts)
-        found = [_Shifted(t, r.keys, r.amortized_s, debts.get(t, 0.0)) for t, r in self._rows[tier].items()]
-        if tier is Tier.BEST_EFFORT and yields:
-            found += [row._replace(is_starved=False) for row in self._starved(debts)]
-        return found
+        found = [Shifted(tenant, row, debts.get(tenant, 0.0)) for tenant, row in self._rows[tier].items()]
+        return found + self._starved(debts, yields=True) if tier is Tier.BEST_EFFORT and yields else found
 
     def _of(self, number: int, debt_s: float, now: float) -> Candidate:
         candidate, tier = self._places[number].candidate, self._places[number].tier
@@ -282,7 +232,7 @@ class Queue:
     @property
     def backlog_s(self) -> float:
         """Predicted seconds of everything that waits."""
-        return sum(sum(row.amortized_s) for rows in self._rows.values() for row in rows.values())
+        return sum([row.begun_s[-1] for rows in self._rows.values() for row in rows.values()])
 
     # Instants
 
@@ -375,8 +325,8 @@ class Queue:
         self._orders.clear()
         self._places[number] = place
         if tenant not in rows:
-            rows[tenant] = _Row()
-        rows[tenant].add(place)
+            rows[tenant] = Row()
+        rows[tenant].add(place.key, place.amortized_s)
         if (turn := self._turn(place)) < NEVER:
             self._push(self._turns, turn, number, self._is_turn)
         if (start := place.start) < NEVER:
@@ -411,7 +361,7 @@ class Queue:
     def _take_out(self, place: _Place) -> None:
         self._orders.clear()
         rows, tenant = self._rows[place.tier], place.ticket.request.tenant
-        rows[tenant].remove(place)
+        rows[tenant].remove(place.key)
         if not rows[tenant].keys:
             del rows[tenant]
 

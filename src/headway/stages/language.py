@@ -22,6 +22,7 @@ from headway.kv.pool import KVPool
 from headway.models.decoder import Decoder, Layer
 from headway.stages.batch import Batch, PageLists, make_batch
 from headway.stages.device import LAUNCH_AHEAD, LaunchAhead, check_device, operators_for
+from headway.stages.layers import whole_layers
 from headway.stages.matrices import Matrices, matrices_of
 from headway.stages.pooling import NOT_FINITE, Pooler
 from headway.stages.recorded import Part, Recordable, Recording, Stand, sizes, standing_batch
@@ -45,6 +46,7 @@ class LanguageStage:
         self.sampler = sampler
         self.pooler = Pooler()
         self.operators = operators_for(model, pool)
+        self._layers = whole_layers(model, self.matrices, self.operators)
         self.launch_ahead = LAUNCH_AHEAD
         self._fence = LaunchAhead(model.device)
         self._recordings: list[Recording] = []  # the smallest first
@@ -138,7 +140,7 @@ class LanguageStage:
 
     @property
     def _cutting(self) -> Cutting:
-        return Cutting(self.model, self.matrices, self.tiling, self.operators)
+        return Cutting(self.model, self.matrices, self.tiling, self.operators, self._layers)
 
     def _without(self, step: Step, leaving: frozenset[str]) -> Step:
         """The same step after some members have left; their pages are not touched any more."""
@@ -159,6 +161,11 @@ class LanguageStage:
     def _layer(self, step: Step, number: int, layer: Layer) -> Iterator[Tile]:
         config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
         matrices = self.matrices.layers[number]
+        if step.course is not None:
+            assert self._layers is not None
+            self._layers.run(number, x_NE, step.course)
+            yield step.tile("layer", Boundary.LAYER)
+            return
 
         qkv_N = x_NE.new_empty(n, config.q_size + 2 * config.kv_size)
         for rows in step.qkv.rows:

@@ -39,7 +39,7 @@ KINDS = {  # library -> what the processor must be able to do, the best first
     "neon": {"asimd"},
     "plain": set[str](),
 }
-INTERFACE = 4  # of the functions in csrc/kernels.cpp that this module knows
+INTERFACE = 5  # of the functions in csrc/kernels.cpp that this module knows
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT64 = ctypes.c_int64
 _POINTER = ctypes.c_void_p
@@ -98,7 +98,8 @@ def _opened(path: Path) -> ctypes.CDLL | None:
 def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     for name, arguments in {
         "attend": (*(_POINTER,) * 6, _INT64, ctypes.c_int),
-        "place": (_POINTER, _INT64, *(_POINTER,) * 6, ctypes.c_float, ctypes.c_int),
+        "place": (_POINTER, _INT64, *(_POINTER,) * 8, ctypes.c_float, ctypes.c_float, ctypes.c_int),
+        "layer": (_POINTER, _INT64, *(_POINTER,) * 3, ctypes.c_float, ctypes.c_float, ctypes.c_int),
         "norm": (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, ctypes.c_int),
         "activate": (_POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
         "pack": (_POINTER, _INT64, _INT64, _POINTER, _POINTER),
@@ -127,7 +128,7 @@ def suits(found: Library, config: DecoderConfig, dtype: torch.dtype, device: tor
     )
 
 
-class _Looks(NamedTuple):
+class Looks(NamedTuple):
     """The glances of a tile as the library takes them."""
 
     glances: NDArray[np.int64]
@@ -143,15 +144,15 @@ class NativeOperators(Operators):
     def __init__(self, config: DecoderConfig, pool: KVPool, found: Library) -> None:
         super().__init__(config, pool)
         self.name = f"compiled for {found.kind}"
-        self._lib = found.lib
-        self._dtype = DTYPES[pool.shape.dtype]
+        self.lib = found.lib
+        self.dtype = DTYPES[pool.shape.dtype]
         shape = pool.shape
         self._head_stride = shape.page_tokens * shape.head_size
         self._value_offset = shape.num_kv_heads * self._head_stride
         self._page_stride = shape.num_layers * 2 * self._value_offset
         self._layer_bytes = 2 * self._value_offset * shape.dtype.itemsize
         row = config.q_size + 2 * config.kv_size
-        self._heads = np.array(
+        self.heads = np.array(
             [row, config.num_heads, config.num_kv_heads, config.head_size]
             + [self._page_stride, self._head_stride, self._value_offset],
             np.int64,
@@ -160,8 +161,8 @@ class NativeOperators(Operators):
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         assert x.stride(-1) == 1
         y = x.new_empty(x.shape)
-        self._lib.headway_norm(
-            self._dtype, x.data_ptr(), x.stride(0), weight.data_ptr(), y.data_ptr(), x.size(0), x.size(1),
+        self.lib.headway_norm(
+            self.dtype, x.data_ptr(), x.stride(0), weight.data_ptr(), y.data_ptr(), x.size(0), x.size(1),
             self.config.norm_eps, torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -170,19 +171,18 @@ class NativeOperators(Operators):
         assert wide.is_contiguous()
         num_rows, size = wide.size(0), wide.size(1) // 2
         y = wide.new_empty(num_rows, size)
-        self._lib.headway_activate(self._dtype, wide.data_ptr(), y.data_ptr(), num_rows, size, torch.get_num_threads())
+        self.lib.headway_activate(self.dtype, wide.data_ptr(), y.data_ptr(), num_rows, size, torch.get_num_threads())
         return y
 
     def place(self, batch: Batch, number: int, layer: Layer, rope: Tensor, qkv_N: Tensor, rows: slice) -> None:
-        if layer.q_norm is not None:
-            self.norm_heads(layer, qkv_N[rows])
         # the rows' own addresses: slices of four tensors in every layer would take as long as the rows do
         row_bytes, number_bytes = qkv_N.stride(0) * qkv_N.itemsize * rows.start, 8 * rows.start
-        self._lib.headway_place(
-            self._dtype, qkv_N.data_ptr() + row_bytes, rows.stop - rows.start,
+        q_norm, k_norm = (0 if norm is None else norm.data_ptr() for norm in (layer.q_norm, layer.k_norm))
+        self.lib.headway_place(
+            self.dtype, qkv_N.data_ptr() + row_bytes, rows.stop - rows.start,
             batch.positions_N.data_ptr() + number_bytes, rope.data_ptr(), batch.pages_N.data_ptr() + number_bytes,
-            batch.slots_N.data_ptr() + number_bytes, self._layer(number), self._heads.ctypes.data, self.scale,
-            torch.get_num_threads(),
+            batch.slots_N.data_ptr() + number_bytes, self.layer_address(number), self.heads.ctypes.data, q_norm, k_norm,
+            self.config.norm_eps, self.scale, torch.get_num_threads(),
         )  # fmt: skip
 
     def prepare(self, batch: Batch, glances: list[Glance]) -> object:
@@ -197,25 +197,31 @@ class NativeOperators(Operators):
             )
             for glance in glances
         ]
-        return _Looks(np.array(rows, np.int64), np.concatenate(tables))
+        return Looks(np.array(rows, np.int64), np.concatenate(tables))
 
-    def looking(self, batch: Batch, number: int, q_NHD: Tensor, y_NHD: Tensor) -> Callable[[object], None]:
-        config, layer = self.config, self._layer(number)
-        geometry = np.array(
-            [q_NHD.stride(0), y_NHD.stride(0), self._page_stride, self._head_stride, self._value_offset]
-            + [self.pool.shape.page_tokens, config.head_size, config.num_heads // config.num_kv_heads]
-            + [config.windows[number] or 0],
+    def geometry(self, window: int | None) -> NDArray[np.int64]:
+        """Of queries where `place` has put them, and of what they see in rows of their own."""
+        config = self.config
+        return np.array(
+            [config.q_size + 2 * config.kv_size, config.q_size]
+            + [self._page_stride, self._head_stride, self._value_offset, self.pool.shape.page_tokens]
+            + [config.head_size, config.num_heads // config.num_kv_heads, window or 0],
             np.int64,
         )
 
+    def looking(self, batch: Batch, number: int, q_NHD: Tensor, y_NHD: Tensor) -> Callable[[object], None]:
+        geometry, layer = self.geometry(self.config.windows[number]), self.layer_address(number)
+        geometry[:2] = q_NHD.stride(0), y_NHD.stride(0)
+
         def look(prepared: object) -> None:
-            assert isinstance(prepared, _Looks)
-            self._lib.headway_attend(
-                self._dtype, q_NHD.data_ptr(), y_NHD.data_ptr(), layer, prepared.table.ctypes.data,
+            assert isinstance(prepared, Looks)
+            self.lib.headway_attend(
+                self.dtype, q_NHD.data_ptr(), y_NHD.data_ptr(), layer, prepared.table.ctypes.data,
                 geometry.ctypes.data, prepared.glances.ctypes.data, len(prepared.glances), torch.get_num_threads(),
             )  # fmt: skip
 
         return look
 
-    def _layer(self, number: int) -> int:
+    def layer_address(self, number: int) -> int:
+        """Where the keys and values of this layer begin in the pool."""
         return self.pool.blocks_PL2KSD.data_ptr() + number * self._layer_bytes

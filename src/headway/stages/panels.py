@@ -46,6 +46,11 @@ class Panels:
     def num_bytes(self) -> int:
         return self._panels.nbytes
 
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of panels, scales and bias; 0 of what it has none."""
+        return self._panels.data_ptr(), _address(self._scales), _address(self._bias)
+
     def columns(self, x: Tensor, span: Span) -> Tensor:
         y = x.new_empty(len(x), span.end - span.start)
         self._multiply(y, x, span, adds=False)

@@ -1,5 +1,6 @@
 """A step under way, and how its operators are cut into tiles: by its shape alone, and fixed when it begins."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
@@ -8,12 +9,14 @@ from torch import Tensor
 from headway.core.work import Boundary, Tile
 from headway.models.decoder import Decoder
 from headway.stages.batch import Batch
+from headway.stages.layers import Course, WholeLayers
 from headway.stages.matrices import Matrices
 from headway.stages.operators import Operators
 from headway.stages.tiling import Grid, Span, Tiling, spans
 
 MAX_DRAWN_BYTES = 16 << 20  # of logits as float32, on a device
 MAX_LOGITS_BYTES = 32 << 20  # of prompts that are scored, at a time
+MOST_ROWS_WHOLE = 256  # of a step whose layers are not cut: what is between their operators stays small
 _NOTHING = Grid((), ())
 
 
@@ -31,6 +34,7 @@ class Step:
     o: Grid = _NOTHING
     gate_up: Grid = _NOTHING
     down: Grid = _NOTHING
+    course: Course | None = None  # where a whole layer is a tile
     number: int = 0
     left: tuple[str, ...] = ()
 
@@ -52,10 +56,17 @@ class Cutting(NamedTuple):
     matrices: Matrices
     tiling: Tiling
     operators: Operators
+    layers: WholeLayers | None = None
 
     def cut(self, batch: Batch, x_NE: Tensor, looks: list[object] | None = None) -> Step:
         """A step whose operators are launched one by one. `looks`: attention that stands already, for any window."""
         config, tiling, n, size = self.model.config, self.tiling, batch.num_rows, self.model.dtype.itemsize
+        attention = {window: self._looks(batch, window) if looks is None else looks for window in set(config.windows)}
+        if self.layers is not None and self._is_short(batch, attention):
+            head = self._head(batch)
+            course = self.layers.prepare(batch, {window: tiles[0] for window, tiles in attention.items()})
+            of = 1 + config.num_layers + self._num_head_tiles(head)
+            return Step(batch, x_NE, of, head, course=course)
         layer = self.matrices.layers[0]
         qkv, o = (tiling.linear(n, *matrix.size, size, step=matrix.step) for matrix in (layer.qkv, layer.o))
         highest = tiling.most_active_rows(layer.gate_up.size[1])
@@ -63,7 +74,6 @@ class Cutting(NamedTuple):
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
         down = tiling.linear(highest, *layer.down.size, size, step=layer.down.step)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
-        attention = {window: self._looks(batch, window) if looks is None else looks for window in set(config.windows)}
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
         head = self._head(batch)
@@ -87,6 +97,18 @@ class Cutting(NamedTuple):
     def draws_there(self, rows: Span) -> tuple[Span, ...]:
         """Of a block of rows those that a device draws from in one tile: it keeps some copies of them meanwhile."""
         return spans(rows.end - rows.start, MAX_DRAWN_BYTES // (4 * self.model.config.vocab_size))
+
+    def _is_short(self, batch: Batch, attention: Mapping[int | None, list[object]]) -> bool:
+        """Whether a layer of so few rows takes no longer than a tile is to take."""
+        config, tiling, n, size = self.model.config, self.tiling, batch.num_rows, self.model.dtype.itemsize
+        if n > MOST_ROWS_WHOLE or any(len(tiles) > 1 for tiles in attention.values()):
+            return False
+        layer_s = sum(tiling.linear_s(n, *matrix.size, size) for matrix in self.matrices.layers[0])
+        layer_s += n * (config.q_size + 2 * config.kv_size) / tiling.rates.elements
+        layer_s += n * config.intermediate_size / tiling.rates.activations
+        heads = (config.num_heads, config.num_kv_heads, config.head_size)
+        attention_s = max(tiling.attention_s(batch.segments, *heads, size, window) for window in attention)
+        return layer_s + attention_s <= tiling.aim_s
 
     def _looks(self, batch: Batch, window: int | None) -> list[object]:
         config, operators = self.model.config, self.operators

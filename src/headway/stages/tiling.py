@@ -85,6 +85,11 @@ class Tiling:
         parts = spans(ceil(d_out / step), width // step)
         return Grid(spans(num_rows, height), tuple(Span(a * step, min(d_out, b * step)) for a, b in parts))
 
+    def linear_s(self, num_rows: int, d_in: int, d_out: int, element_bytes: int) -> float:
+        """What a linear operator takes: to read its weights, or its arithmetic."""
+        cells = d_in * d_out
+        return max(2.0 * num_rows * cells / self.rates.linear_flops, cells * element_bytes / self.rates.linear_bytes)
+
     def most_active_rows(self, width: int) -> int:
         """How many rows of `width` elements the activation of the MLP may take at a time."""
         return max(1, int(self.aim_s * self.rates.activations / width))

@@ -1,0 +1,98 @@
+"""The rows that a queue is made of: one tenant's tickets of one tier, and how they stand among those of others.
+
+A row is never looked through: where somebody stands in it, and what goes before that, is found by halving it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+NEVER = float("inf")
+Key = tuple[float, float, int]  # priority, due, ticket number: the place within one row
+
+
+class Row:
+    """Tickets in order, with their prices beside them."""
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
+        self.amortized_s: list[float] = []
+        self._begun_s: list[float] | None = None  # made when it is asked for
+
+    def add(self, key: Key, amortized_s: float) -> None:
+        index = bisect_left(self.keys, key)
+        self.keys.insert(index, key)
+        self.amortized_s.insert(index, amortized_s)
+        self._begun_s = None
+
+    def remove(self, key: Key) -> None:
+        index = bisect_left(self.keys, key)
+        assert self.keys[index] == key
+        del self.keys[index], self.amortized_s[index]
+        self._begun_s = None
+
+    @property
+    def begun_s(self) -> list[float]:
+        """What those in front of each take, and at the end what all of them take."""
+        if self._begun_s is None:
+            self._begun_s = list(accumulate(self.amortized_s, initial=0.0))
+        return self._begun_s
+
+
+class Shifted(NamedTuple):
+    """A row as it stands among those of other tenants: later by its tenant's debt, and then not before now. Among the
+    starved it is only later: their keys say when somebody arrived."""
+
+    tenant: str
+    row: Row
+    debt_s: float = 0.0
+    is_starved: bool = False
+
+    @property
+    def num(self) -> int:
+        return len(self.row.keys)
+
+    @property
+    def all_s(self) -> float:
+        """What all of them take."""
+        return self.row.begun_s[-1]
+
+    def of(self, key: Key, now: float) -> Key:
+        """Where somebody with this key stands who belongs to this row, or would."""
+        priority, due, number = key
+        if not self.debt_s:
+            return key
+        return priority, (due if self.is_starved else max(due, now)) + self.debt_s, number
+
+    def in_order(self, now: float) -> Iterator[tuple[float, float, int, float]]:
+        """Priority, due, number, debt of each."""
+        debt_s, least = self.debt_s, NEVER * -1 if self.is_starved else now
+        for priority, due, number in self.row.keys:
+            yield priority, (max(due, least) + debt_s if debt_s else due), number, debt_s
+
+    def num_before(self, key: Key, now: float) -> int:
+        """How many stand before somebody with this key in the order of all."""
+        priority, due, number = key
+        if self.debt_s:
+            due -= self.debt_s
+            if due < now and not self.is_starved:  # not even those who are due at once
+                due, number = NEVER * -1, -1
+        return bisect_left(self.row.keys, (priority, due, number))
+
+    def num_before_in_turn(self, key: Key, now: float, served_s: float) -> int:
+        """The same of another tenant, whose debt grows with each that is served: it makes the next one due later.
+        `served_s`: so much of it goes before these."""
+        num, keys, begun_s = self.num_before(key, now), self.row.keys, self.row.begun_s
+        priority, due, _ = key
+        since_s = self.debt_s + served_s
+
+        def comes_later(place: int) -> bool:
+            other_priority, other_due, _ = keys[place]
+            after_s = begun_s[place]
+            later = max(other_due, now) + since_s + after_s > due
+            return later and other_priority == priority and served_s + after_s > 0
+
+        if not num or not comes_later(num - 1):
+            return num
+        return bisect_left(range(num), True, key=comes_later)

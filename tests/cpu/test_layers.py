@@ -1,0 +1,196 @@
+"""Whole layers in one call against the same operators one by one, bit for bit, and when steps are run so.
+
+Every library that this processor can run is tried, not only the one that would be chosen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headway.bench.exactness import Bench
+from headway.core.work import Boundary, Segment, Tile
+from headway.models.config import DecoderConfig, parse_config
+from headway.models.decoder import Linear
+from headway.models.weights import random_decoder
+from headway.stages import native
+from headway.stages.language import LanguageStage
+from headway.stages.layers import whole_layers
+from headway.stages.matrices import LayerMatrices, Matrices, matrices_of
+from headway.stages.native import Library, NativeOperators
+from headway.stages.operators import Operators
+from headway.stages.panels import IntegerPanels, Panels
+from headway.stages.step import MOST_ROWS_WHOLE
+from headway.stages.tiling import Rates, Tiling
+
+FAST = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
+SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6, 1e6)
+VOCABULARY = 200
+FOUND = list(native.libraries())
+pytestmark = pytest.mark.skipif(not FOUND, reason="nothing is compiled here")
+each_library = pytest.mark.parametrize("library", FOUND, ids=lambda library: library.kind)
+KINDS: list[tuple[type[Panels], torch.dtype]] = [
+    (Panels, torch.bfloat16),
+    (IntegerPanels, torch.bfloat16),
+    (Panels, torch.float32),
+]
+each_kind = pytest.mark.parametrize(("kind", "dtype"), KINDS, ids=["bfloat16", "int8", "float32"])
+
+
+def config(architecture: str = "Qwen2ForCausalLM", window: int | None = None) -> DecoderConfig:
+    parsed = parse_config(
+        {
+            "architectures": [architecture],
+            "vocab_size": VOCABULARY,
+            "hidden_size": 192,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "intermediate_size": 320,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+        }
+    )
+    return replace(parsed, windows=(None, window, window))
+
+
+def bench_of(kind: type[Panels], dtype: torch.dtype, library: Library, shape: DecoderConfig) -> Bench:
+    """Of which the stage runs whole layers where it can."""
+    model = random_decoder(shape, 0, dtype)
+    heads = [torch.rand(shape.head_size).to(dtype) + 0.5 if shape.qk_norm else None for _ in range(2)]
+    bias = torch.randn(shape.q_size + 2 * shape.kv_size).to(dtype) if shape.qkv_bias else None
+    layers = [
+        layer._replace(q_norm=heads[0], k_norm=heads[1], qkv=Linear(layer.qkv.weight, bias)) for layer in model.layers
+    ]
+    model = model._replace(layers=tuple(layers))
+    bench = Bench(model, FAST, num_pages=100)
+
+    def panels(linear: Linear) -> Panels:
+        return kind(linear, library)
+
+    made = [
+        LayerMatrices(*(panels(linear) for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)))
+        for layer in model.layers
+    ]
+    matrices = Matrices(tuple(made), panels(model.head))
+    bench.stage = LanguageStage(model, bench.pool, Tiling(FAST, 0.010), bench.sampler, matrices)
+    bench.stage.operators = NativeOperators(shape, bench.pool, library)
+    bench.stage._layers = whole_layers(model, matrices, bench.stage.operators)
+    assert bench.stage._layers is not None
+    return bench
+
+
+def tiles_of(bench: Bench, segments: list[Segment]) -> list[Tile]:
+    return list(bench.stage.run(bench.work(*segments)))
+
+
+def operators_in(tiles: list[Tile]) -> set[str]:
+    return {tile.operator for tile in tiles}
+
+
+def prompts(bench: Bench, sizes: list[int], seed: int) -> Iterator[Segment]:
+    generator = torch.Generator().manual_seed(seed)
+    page = 0
+    for number, size in enumerate(sizes):
+        pages = range(page, page + -(-(size + 1) // bench.page_tokens))
+        tokens = torch.randint(0, VOCABULARY, (size,), generator=generator).tolist()
+        yield bench.prompt(f"r{number}", tokens, pages)
+        page = pages.stop
+
+
+@each_library
+@each_kind
+@settings(max_examples=10)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    architecture=st.sampled_from(["Qwen2ForCausalLM", "Qwen3ForCausalLM"]),
+    window=st.none() | st.integers(1, 70),
+    num_threads=st.integers(1, 2),
+    seed=st.integers(0, 1000),
+)
+def test_a_whole_layer_is_its_operators_one_by_one(
+    library: Library,
+    kind: type[Panels],
+    dtype: torch.dtype,
+    sizes: list[int],
+    architecture: str,
+    window: int | None,
+    num_threads: int,
+    seed: int,
+) -> None:
+    """Prompts in one step, and then a token of each: logits, keys and values, with biases or norms of heads, and layers
+    that look back a little or all the way."""
+    shape = config(architecture, window)
+    if not native.suits(library, shape, dtype, torch.device("cpu")):
+        return
+    with torch.inference_mode():
+        bench = bench_of(kind, dtype, library, shape)
+        whole, results = bench.stage._layers, []
+        before = torch.get_num_threads()
+        torch.set_num_threads(num_threads)
+        try:
+            for layers in (whole, None):
+                bench.stage._layers = layers
+                bench.pool.blocks_PL2KSD.zero_()
+                bench.sampler.logits.clear()
+                asked = list(prompts(bench, sizes, seed))
+                tiles = tiles_of(bench, asked)
+                length = [len(segment.tokens) for segment in asked]
+                steps = [Segment(s.request_id, (7,), n, n, s.pages, (0,)) for s, n in zip(asked, length, strict=True)]
+                tiles += tiles_of(bench, steps)
+                assert ("layer" in operators_in(tiles)) == (layers is not None)
+                assert all(tile.number < tile.of for tile in tiles)
+                results.append((dict(bench.sampler.logits), bench.pool.blocks_PL2KSD.clone()))
+        finally:
+            torch.set_num_threads(before)
+    (ours, pool), (theirs, their_pool) = results
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert all(torch.equal(a, b) for a, b in zip(ours[name], theirs[name], strict=True))
+    assert torch.equal(pool, their_pool)
+
+
+def test_a_layer_that_takes_longer_than_a_tile_is_cut() -> None:
+    """The same step on a slower device, and one of too many rows, go operator by operator; a layer that is whole ends
+    where a step may be suspended or left."""
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], config())
+        tiles = tiles_of(bench, list(prompts(bench, [40], 1)))
+        assert operators_in(tiles) == {"embedding", "layer", "head", "sample"}
+        assert [tile.boundary for tile in tiles if tile.operator == "layer"] == [Boundary.LAYER] * 3
+        many = tiles_of(bench, list(prompts(bench, [MOST_ROWS_WHOLE, 1], 1)))
+        assert "layer" not in operators_in(many)
+        bench.stage.tiling = Tiling(SLOW, 0.010)
+        slow = tiles_of(bench, list(prompts(bench, [40], 1)))
+        assert {"qkv", "rope", "attention", "o", "gate_up", "activation", "down"} <= operators_in(slow)
+
+
+def test_who_leaves_a_step_of_whole_layers_leaves_it_at_the_next_one() -> None:
+    """The others' bits are those of a step without it."""
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], config())
+        stays, leaves = prompts(bench, [30, 20], 2)
+        work = bench.work(stays, leaves)
+        left = []
+        for tile in bench.stage.run(work):
+            if tile.operator == "layer" and not left:
+                bench.stage.drop(work.id, leaves.request_id)
+            left += tile.left
+        assert left == [leaves.request_id]
+        together = bench.sampler.logits.pop(stays.request_id)
+        tiles_of(bench, [stays])
+        alone = bench.sampler.logits.pop(stays.request_id)
+    assert torch.equal(together[0], alone[0])
+    assert leaves.request_id not in bench.sampler.logits
+
+
+def test_where_another_multiplies_there_are_no_whole_layers() -> None:
+    """Torch's matrices or operators are called one by one."""
+    model = random_decoder(config(), 0, torch.float32)
+    bench = Bench(model, FAST, num_pages=10)
+    assert whole_layers(model, matrices_of(model), NativeOperators(model.config, bench.pool, FOUND[0])) is None
+    assert whole_layers(model, matrices_of(model), Operators(model.config, bench.pool)) is None
