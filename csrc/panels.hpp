@@ -17,7 +17,7 @@ constexpr int64_t DEEP_FEW = 8 * W;  // words of k at a time: as long a piece of
 constexpr int64_t DEEP_MANY = 32 * W;  // under many, a block of rows stays in the first cache, pieces in the second
 constexpr int64_t ROWS_AT_ONCE = 120;  // so many rows of it as well
 constexpr int64_t PANELS_AT_ONCE = 4;  // under the same rows
-constexpr int64_t FETCHING_ROWS = 5;  // fewer are multiplied so fast that the processor had better fetch by itself
+constexpr int64_t FETCHING_ROWS = 3;  // fewer are multiplied so fast that the processor had better fetch by itself
 
 constexpr int64_t SAME_LINES = 4096;  // bytes: rows so far apart lie on the same few lines of the first cache
 

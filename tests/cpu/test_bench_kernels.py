@@ -1,13 +1,17 @@
 """The page about compiled operators: what is timed is the same by both, and said as it was."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from headway.bench import kernels
+from headway.bench import kernels, layers
 from headway.bench.calm import Calm
 from headway.bench.kernels import Case, Measured, Rows
+from headway.config import EngineSettings
 from headway.models.presets import preset
+from headway.placement.engine import build_engine
 from headway.stages.native import library, suits
 from headway.stages.operators import Operators
 
@@ -79,3 +83,21 @@ def test_requests_have_pages_of_their_own() -> None:
     assert (case.pages_each, rows.num_pages, rows.batch.num_rows) == (3, 12, 12)
     assert sorted(torch.cat(rows.batch.tables).tolist()) == list(range(12))
     assert rows.batch.positions_N.tolist() == [30, 31, 32] * 4
+
+
+@needs_library
+def test_whole_layers_are_timed_beside_their_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page has a gain for each case of both precisions; and a layer that leaves its rows as they are is noticed."""
+    monkeypatch.setattr(layers, "MODELS", (None,))  # the embedded one
+    layers.main(["--pairs", "1", "--folder", str(tmp_path)])
+    page = (tmp_path / "layers.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith(("| one token", "| 4 ×", "| a prompt"))]
+    assert len(rows) == 4
+    assert all(row.count(" = ") == 2 for row in rows)
+    engine = build_engine(EngineSettings(max_model_len=1024))
+    steps = layers.Steps(engine)
+    assert engine.stage.layers is not None
+    engine.stage.layers.run = lambda number, x_NE, course: None  # type: ignore[method-assign]
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="differ"):
+        steps.check(Case(1, 20))
+    engine.pool.close()

@@ -79,8 +79,8 @@ def bench_of(kind: type[Panels], dtype: torch.dtype, library: Library, shape: De
     matrices = Matrices(tuple(made), panels(model.head))
     bench.stage = LanguageStage(model, bench.pool, Tiling(FAST, 0.010), bench.sampler, matrices)
     bench.stage.operators = NativeOperators(shape, bench.pool, library)
-    bench.stage._layers = whole_layers(model, matrices, bench.stage.operators)
-    assert bench.stage._layers is not None
+    bench.stage.layers = whole_layers(model, matrices, bench.stage.operators)
+    assert bench.stage.layers is not None
     return bench
 
 
@@ -129,12 +129,12 @@ def test_a_whole_layer_is_its_operators_one_by_one(
         return
     with torch.inference_mode():
         bench = bench_of(kind, dtype, library, shape)
-        whole, results = bench.stage._layers, []
+        whole, results = bench.stage.layers, []
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads)
         try:
             for layers in (whole, None):
-                bench.stage._layers = layers
+                bench.stage.layers = layers
                 bench.pool.blocks_PL2KSD.zero_()
                 bench.sampler.logits.clear()
                 asked = list(prompts(bench, sizes, seed))

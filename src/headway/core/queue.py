@@ -10,14 +10,14 @@ Knows prices, deadlines and tenants. What a start needs besides (pages, places) 
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush, merge
+from heapq import heapify, heappop, heappush
 from itertools import tee
 from typing import NamedTuple
 
 from headway.core.candidates import prefill_s, ticket_candidate
 from headway.core.cost import CostModel
 from headway.core.policy import STARVED_SHARE, Candidate, Order, Tier, late_at, standing, starves_at
-from headway.core.rows import NEVER, Key, Row, Shifted
+from headway.core.rows import NEVER, Key, Row, Shifted, merged
 from headway.core.tenants import Tenants
 from headway.core.ticket import Ticket
 
@@ -152,12 +152,8 @@ class Queue:
     def _in_order(self, now: float, *, starved: bool) -> Iterator[Candidate]:
         debts = self._debts_s()
         for tier in Tier if starved else (Tier.ON_TIME, Tier.BEST_EFFORT):
-            rows = self._rows_of(tier, debts, now)
-            if len(rows) == 1:
-                yield from (self._of(number, rows[0].debt_s, now) for *_, number in rows[0].row.keys)
-            else:
-                for *_, number, debt_s in merge(*(row.in_order(now) for row in rows)):
-                    yield self._of(number, debt_s, now)
+            for number, debt_s in merged(self._rows_of(tier, debts, now), now):
+                yield self._of(number, debt_s, now)
 
     def before(self, ticket: Ticket, now: float) -> tuple[int, float]:
         """How many would start before this ticket, were it in the queue, and the predicted seconds of that."""

@@ -4,7 +4,8 @@ A row is never looked through: where somebody stands in it, and what goes before
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heapreplace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -65,12 +66,6 @@ class Shifted(NamedTuple):
             return key
         return priority, (due if self.is_starved else max(due, now)) + self.debt_s, number
 
-    def in_order(self, now: float) -> Iterator[tuple[float, float, int, float]]:
-        """Priority, due, number, debt of each."""
-        debt_s, least = self.debt_s, NEVER * -1 if self.is_starved else now
-        for priority, due, number in self.row.keys:
-            yield priority, (max(due, least) + debt_s if debt_s else due), number, debt_s
-
     def num_before(self, key: Key, now: float) -> int:
         """How many stand before somebody with this key in the order of all."""
         priority, due, number = key
@@ -96,3 +91,17 @@ class Shifted(NamedTuple):
         if not num or not comes_later(num - 1):
             return num
         return bisect_left(range(num), True, key=comes_later)
+
+
+def merged(rows: Iterable[Shifted], now: float) -> Iterator[tuple[int, float]]:
+    """All that stand in these rows, in order: ticket number and debt."""
+    heads = [(shifted.of(shifted.row.keys[0], now), 0, shifted) for shifted in rows]
+    heapify(heads)
+    while heads:
+        key, place, shifted = heads[0]
+        yield key[2], shifted.debt_s
+        keys, place = shifted.row.keys, place + 1
+        if place < len(keys):
+            heapreplace(heads, (shifted.of(keys[place], now), place, shifted))
+        else:
+            heappop(heads)

@@ -46,7 +46,7 @@ class LanguageStage:
         self.sampler = sampler
         self.pooler = Pooler()
         self.operators = operators_for(model, pool)
-        self._layers = whole_layers(model, self.matrices, self.operators)
+        self.layers = whole_layers(model, self.matrices, self.operators)
         self.launch_ahead = LAUNCH_AHEAD
         self._fence = LaunchAhead(model.device)
         self._recordings: list[Recording] = []  # the smallest first
@@ -140,7 +140,7 @@ class LanguageStage:
 
     @property
     def _cutting(self) -> Cutting:
-        return Cutting(self.model, self.matrices, self.tiling, self.operators, self._layers)
+        return Cutting(self.model, self.matrices, self.tiling, self.operators, self.layers)
 
     def _without(self, step: Step, leaving: frozenset[str]) -> Step:
         """The same step after some members have left; their pages are not touched any more."""
@@ -162,8 +162,8 @@ class LanguageStage:
         config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
         matrices = self.matrices.layers[number]
         if step.course is not None:
-            assert self._layers is not None
-            self._layers.run(number, x_NE, step.course)
+            assert self.layers is not None
+            self.layers.run(number, x_NE, step.course)
             yield step.tile("layer", Boundary.LAYER)
             return
 
