@@ -74,7 +74,7 @@ check: $(VENV)/.installed-dev
 
 test-native: $(VENV)/.installed-dev
 	@$(BIN)/python hatch_build.py runs/native -g -O1 -fsanitize=address,undefined -fno-sanitize-recover
-	@HEADWAY_NATIVE_FOLDER=$(CURDIR)/runs/native ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest tests/cpu/test_native.py tests/cpu/test_panels.py $(TEST_ARGS)
+	@HEADWAY_NATIVE_FOLDER=$(CURDIR)/runs/native ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so) $$(g++ -print-file-name=libstdc++.so)" $(BIN)/python -m pytest tests/cpu/test_native.py tests/cpu/test_panels.py tests/cpu/test_layers.py $(TEST_ARGS)
 
 test-arm: $(VENV)/.installed-dev
 	@tests/arm/run.sh $(TEST_ARGS)
@@ -92,7 +92,7 @@ bench-peers: $(VENV)/.installed-dev
 	@$(BIN)/python -m headway.bench.peers $(BENCH_ARGS)
 
 results: $(VENV)/.installed-dev
-	@for result in exactness overhead storm answers tiles kernels linear quantization start contention multiplex multiplex_simulated door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
+	@for result in exactness overhead storm answers tiles kernels linear layers quantization start contention multiplex multiplex_simulated door decisions prediction packing blocking goodput goodput_simulated goodput_more; do $(BIN)/python -m headway.bench.$$result || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(BROWSER_VENV) $(CLIENTS_VENV)

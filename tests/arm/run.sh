@@ -40,4 +40,4 @@ test_as() {  # a processor with these features, as Linux names them
 }
 test_as "asimd" tests/cpu/test_panels.py "$@"  # with all that it can run
 test_as "asimd asimddp" tests/cpu/test_panels.py "$@"
-test_as "asimd asimddp bf16" tests/cpu/test_panels.py tests/cpu/test_native.py "$@"
+test_as "asimd asimddp bf16" tests/cpu/test_panels.py tests/cpu/test_native.py tests/cpu/test_layers.py "$@"

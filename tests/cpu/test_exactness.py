@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from headway.bench.exactness import (
+    SERVED,
     SLOW,
+    SMALL,
     USUAL,
     isolated,
     packed_as_alone,
@@ -12,6 +14,8 @@ from headway.bench.exactness import (
     suspended_anywhere,
 )
 from headway.models import weights
+from headway.models.config import parse_config
+from headway.stages.panels import panels_for
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -31,6 +35,19 @@ def test_suspended_after_every_single_tile(model):
 def test_suspended_at_random_tiles_of_a_long_prompt(model):
     done = suspended_anywhere(model, SLOW, num_tokens=400, stops=6, follow=4, seed=1)
     assert done.num_differences == 0
+
+
+@pytest.mark.parametrize("served", SERVED)
+@pytest.mark.parametrize("rates", [SLOW, USUAL], ids=["cut", "whole layers"])
+@torch.inference_mode()
+def test_suspended_anywhere_as_it_is_served(served, rates):
+    """Packed matrices, operators cut into tiles, and layers that are one."""
+    if panels_for(torch.bfloat16, torch.device("cpu"), integers=served == "int8") is None:
+        pytest.skip("matrices are another's here")
+    model = weights.random_decoder(parse_config(SMALL | {"hidden_size": 128}), 0, torch.bfloat16)
+    done = suspended_anywhere(model, rates, num_tokens=90, stops=None, follow=4, served=served)
+    assert done.num_differences == 0
+    assert (done.num_tiles < 10) == (rates is USUAL)
 
 
 @torch.inference_mode()

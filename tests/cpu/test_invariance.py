@@ -14,7 +14,6 @@ from headway.core.request import Request, Sampling
 from headway.core.work import Segment
 from headway.models.config import DecoderConfig, parse_config
 from headway.models.weights import random_decoder
-from headway.stages.matrices import packed
 from headway.stages.panels import panels_for
 from headway.stages.tiling import Rates, Tiling
 
@@ -44,11 +43,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     dtype = torch.bfloat16 if integers else getattr(torch, request.param)
     if panels_for(dtype, torch.device("cpu"), integers=integers) is None:
         pytest.skip("linear operators are another's here, who promises nothing")
-    model = random_decoder(config(), 0, dtype)
-    made = Bench(model, USUAL, num_pages=400)
-    light, matrices = packed(model, integers=integers)
-    made.stage = type(made.stage)(light, made.pool, Tiling(USUAL, 0.010), made.sampler, matrices)
-    return made
+    return Bench(random_decoder(config(), 0, dtype), USUAL, 400, served="int8" if integers else "none")
 
 
 @settings(max_examples=25)

@@ -12,7 +12,8 @@ One stage, one pool, three comparisons, bit for bit:
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from itertools import product
+from typing import Literal, NamedTuple
 
 import torch
 from rich.progress import track
@@ -26,9 +27,13 @@ from headway.models import presets, weights
 from headway.models.config import DecoderConfig, parse_config
 from headway.models.decoder import Decoder
 from headway.stages.language import LanguageStage
+from headway.stages.matrices import packed
+from headway.stages.panels import panels_for
 from headway.stages.sample import MakeMatcher, Sampler, no_matcher
 from headway.stages.tiling import Rates, Tiling
 
+Quantization = Literal["none", "int8"]
+SERVED: tuple[Quantization, ...] = ("none", "int8")
 SMALL = {
     "architectures": ["Qwen2ForCausalLM"],
     "vocab_size": 331,
@@ -72,12 +77,14 @@ class RecordingSampler(Sampler):
 
 @dataclass
 class Bench:
-    """A stage of its own, with pages handed out by hand."""
+    """A stage of its own, with pages handed out by hand. As `served` its matrices are packed, which takes the model's
+    own away; else they are as they are."""
 
     model: Decoder
     rates: Rates
     num_pages: int = 256
     page_tokens: int = 16
+    served: Quantization | None = None
     stage: LanguageStage = field(init=False)
     pool: KVPool = field(init=False)
     sampler: RecordingSampler = field(init=False)
@@ -88,7 +95,10 @@ class Bench:
         shape = PoolShape(self.num_pages, c.num_layers, self.page_tokens, c.num_kv_heads, c.head_size, self.model.dtype)
         self.pool = KVPool(shape, self.model.device)
         self.sampler = RecordingSampler(c.vocab_size)
-        self.stage = LanguageStage(self.model, self.pool, Tiling(self.rates, 0.010), self.sampler)
+        model, matrices = self.model, None
+        if self.served is not None:
+            model, matrices = packed(model, integers=self.served == "int8")
+        self.stage = LanguageStage(model, self.pool, Tiling(self.rates, 0.010), self.sampler, matrices)
 
     def prompt(self, name: str, tokens: Sequence[int], pages: Sequence[int], max_tokens: int = 1) -> Segment:
         """A whole prompt as one segment; its request is open from here on."""
@@ -126,12 +136,18 @@ class Suspended(NamedTuple):
 
 
 def suspended_anywhere(
-    model: Decoder, rates: Rates, num_tokens: int, stops: int | None, follow: int, seed: int = 0
+    model: Decoder,
+    rates: Rates,
+    num_tokens: int,
+    stops: int | None,
+    follow: int,
+    seed: int = 0,
+    served: Quantization | None = None,
 ) -> Suspended:
     """Stop a prompt's step after each tile in turn (or at `stops` random ones), run others, resume, compare."""
     rng = random.Random(seed)
     vocabulary = model.config.vocab_size
-    bench = Bench(model, rates)
+    bench = Bench(model, rates, served=served)
     num_pages = -(-(num_tokens + follow) // bench.page_tokens)
     own, other, third = (range(start, start + num_pages) for start in (0, num_pages, 2 * num_pages))
     tokens = [rng.randrange(vocabulary) for _ in range(num_tokens)]
@@ -238,6 +254,13 @@ def main() -> None:
             done = suspended_anywhere(large, USUAL, 400, 24, 8)
             name = f"smollm2-135m shape, {str(dtype).removeprefix('torch.')}"
             rows.append([name, "at random tiles", done.num_tiles, done.num_stops, done.num_differences])
+        cpu = torch.device("cpu")
+        there = [served for served in SERVED if panels_for(torch.bfloat16, cpu, integers=served == "int8")]
+        for served, num_tokens in product(there, (400, 100)):
+            large = weights.random_decoder(large_config, 0, torch.bfloat16)
+            done = suspended_anywhere(large, USUAL, num_tokens, 24, 8, served=served)
+            name = f"the same as served, {'bfloat16' if served == 'none' else served}, {num_tokens} tokens"
+            rows.append([name, "at random tiles", done.num_tiles, done.num_stops, done.num_differences])
         suspension = report.table(["model", "suspended", "tiles in the step", "stops", "runs that differ"], rows)
 
         rows = []
@@ -261,7 +284,8 @@ def main() -> None:
         "exactness",
         "Exactness: suspending, packing and sharing change nothing",
         report.command("python -m headway.bench.exactness", None),
-        f"Between stop and resumption, two other prompts are prefilled and decoded on the same device. Compared bit "
+        f"As served: matrices packed, and of few tokens whole layers in one call; else torch's matrices. Between stop "
+        f"and resumption, two other prompts are prefilled and decoded on the same device. Compared bit "
         f"for bit: logits, all keys and values, and the greedy text that follows.\n\n{suspension}\n\n{packing}",
     )
 

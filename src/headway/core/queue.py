@@ -40,17 +40,6 @@ class _Place(NamedTuple):
         return NEVER if deadline is None or self.tier is not Tier.ON_TIME else deadline - self.candidate.remaining_s
 
 
-class _Part(NamedTuple):
-    """The first so many of a row."""
-
-    row: Shifted
-    num: int
-
-    @property
-    def seconds(self) -> float:
-        return self.row.row.begun_s[self.num]
-
-
 class Queue:
     """Everybody who waits for a first, or another, step of prefill."""
 
@@ -161,48 +150,57 @@ class Queue:
         tenant = ticket.request.tenant
         debts = self._debts_s(tenant)
         place = self._place(ticket, now)
-        debt_s = debts.get(tenant, 0.0)
         own_tier = place.tier
         if own_tier is Tier.STARVED and self._starved_yield(now):
             own_tier = Tier.BEST_EFFORT
-        own = Shifted(tenant, Row(), debt_s, own_tier is Tier.STARVED)
-        key = priority, due, _ = own.of(place.key, now)
+        key = Shifted(tenant, Row(), debts.get(tenant, 0.0), own_tier is Tier.STARVED).of(place.key, now)
         first = [row for tier in Tier if tier < own_tier for row in self._rows_of(tier, debts, now)]
         rows = self._rows_of(own_tier, debts, now)
-        found = [_Part(row, row.num) for row in first]
         if not debts or own_tier is Tier.STARVED:
-            found += [_Part(row, row.num_before(key, now)) for row in rows]
+            num, seconds = 0, 0.0
+            for row in rows:
+                num_before = row.num_before(key, now)
+                num, seconds = num + num_before, seconds + row.first_s(num_before)
         else:
-            served_s: dict[str, float] = defaultdict(float)
-            for row in first:
-                served_s[row.tenant] += row.all_s
-            mine = [_Part(row, row.num_before(key, now)) for row in rows if row.tenant == tenant]
-            own_s = served_s[tenant] + sum([part.seconds for part in mine])
-            if own_s:  # what is served of its own tenant makes it later, too
-                key = priority, max(due, now) + own_s, place.ticket.number
-            found += mine
-            for row in reversed(rows):  # who was starved, and yields, comes before the others of its tenant
-                if row.tenant != tenant:
-                    part = _Part(row, row.num_before_in_turn(key, now, served_s[row.tenant]))
-                    served_s[row.tenant] += part.seconds
-                    found.append(part)
+            num, seconds = self._before_in_turn(tenant, key, first, rows, now)
         if own_tier is Tier.ON_TIME and self._rows[Tier.STARVED]:
-            return self._with_starved(found, debts, now)
-        return sum([part.num for part in found]), sum([part.seconds for part in found])
+            return self._with_starved(num, seconds, debts, now)
+        return num + sum([row.num for row in first]), seconds + sum([row.all_s for row in first])
 
-    def _with_starved(self, found: Sequence[_Part], debts: Mapping[str, float], now: float) -> tuple[int, float]:
-        """Before somebody who can be in time: of the starved, who are the first of what was `found` if it is their
-        turn, one at once, and then their share of the time that the others take."""
+    def _before_in_turn(
+        self, tenant: str, key: Key, first: Iterable[Shifted], rows: Sequence[Shifted], now: float
+    ) -> tuple[int, float]:
+        """Of these rows, which share the device, those before somebody of this tenant, when `first` are served."""
+        priority, due, number = key
+        served_s: dict[str, float] = defaultdict(float)
+        for row in first:
+            served_s[row.tenant] += row.all_s
+        num, seconds, own_s = 0, 0.0, served_s[tenant]
+        for row in rows:
+            if row.tenant == tenant:
+                num_before = row.num_before(key, now)
+                num, seconds = num + num_before, seconds + row.first_s(num_before)
+        if own_s := own_s + seconds:  # what is served of its own tenant makes it later, too
+            key = priority, max(due, now) + own_s, number
+        for row in reversed(rows):  # who was starved, and yields, comes before the others of its tenant
+            if row.tenant != tenant:
+                num_before = row.num_before_in_turn(key, now, served_s[row.tenant])
+                before_s = row.first_s(num_before)
+                served_s[row.tenant] += before_s
+                num, seconds = num + num_before, seconds + before_s
+        return num, seconds
+
+    def _with_starved(self, num: int, seconds: float, debts: Mapping[str, float], now: float) -> tuple[int, float]:
+        """Before somebody who can be in time, behind so many others who can: of the starved, if it is their turn, one
+        at once, and then their share of the time that the others take."""
         starved = self._starved(debts)
-        rest = found if self._starved_yield(now) else found[len(starved) :]
-        rest_s = sum([part.seconds for part in rest])
         at_once_s = 0.0
         if starved and not self._starved_yield(now):
             at_once_s = min(starved, key=lambda shifted: shifted.of(shifted.row.keys[0], now)).row.amortized_s[0]
         all_s, num_starved = sum([row.all_s for row in starved]), sum([row.num for row in starved])
-        starved_s = min(all_s, at_once_s + rest_s * STARVED_SHARE / (1 - STARVED_SHARE))
+        starved_s = min(all_s, at_once_s + seconds * STARVED_SHARE / (1 - STARVED_SHARE))
         share = starved_s / all_s if starved_s else 0.0
-        return sum([part.num for part in rest]) + round(share * num_starved), rest_s + starved_s
+        return num + round(share * num_starved), seconds + starved_s
 
     def _starved_yield(self, now: float) -> bool:
         return now < self._others_until
@@ -309,8 +307,7 @@ class Queue:
         return self.cost.fit.token_s * self.cost.correction
 
     def _debts_s(self, newcomer: str | None = None) -> dict[str, float]:
-        token_s = self._served_token_s
-        return {tenant: tokens * token_s for tenant, tokens in self.tenants.debts(newcomer).items()}
+        return self.tenants.debts(newcomer, self._served_token_s)
 
     def _put(self, ticket: Ticket, now: float) -> None:
         """Price it, and let it stand where that puts it."""

@@ -59,6 +59,10 @@ class Shifted(NamedTuple):
         """What all of them take."""
         return self.row.begun_s[-1]
 
+    def first_s(self, num: int) -> float:
+        """What the first so many take."""
+        return self.row.begun_s[num]
+
     def of(self, key: Key, now: float) -> Key:
         """Where somebody with this key stands who belongs to this row, or would."""
         priority, due, number = key
@@ -78,7 +82,10 @@ class Shifted(NamedTuple):
     def num_before_in_turn(self, key: Key, now: float, served_s: float) -> int:
         """The same of another tenant, whose debt grows with each that is served: it makes the next one due later.
         `served_s`: so much of it goes before these."""
-        num, keys, begun_s = self.num_before(key, now), self.row.keys, self.row.begun_s
+        num = self.num_before(key, now)
+        if not num:
+            return 0
+        keys, begun_s = self.row.keys, self.row.begun_s
         priority, due, _ = key
         since_s = self.debt_s + served_s
 
@@ -88,9 +95,7 @@ class Shifted(NamedTuple):
             later = max(other_due, now) + since_s + after_s > due
             return later and other_priority == priority and served_s + after_s > 0
 
-        if not num or not comes_later(num - 1):
-            return num
-        return bisect_left(range(num), True, key=comes_later)
+        return bisect_left(range(num), True, key=comes_later) if comes_later(num - 1) else num
 
 
 def merged(rows: Iterable[Shifted], now: float) -> Iterator[tuple[int, float]]:
