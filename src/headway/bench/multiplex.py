@@ -114,8 +114,8 @@ def load_section(field: Field, found: Mapping[str, Contender], predicted: Mappin
     asked = field.load.source.partition(";")[0]  # the rate is each run's own
     changes = [run.num_repartitions for run in found[AUTO].runs[: len(rates)]]
     return (
-        f"#### {field.load.name}\n\n{asked}, Poisson arrivals. Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a "
-        f"lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
+        f"#### {field.load.name}\n\n{len(field.load.requests)} requests a run: {asked}, Poisson arrivals. Targets: TTFT "
+        f"{1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
         f"{', '.join(f'{rate:.2f}' for rate in rates)} requests/s. On prices: on the virtual clock, with "
         f"prices and shares as measured at the engine's start.\n\n{table}\n\n{AUTO} divided the "
         f"device anew in {sum(map(bool, changes))} of its {len(changes)} runs, {sum(changes)} times in all: where it "
@@ -158,10 +158,11 @@ def section(settings: EngineSettings, options: argparse.Namespace) -> Iterator[s
     kept: dict[str, Mapping[str, Kept]] = {}
     predicted: dict[str, Mapping[str, Kept]] = {}
     for number, name in enumerate(options.loads, 1):
-        tries = Tries()
-        field = field_of(engine, name, options.num_requests, tries)
+        tries, plain = Tries(), [way for way in compared(engine.scheduler.settings) if "shortest" not in way]
+        predicted[name] = on_prices(engine, name, plain)
+        num_requests = max(options.num_requests, round(options.seconds * predicted[name][MIXED].rate))
+        field = field_of(engine, name, num_requests, tries)
         say(f"[bold]{name}[/]: {field.load.source}", highlight=False)
-        predicted[name] = on_prices(engine, name, [way for way in field.settings if "shortest" not in way])
         ways = [way for way in field.settings if "shortest" not in way or name in options.ablation]
         chunks = sorted((way for way in ways if way.startswith("chunk")), key=lambda way: predicted[name][way].rate)
         ways = [way for way in ways if way not in chunks[:-MOST_CHUNKS]]
@@ -192,7 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steady", nargs="*", choices=LOADS, default=["balanced"], help="loads under which it is watched for long"
     )
-    parser.add_argument("--num-requests", type=int, default=60, help="of a run")
+    parser.add_argument("--num-requests", type=int, default=60, help="of a run, at least")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="so long they come, at least, at the rate that prices promise"
+    )
     parser.add_argument(
         "--rates",
         nargs="+",
@@ -214,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             enable_prefix_caching=False,
         )
         for sections[kernels] in section(settings, options):
-            body = f"{options.model}, {options.num_requests} requests a run.\n\n" + "\n\n".join(sections.values())
+            body = f"{options.model}.\n\n" + "\n\n".join(sections.values())
             command = report.command(COMMAND, arguments)
             report.write("multiplex", "Prompts and tokens on one device", command, body, options.folder)
 
