@@ -5,6 +5,19 @@
 
 namespace {
 
+// By its root mean square. `from` and `to` may be the same.
+template <class T>
+inline void norm_row(const T* from, const T* weight, T* to, int64_t size, float eps) {
+    Vec squares[4] = {};
+    for (int64_t j = 0; j < size; j += W) {
+        const Vec each = load(from + j);
+        squares[j / W % 4] += each * each;
+    }
+    const float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(size);
+    const Vec factor = all(1.0f / std::sqrt(mean + eps));
+    for (int64_t j = 0; j < size; j += W) store(to + j, load(from + j) * factor * load(weight + j));
+}
+
 // Rotary embedding, and the way of keys and values to their pages
 
 struct Heads {
@@ -22,19 +35,6 @@ __attribute__((optimize("fp-contract=off"))) void rotate(const T* from, T* to, c
         store(to + j, (ac - bs) * all(scale));
         store(to + half + j, (bc + as) * all(scale));
     }
-}
-
-// Root mean square. x and y may be the same.
-template <class T>
-inline void norm_row(const T* from, const T* weight, T* to, int64_t size, float eps) {
-    Vec squares[4] = {};
-    for (int64_t j = 0; j < size; j += W) {
-        const Vec each = load(from + j);
-        squares[j / W % 4] += each * each;
-    }
-    const float mean = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / static_cast<float>(size);
-    const Vec factor = all(1.0f / std::sqrt(mean + eps));
-    for (int64_t j = 0; j < size; j += W) store(to + j, load(from + j) * factor * load(weight + j));
 }
 
 // Norms of each head of queries and keys, where a model has them; else null.

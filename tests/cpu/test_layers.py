@@ -175,7 +175,7 @@ def test_who_leaves_a_step_of_whole_layers_leaves_it_at_the_next_one() -> None:
         bench = bench_of(Panels, torch.float32, FOUND[0], config())
         stays, leaves = prompts(bench, [30, 20], 2)
         work = bench.work(stays, leaves)
-        left = []
+        left: list[str] = []
         for tile in bench.stage.run(work):
             if tile.operator == "layer" and not left:
                 bench.stage.drop(work.id, leaves.request_id)

@@ -5,6 +5,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from story import Story
+
 from headway.core import event as ev
 from headway.core.request import SLO, Constraint, Request, Sampling
 from headway.grammar.limits import ConstraintError
@@ -45,7 +47,7 @@ def test_others_go_past_and_what_concerns_the_waiting_waits_with_it() -> None:
     """Everything arrives once and in order; a constraint that cannot be built does as well, to be told of later."""
     letters: list[ev.Event] = []
     compiler = Slow()
-    vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
+    vestibule = Vestibule(compiler, letters.append, 10)  # type: ignore[arg-type]
     slow, broken, plain = request("slow", "a*"), request("broken", "("), request("plain")
     odd = request("odd", "?")
     vestibule.put(ev.Arrived(slow))
@@ -67,7 +69,7 @@ def test_nothing_is_built_for_whoever_is_gone_or_late() -> None:
     """Both only have to end; the driver must not build in the thread's stead."""
     letters: list[ev.Event] = []
     compiler = Slow()
-    vestibule = Vestibule(compiler, letters.append)  # type: ignore[arg-type]
+    vestibule = Vestibule(compiler, letters.append, 10)  # type: ignore[arg-type]
     first, gone = request("first", "a*"), request("gone", "b*")
     late = replace(request("late", "c*"), arrival=time.monotonic() - 2.0, slo=SLO(total_s=1.0))
     vestibule.put(ev.Arrived(first))
@@ -78,3 +80,26 @@ def test_nothing_is_built_for_whoever_is_gone_or_late() -> None:
     plain = [ev.Arrived(replace(one, sampling=Sampling())) for one in (gone, late)]
     assert soon(letters, 4) == [ev.Arrived(first), plain[0], ev.Cancelled("gone"), plain[1]]
     assert compiler.built == [first.sampling.constraint]
+
+
+def test_whoever_finds_too_many_waiting_is_refused() -> None:
+    """One waits, and no more may: the next goes past it to the scheduler, which has an empty queue, counts the one in
+    front, and refuses it before anything is built for it; who needs no building, or comes later, is let in."""
+    letters: list[ev.Event] = []
+    compiler = Slow()
+    vestibule = Vestibule(compiler, letters.append, 1)  # type: ignore[arg-type]
+    first, second, plain = request("first", "a*"), request("second", "b*"), request("plain")
+    vestibule.put(ev.Arrived(first))
+    assert compiler.begun.wait(20)
+    vestibule.put(ev.Arrived(second))
+    vestibule.put(ev.Arrived(plain))
+    assert letters == [ev.Arrived(second, num_in_front=1), ev.Arrived(plain)]
+    compiler.gate.set()
+    assert soon(letters, 3)[2:] == [ev.Arrived(first)]
+    assert compiler.built == [first.sampling.constraint]
+    story = Story(max_num_queued=1)
+    (refused,) = story.scheduler.handle(letters[0], story.now)
+    assert isinstance(refused, ev.End)
+    assert (refused.record.reason, refused.record.message[:24]) == ("queue_full", "1 requests wait already:")
+    (admitted,) = story.scheduler.handle(letters[1], story.now)
+    assert isinstance(admitted, ev.Admit)

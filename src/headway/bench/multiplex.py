@@ -114,8 +114,9 @@ def load_section(field: Field, found: Mapping[str, Contender], predicted: Mappin
     asked = field.load.source.partition(";")[0]  # the rate is each run's own
     changes = [run.num_repartitions for run in found[AUTO].runs[: len(rates)]]
     return (
-        f"#### {field.load.name}\n\n{len(field.load.requests)} requests a run: {asked}, Poisson arrivals. Targets: TTFT "
-        f"{1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a lone p90 prompt), TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
+        f"#### {field.load.name}\n\n{len(field.load.requests)} requests a run: {asked}, Poisson arrivals. "
+        f"Targets: TTFT {1e3 * slo.ttft_s:.0f} ms ({K_TTFT:g} × a lone p90 prompt), "
+        f"TPOT {1e3 * slo.tpot_s:.0f} ms ({K_TPOT:g} × a lone answer). All were run at "
         f"{', '.join(f'{rate:.2f}' for rate in rates)} requests/s. On prices: on the virtual clock, with "
         f"prices and shares as measured at the engine's start.\n\n{table}\n\n{AUTO} divided the "
         f"device anew in {sum(map(bool, changes))} of its {len(changes)} runs, {sum(changes)} times in all: where it "

@@ -10,7 +10,10 @@ from headway.core.work import Commit, Outcome
 
 
 class Arrived(NamedTuple):
+    """`num_in_front`: so many others wait for what their answers must follow, and will arrive."""
+
     request: Request
+    num_in_front: int = 0
 
 
 class StepDone(NamedTuple):

@@ -155,7 +155,9 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     driver = engine.driver(MonotonicClock(), letters, mouth.tell)
     mouth.spans = driver.spans
     mouth.open(lambda: driver.num_tiles)
-    put = letters.put if engine.compiler is None else Vestibule(engine.compiler, letters.put).put
+    put = letters.put
+    if engine.compiler is not None:
+        put = Vestibule(engine.compiler, letters.put, engine.settings.max_num_queued_reqs).put
     threading.Thread(target=read_messages, args=(connection, put), name="reader", daemon=True).start()
     mouth.say(wire.Ready(engine.facts))
     collector.calm()

@@ -1,7 +1,8 @@
 """Where a request under a constraint waits until what its answer must follow is built, in a thread of its own.
 
 The driver never builds: when such a request arrives in its mailbox, the compiler has it ready. What comes for a request
-that waits, waits with it, and so does the word to drain: a request that was sent before it is not forgotten.
+that waits, waits with it, and so does the word to drain: a request that was sent before it is not forgotten. No more
+wait than may wait in the scheduler's queue, which refuses the others.
 """
 
 import queue
@@ -17,11 +18,12 @@ from headway.grammar.matcher import Compiler
 
 
 class Vestibule:
-    """In front of a mailbox."""
+    """In front of a mailbox. `most` may wait."""
 
-    def __init__(self, compiler: Compiler, put: Callable[[ev.Event], None]) -> None:
+    def __init__(self, compiler: Compiler, put: Callable[[ev.Event], None], most: int) -> None:
         self._compiler = compiler
         self._put = put
+        self._most = most
         self._waiting: dict[str, list[ev.Event]] = {}  # by request, in order
         self._last: list[ev.Event] = []  # after all that wait
         self._lock = threading.Lock()
@@ -32,7 +34,12 @@ class Vestibule:
         """Into the mailbox, at once or when it is time."""
         with self._lock:
             match event:
-                case ev.Arrived(request) if request.sampling.constraint is not None:
+                case ev.Arrived(request) if request.sampling.constraint is None:
+                    self._put(event)
+                case ev.Arrived() if len(self._waiting) >= self._most:
+                    self._put(event._replace(num_in_front=len(self._waiting)))
+                case ev.Arrived(request):
+                    assert request.sampling.constraint is not None
                     self._waiting[request.id] = [event]
                     self._to_build.put((request.id, request.sampling.constraint))
                 case ev.Cancelled(request_id) | ev.Stopped(request_id) if request_id in self._waiting:

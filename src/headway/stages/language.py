@@ -159,13 +159,13 @@ class LanguageStage:
     # One layer
 
     def _layer(self, step: Step, number: int, layer: Layer) -> Iterator[Tile]:
-        config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
-        matrices = self.matrices.layers[number]
         if step.course is not None:
             assert self.layers is not None
-            self.layers.run(number, x_NE, step.course)
+            self.layers.run(number, step.x_NE, step.course)
             yield step.tile("layer", Boundary.LAYER)
             return
+        config, operators, x_NE, n = self.model.config, self.operators, step.x_NE, step.batch.num_rows
+        matrices = self.matrices.layers[number]
 
         qkv_N = x_NE.new_empty(n, config.q_size + 2 * config.kv_size)
         for rows in step.qkv.rows:
