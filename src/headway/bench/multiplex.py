@@ -29,6 +29,10 @@ from headway.config import EngineSettings
 from headway.placement.engine import Engine, build_engine
 
 COMMAND = "python -m headway.bench.multiplex"
+PAGES = {  # of each kind of kernels: name and title
+    "bf16": ("multiplex", "Prompts and tokens on one device"),
+    "int8": ("multiplex-int8", "Prompts and tokens on one device, in eight bits"),
+}
 FIRST_TRIES = 5  # runs of one way, to find where to compare all
 RATES = (0.62, 0.75, 0.9, 1.05, 1.25)  # times what it keeps: all are run at each
 STEADY_S, STEADY_PART = 150.0, 0.8  # how long the one setting is watched under one load, at which part of its goodput
@@ -209,7 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--folder", type=Path, default=report.RESULTS)
     options = parser.parse_args(arguments)
-    sections: dict[str, str] = {}
     for kernels in options.kernels:
         settings = EngineSettings(
             model=options.model,
@@ -218,10 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             max_model_len=options.max_model_len,
             enable_prefix_caching=False,
         )
-        for sections[kernels] in section(settings, options):
-            body = f"{options.model}.\n\n" + "\n\n".join(sections.values())
+        page, title = PAGES[kernels]
+        for text in section(settings, options):
             command = report.command(COMMAND, arguments)
-            report.write("multiplex", "Prompts and tokens on one device", command, body, options.folder)
+            report.write(page, title, command, f"{options.model}.\n\n{text}", options.folder)
 
 
 if __name__ == "__main__":
