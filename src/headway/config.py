@@ -77,7 +77,11 @@ class EngineSettings:
     refuse_unattainable: bool = setting(
         True, "scheduling", "refuse at once (429) what is predicted to miss its TTFT target; else serve it late"
     )
-    max_num_queued_reqs: int = setting(1024, "scheduling", "requests that may wait; more are refused")
+    max_num_queued_reqs: int = setting(
+        1024,
+        "scheduling",
+        "requests that may wait, and of constrained ones as many again while that is built; more are refused",
+    )
     max_num_parked: int = setting(8, "scheduling", "prefills that may be suspended at once")
     max_parked_s: float = setting(30.0, "scheduling", "a suspended prefill is resumed after this, come what may")
 

@@ -27,7 +27,6 @@ from headway.stages.step import MOST_ROWS_WHOLE
 from headway.stages.tiling import Rates, Tiling
 
 FAST = Rates(1e12, 1e12, 1e12, 1e12, 1e12, 1e12, 1e12)
-SLOW = Rates(1e8, 1e9, 1e7, 1e8, 1e6, 1e6, 1e6)
 VOCABULARY = 200
 FOUND = list(native.libraries())
 pytestmark = pytest.mark.skipif(not FOUND, reason="nothing is compiled here")
@@ -62,9 +61,20 @@ def bench_of(kind: type[Panels], dtype: torch.dtype, library: Library, shape: De
     """Of which the stage runs whole layers where it can."""
     model = random_decoder(shape, 0, dtype)
     heads = [torch.rand(shape.head_size).to(dtype) + 0.5 if shape.qk_norm else None for _ in range(2)]
-    bias = torch.randn(shape.q_size + 2 * shape.kv_size).to(dtype) if shape.qkv_bias else None
+
+    def biased(linear: Linear) -> Linear:
+        return Linear(linear.weight, torch.randn(len(linear.weight)).to(dtype) if shape.qkv_bias else None)
+
     layers = [
-        layer._replace(q_norm=heads[0], k_norm=heads[1], qkv=Linear(layer.qkv.weight, bias)) for layer in model.layers
+        layer._replace(
+            q_norm=heads[0],
+            k_norm=heads[1],
+            qkv=biased(layer.qkv),
+            o=biased(layer.o),
+            gate_up=biased(layer.gate_up),
+            down=biased(layer.down),
+        )
+        for layer in model.layers
     ]
     model = model._replace(layers=tuple(layers))
     bench = Bench(model, FAST, num_pages=100)
@@ -154,19 +164,80 @@ def test_a_whole_layer_is_its_operators_one_by_one(
     assert torch.equal(pool, their_pool)
 
 
-def test_a_layer_that_takes_longer_than_a_tile_is_cut() -> None:
-    """The same step on a slower device, and one of too many rows, go operator by operator; a layer that is whole ends
-    where a step may be suspended or left."""
+def test_a_whole_layer_ends_where_a_step_may_be_suspended_or_left() -> None:
     with torch.inference_mode():
         bench = bench_of(Panels, torch.float32, FOUND[0], config())
-        tiles = tiles_of(bench, list(prompts(bench, [40], 1)))
-        assert operators_in(tiles) == {"embedding", "layer", "head", "sample"}
-        assert [tile.boundary for tile in tiles if tile.operator == "layer"] == [Boundary.LAYER] * 3
+        tiles = tiles_of(bench, list(prompts(bench, [40, MOST_ROWS_WHOLE - 40], 1)))
+    assert operators_in(tiles) == {"embedding", "layer", "head", "sample"}
+    assert [tile.boundary for tile in tiles if tile.operator == "layer"] == [Boundary.LAYER] * 3
+
+
+SLOW_RATES = {  # one at a time; 40 rows of the small shape take more than 6 ms by each
+    "linear_flops": 2e9,
+    "linear_bytes": 1e8,
+    "attention_flops": 1e7,
+    "copy_bytes": 1e5,
+    "elements": 3e6,
+    "activations": 3e6,
+}
+
+
+@pytest.mark.parametrize("rate", SLOW_RATES)
+def test_a_layer_that_takes_longer_than_a_tile_is_cut(rate: str) -> None:
+    """Whatever it is that takes long: each part of it counts."""
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], config())
+        bench.stage.tiling = Tiling(replace(FAST, **{rate: SLOW_RATES[rate]}), 0.010)
+        assert "layer" not in operators_in(tiles_of(bench, list(prompts(bench, [40], 1))))
+        bench.stage.tiling = Tiling(replace(FAST, **{rate: 1000 * SLOW_RATES[rate]}), 0.010)
+        assert "layer" in operators_in(tiles_of(bench, list(prompts(bench, [40], 1))))
+
+
+def test_the_parts_of_a_layer_are_added_up() -> None:
+    """Attention in one tile of two thirds of what a tile is to take, and as much of small operators: each of the two
+    leaves a layer whole, both do not."""
+    shape, asked = config(), [Segment("r", (1,) * 40, 0, 0, (0, 1, 2), (39,))]
+    sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, 4)
+    tiles, seconds = Tiling(FAST, 0.010).priced_attention(asked, *sizes, gathers=False)
+    assert len(tiles) == 1
+    slow = replace(FAST, attention_flops=FAST.attention_flops * seconds / 0.004)
+    small = 40 * (shape.q_size + 2 * shape.kv_size + 2 * shape.hidden_size)
+    found = []
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], shape)
+        for rates in (slow, replace(FAST, elements=small / 0.004), replace(slow, elements=small / 0.004)):
+            bench.stage.tiling = Tiling(rates, 0.010)
+            found.append("layer" in operators_in(tiles_of(bench, list(prompts(bench, [40], 1)))))
+    assert found == [True, True, False]
+
+
+def test_one_row_too_many_and_layers_are_cut() -> None:
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], config())
         many = tiles_of(bench, list(prompts(bench, [MOST_ROWS_WHOLE, 1], 1)))
-        assert "layer" not in operators_in(many)
-        bench.stage.tiling = Tiling(SLOW, 0.010)
-        slow = tiles_of(bench, list(prompts(bench, [40], 1)))
-        assert {"qkv", "rope", "attention", "o", "gate_up", "activation", "down"} <= operators_in(slow)
+    assert {"qkv", "rope", "attention", "o", "gate_up", "activation", "down"} <= operators_in(many)
+
+
+def test_what_is_left_of_a_cut_step_may_go_on_in_whole_layers() -> None:
+    """Its progress is that of its layers, and the bits of who stays are those of a step without the one that leaves."""
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], config())
+        stays, leaves = prompts(bench, [30, MOST_ROWS_WHOLE], 2)
+        work = bench.work(stays, leaves)
+        tiles = []
+        for tile in bench.stage.run(work):
+            tiles.append(tile)
+            if tile.operator == "qkv" and len(tiles) < 4:
+                bench.stage.drop(work.id, leaves.request_id)
+        (first,) = (number for number, tile in enumerate(tiles) if tile.left)
+        assert tiles[0].operator == "embedding"
+        assert operators_in(tiles[first:]) == {"layer", "head", "sample"}
+        assert all(tile.number < tile.of for tile in tiles)
+        assert [tile.number for tile in tiles[first:]] == list(range(2, 2 + len(tiles) - first))
+        together = bench.sampler.logits.pop(stays.request_id)
+        tiles_of(bench, [stays])
+        alone = bench.sampler.logits.pop(stays.request_id)
+    assert torch.equal(together[0], alone[0])
 
 
 def test_who_leaves_a_step_of_whole_layers_leaves_it_at_the_next_one() -> None:

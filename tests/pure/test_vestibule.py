@@ -31,9 +31,9 @@ class Slow:
             raise RecursionError("nobody thought of this")
 
 
-def request(name: str, pattern: str | None = None) -> Request:
+def request(name: str, pattern: str | None = None, tenant: str = "") -> Request:
     constraint = None if pattern is None else Constraint("regex", pattern)
-    return Request(name, (1,), 5, 0.0, sampling=Sampling(constraint=constraint))
+    return Request(name, (1,), 5, 0.0, sampling=Sampling(constraint=constraint), tenant=tenant)
 
 
 def soon(letters: list[ev.Event], number: int) -> list[ev.Event]:
@@ -103,3 +103,27 @@ def test_whoever_finds_too_many_waiting_is_refused() -> None:
     assert (refused.record.reason, refused.record.message[:24]) == ("queue_full", "1 requests wait already:")
     (admitted,) = story.scheduler.handle(letters[1], story.now)
     assert isinstance(admitted, ev.Admit)
+
+
+def test_a_tenant_leaves_room_for_others() -> None:
+    """Of four places one tenant takes two; its next one is refused as over its share, another's waits, and a place is
+    free again as soon as somebody has left."""
+    letters: list[ev.Event] = []
+    compiler = Slow()
+    vestibule = Vestibule(compiler, letters.append, 4)  # type: ignore[arg-type]
+    many = [request(f"a{number}", "a*", "a") for number in range(4)]
+    vestibule.put(ev.Arrived(many[0]))
+    assert compiler.begun.wait(20)
+    for one in many[1:3]:
+        vestibule.put(ev.Arrived(one))
+    vestibule.put(ev.Arrived(request("b0", "a*", "b")))
+    assert letters == [ev.Arrived(many[2], 2, 2)]
+    (refused,) = Story(max_num_queued=4).scheduler.handle(letters[0], 0.0)
+    assert isinstance(refused, ev.End)
+    assert refused.record.reason == "tenant_over_share"
+    vestibule.put(ev.Cancelled("a1"))
+    vestibule.put(ev.Arrived(many[3]))
+    assert len(letters) == 1
+    compiler.gate.set()
+    ends = [ev.Arrived(many[0]), ev.Arrived(request("a1", None, "a")), ev.Cancelled("a1")]
+    assert soon(letters, 6)[1:4] == ends

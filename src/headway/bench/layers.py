@@ -29,7 +29,7 @@ CASES = (*(Case(num, 1, 512) for num in (1, 4, 8, 16)), Case(1, 32), Case(1, 128
 
 
 class Timed(NamedTuple):
-    """Seconds of a step, pair by pair, and the longest tile of one."""
+    """Seconds of a step, pair by pair."""
 
     whole_s: list[float]
     cut_s: list[float]
@@ -58,6 +58,7 @@ class Steps:
     def seconds(self, case: Case, *, whole: bool) -> float:
         self._num_works += 1
         self.stage.layers = self._layers if whole else None
+        self.sampler.logits.clear()
         work = Work(self._num_works, "language", self._open(case))
         begun = time.perf_counter()
         for _ in self.stage.run(work):
@@ -75,7 +76,6 @@ class Steps:
         """Raises RuntimeError if the two ways differ in a bit."""
         found = []
         for whole in (True, False):
-            self.sampler.logits.clear()
             self.seconds(case, whole=whole)
             found.append([row for rows in self.sampler.logits.values() for row in rows])
         if not all(torch.equal(*pair) for pair in zip(*found, strict=True)):

@@ -82,6 +82,7 @@ def measure(engine: Engine, case: Case, num_pairs: int, calm: Calm) -> Measured:
     """Cut and uncut steps of one case in turn, A B B A …"""
     cut = engine.stage
     uncut = LanguageStage(cut.model, cut.pool, Tiling(UNCUT, 1.0), cut.sampler, cut.matrices)
+    uncut.layers = None  # operators, whole: of few rows the other runs whole layers
     work = work_of(engine, case)
     for segment in work.segments:
         prompt = (1,) * (case.context + case.num_tokens)

@@ -64,13 +64,18 @@ def refusal(request: Request, limits: Limits, crowd: Crowd) -> Refusal | None:
     wait_s = max(1.0, crowd.backlog_s)
     if crowd.num_queued >= limits.max_num_queued:
         return Refusal("queue_full", f"{crowd.num_queued} requests wait already: try again in {wait_s:.0f} s.", wait_s)
-    if request.tenant and crowd.num_of_tenant >= max(1, TENANT_SHARE * limits.max_num_queued):
+    if request.tenant and crowd.num_of_tenant >= most_of_tenant(limits.max_num_queued):
         return Refusal(
             "tenant_over_share",
             f"{crowd.num_of_tenant} requests of this tenant are open already: try again in {wait_s:.0f} s.",
             wait_s,
         )
     return None
+
+
+def most_of_tenant(max_num_queued: int) -> float:
+    """Requests that a tenant with a name may have open."""
+    return max(1, TENANT_SHARE * max_num_queued)
 
 
 def unattainable(request: Request, forecast: Forecast) -> Refusal | None:

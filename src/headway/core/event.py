@@ -10,10 +10,12 @@ from headway.core.work import Commit, Outcome
 
 
 class Arrived(NamedTuple):
-    """`num_in_front`: so many others wait for what their answers must follow, and will arrive."""
+    """`num_in_front`: so many others wait for what their answers must follow, and will arrive; `num_of_tenant` of them
+    are its tenant's."""
 
     request: Request
     num_in_front: int = 0
+    num_of_tenant: int = 0
 
 
 class StepDone(NamedTuple):

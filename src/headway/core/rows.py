@@ -1,6 +1,7 @@
 """The rows that a queue is made of: one tenant's tickets of one tier, and how they stand among those of others.
 
-A row is never looked through: where somebody stands in it, and what goes before that, is found by halving it.
+Where somebody stands in a row, and what goes before that, is found by halving it; what its first so many take is summed
+up when it is asked for after a change.
 """
 
 from bisect import bisect_left

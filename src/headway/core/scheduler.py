@@ -20,7 +20,6 @@ from headway.core.lifecycle import State
 from headway.core.pages import PageTable
 from headway.core.planner import Planner
 from headway.core.queue import Queue
-from headway.core.request import Request
 from headway.core.roofline import Roofline
 from headway.core.settings import Lane, SchedulerSettings
 from headway.core.sharing import Sharing
@@ -79,8 +78,8 @@ class Scheduler:
         if not isinstance(event, ev.Arrived | ev.Due):
             self._planner.forget_token()
         match event:
-            case ev.Arrived(request, num_in_front):
-                return self._arrived(request, num_in_front, now)
+            case ev.Arrived():
+                return self._arrived(event, now)
             case ev.StepDone():
                 return self._step_done(event, now)
             case ev.StepFailed(work_id, cause):
@@ -101,13 +100,15 @@ class Scheduler:
             case _ as unreachable:
                 assert_never(unreachable)
 
-    def _arrived(self, request: Request, num_in_front: int, now: float) -> list[ev.Effect]:
+    def _arrived(self, arrived: ev.Arrived, now: float) -> list[ev.Effect]:
+        request = arrived.request
         assert request.id not in self._tickets, f"request {request.id} arrived twice"
         longest = min(self.settings.max_model_len, self.pages.num_pages * self.pages.page_tokens)
         ticket = Ticket.open(self._num_arrived, request, longest)
         self._num_arrived += 1
-        num_waiting = len(self._queue) + num_in_front
-        crowd = Crowd(num_waiting, self._num_of[request.tenant], self._queue.backlog_s, self.draining)
+        num_waiting = len(self._queue) + arrived.num_in_front
+        num_of_tenant = self._num_of[request.tenant] + arrived.num_of_tenant
+        crowd = Crowd(num_waiting, num_of_tenant, self._queue.backlog_s, self.draining)
         self._num_of[request.tenant] += 1
         refused = refusal(request, self._limits, crowd)
         if refused is None:

@@ -49,17 +49,17 @@ class Tenants:
         self.version += 1
         self._served[tenant] = self._served.get(tenant, 0.0) + num_tokens
 
-    def debts(self, newcomer: str | None = None, token: float = 1.0) -> dict[str, float]:
-        """Tokens that each has had beyond the least served of those who wait, `token` for each; with a newcomer, as if
-        it waited too. Empty if there is but one."""
+    def debts(self, newcomer: str | None = None, worth: float = 1.0) -> dict[str, float]:
+        """Tokens that each has had beyond the least served of those who wait, times what one is worth; with a newcomer,
+        as if it waited too. Empty if there is but one."""
         others = [newcomer] if newcomer is not None and newcomer not in self._waiting else []
         if len(self._waiting) + len(others) < 2:
             return {}
         least = self._least()
         served = self._served
-        debts = {tenant: (served[tenant] - least) * token for tenant in self._waiting}
+        debts = {tenant: (served[tenant] - least) * worth for tenant in self._waiting}
         for tenant in others:
-            debts[tenant] = max(0.0, served.get(tenant, 0.0) - least) * token
+            debts[tenant] = max(0.0, served.get(tenant, 0.0) - least) * worth
         return debts
 
     def debt(self, tenant: str) -> float:

@@ -1,8 +1,9 @@
 """A decoder's step as a generator over operators: whole prompts, chunks, packs, tokens, or all of them mixed.
 
-Every operator is one `models` function over tiles of rows; after each tile comes a yield. Rows are all alike to the
-linear operators, attention works segment by segment on pages, so nothing is padded, masked or unpacked. The stage
-knows neither scheduler nor clock; how operators are cut is `tiling`'s.
+Every operator is one `models` function over tiles of rows; after each tile comes a yield. Where a whole layer takes no
+longer than a tile, it is one (`layers.py`). Rows are all alike to the linear operators, attention works segment by
+segment on pages, so nothing is padded, masked or unpacked. The stage knows neither scheduler nor clock; how operators
+are cut is `tiling`'s.
 
 Between layers a step holds N·E hidden values; within a layer N·(H + 2K)·D more. The wide middle of the MLP exists
 for one tile of rows at a time only, which bounds what a suspended prompt keeps. Shape legend: see models/decoder.py.
@@ -108,7 +109,7 @@ class LanguageStage:
                     yield step.tile("embedding")
             for number in range(num_done, self.model.config.num_layers):
                 if work.id in self._leaving:
-                    step = self._without(step, self._leaving.pop(work.id))
+                    step = self._without(step, self._leaving.pop(work.id), number)
                     if not step.batch.segments:
                         yield step.tile("left")
                         return Outcome(())
@@ -142,8 +143,8 @@ class LanguageStage:
     def _cutting(self) -> Cutting:
         return Cutting(self.model, self.matrices, self.tiling, self.operators, self.layers)
 
-    def _without(self, step: Step, leaving: frozenset[str]) -> Step:
-        """The same step after some members have left; their pages are not touched any more."""
+    def _without(self, step: Step, leaving: frozenset[str], num_layers: int) -> Step:
+        """The same step, so many layers of it done, after some members have left; their pages are not touched again."""
         pairs = list(zip(step.batch.segments, step.batch.rows, strict=True))
         staying = [(segment, rows) for segment, rows in pairs if segment.request_id not in leaving]
         left = tuple(segment.request_id for segment, _ in pairs if segment.request_id in leaving)
@@ -153,7 +154,7 @@ class LanguageStage:
             return step
         x_NE = torch.cat([step.x_NE[rows.start : rows.end] for _, rows in staying])
         rest = self._cutting.cut(self._lay_out([segment for segment, _ in staying]), x_NE)
-        rest.go_on_from(step, left)
+        rest.go_on_from(num_layers / self.model.config.num_layers, left)
         return rest
 
     # One layer

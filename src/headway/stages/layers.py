@@ -30,8 +30,11 @@ class Course(NamedTuple):
 class WholeLayers:
     """Of one decoder over one pool."""
 
-    def __init__(self, model: Decoder, parts: Sequence[NDArray[np.int64]], operators: NativeOperators) -> None:
+    def __init__(
+        self, model: Decoder, matrices: Matrices, parts: Sequence[NDArray[np.int64]], operators: NativeOperators
+    ) -> None:
         self._windows = model.config.windows
+        self._held = model, matrices  # whose addresses are in `parts`
         self._operators = operators
         self._rope = model.rope
         self._parts = parts
@@ -72,7 +75,7 @@ def whole_layers(model: Decoder, matrices: Matrices, operators: Operators) -> Wh
         if found is None:
             return None
         parts.append(found)
-    return WholeLayers(model, parts, operators)
+    return WholeLayers(model, matrices, parts, operators)
 
 
 def _parts(layer: Layer, matrices: LayerMatrices, pool: int) -> NDArray[np.int64] | None:
@@ -80,7 +83,7 @@ def _parts(layer: Layer, matrices: LayerMatrices, pool: int) -> NDArray[np.int64
     addresses = [0 if norm is None else norm.data_ptr() for norm in norms]
     addresses.append(pool)
     for matrix in matrices:
-        if not isinstance(matrix, Panels):
+        if not isinstance(matrix, Panels) or type(matrix) is not type(matrices.qkv):
             return None
         addresses += [*matrix.addresses, *matrix.size]
     return np.array(addresses, np.int64)

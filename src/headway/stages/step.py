@@ -1,8 +1,9 @@
-"""A step under way, and how its operators are cut into tiles: by its shape alone, and fixed when it begins."""
+"""A step under way, and how it is cut into tiles: operators, or whole layers where these are short; by its shape alone,
+and fixed when it begins."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -22,12 +23,13 @@ _NOTHING = Grid((), ())
 
 @dataclass(slots=True)
 class Step:
-    """Its rows, their hidden states, how each operator is cut, and how many tiles are done."""
+    """Its rows and hidden states, how operators are cut or what whole layers need, and how many tiles are done."""
 
     batch: Batch
     x_NE: Tensor
     of: int
     head: Grid
+    in_layers: int = 0  # of its tiles
     qkv: Grid = _NOTHING
     small: tuple[Span, ...] = ()
     attention: dict[int | None, list[object]] = field(default_factory=dict)  # as operators want it, by window
@@ -44,9 +46,9 @@ class Step:
         self.left = ()
         return tile
 
-    def go_on_from(self, before: Self, left: tuple[str, ...]) -> None:
-        """Count on where another step stopped, which some members have just left."""
-        self.number, self.left = before.number, left
+    def go_on_from(self, done: float, left: tuple[str, ...]) -> None:
+        """After so much of all layers, where another step stopped which some members have just left."""
+        self.number, self.left = 1 + int(self.in_layers * done), left
 
 
 class Cutting(NamedTuple):
@@ -59,14 +61,16 @@ class Cutting(NamedTuple):
     layers: WholeLayers | None = None
 
     def cut(self, batch: Batch, x_NE: Tensor, looks: list[object] | None = None) -> Step:
-        """A step whose operators are launched one by one. `looks`: attention that stands already, for any window."""
+        """A step that is launched tile by tile. `looks`: attention that stands already, for any window."""
         config, tiling, n, size = self.model.config, self.tiling, batch.num_rows, self.model.dtype.itemsize
-        attention = {window: self._looks(batch, window) if looks is None else looks for window in set(config.windows)}
-        if self.layers is not None and self._is_short(batch, attention):
-            head = self._head(batch)
+        windows = set(config.windows)
+        priced = {window: self._looks(batch, window) if looks is None else (looks, 0.0) for window in windows}
+        attention = {window: tiles for window, (tiles, _) in priced.items()}
+        head = self._head(batch)
+        num_others = 1 + self._num_head_tiles(head)
+        if self.layers is not None and self._is_short(n, priced.values()):
             course = self.layers.prepare(batch, {window: tiles[0] for window, tiles in attention.items()})
-            of = 1 + config.num_layers + self._num_head_tiles(head)
-            return Step(batch, x_NE, of, head, course=course)
+            return Step(batch, x_NE, num_others + config.num_layers, head, config.num_layers, course=course)
         layer = self.matrices.layers[0]
         qkv, o = (tiling.linear(n, *matrix.size, size, step=matrix.step) for matrix in (layer.qkv, layer.o))
         highest = tiling.most_active_rows(layer.gate_up.size[1])
@@ -76,9 +80,8 @@ class Cutting(NamedTuple):
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
         per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
-        head = self._head(batch)
-        of = 1 + per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows)
-        return Step(batch, x_NE, of + self._num_head_tiles(head), head, qkv, small, attention, o, gate_up, down)
+        in_layers = per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows)
+        return Step(batch, x_NE, num_others + in_layers, head, in_layers, qkv, small, attention, o, gate_up, down)
 
     def replayed(self, batch: Batch, x_NE: Tensor, num_parts: int) -> Step:
         """A step whose layers have been recorded, in so many parts."""
@@ -98,24 +101,23 @@ class Cutting(NamedTuple):
         """Of a block of rows those that a device draws from in one tile: it keeps some copies of them meanwhile."""
         return spans(rows.end - rows.start, MAX_DRAWN_BYTES // (4 * self.model.config.vocab_size))
 
-    def _is_short(self, batch: Batch, attention: Mapping[int | None, list[object]]) -> bool:
-        """Whether a layer of so few rows takes no longer than a tile is to take."""
-        config, tiling, n, size = self.model.config, self.tiling, batch.num_rows, self.model.dtype.itemsize
-        if n > MOST_ROWS_WHOLE or any(len(tiles) > 1 for tiles in attention.values()):
+    def _is_short(self, num_rows: int, attention: Collection[tuple[list[object], float]]) -> bool:
+        """Whether a layer of so few rows takes no longer than a tile is to take, by what its parts would as tiles."""
+        config, rates, size = self.model.config, self.tiling.rates, self.model.dtype.itemsize
+        if num_rows > MOST_ROWS_WHOLE or any(len(tiles) > 1 for tiles, _ in attention):
             return False
-        layer_s = sum(tiling.linear_s(n, *matrix.size, size) for matrix in self.matrices.layers[0])
-        layer_s += n * (config.q_size + 2 * config.kv_size) / tiling.rates.elements
-        layer_s += n * config.intermediate_size / tiling.rates.activations
-        heads = (config.num_heads, config.num_kv_heads, config.head_size)
-        attention_s = max(tiling.attention_s(batch.segments, *heads, size, window) for window in attention)
-        return layer_s + attention_s <= tiling.aim_s
+        layer = self.matrices.layers[0]
+        layer_s = sum(self.tiling.linear_s(num_rows, *matrix.size, size) for matrix in layer)
+        layer_s += num_rows * (config.q_size + 2 * config.kv_size + 2 * config.hidden_size) / rates.elements
+        layer_s += num_rows * layer.gate_up.size[1] / rates.activations
+        return layer_s + max(seconds for _, seconds in attention) <= self.tiling.aim_s
 
-    def _looks(self, batch: Batch, window: int | None) -> list[object]:
+    def _looks(self, batch: Batch, window: int | None) -> tuple[list[object], float]:
+        """Tiles of attention as the operators want them, and what they are planned to take."""
         config, operators = self.model.config, self.operators
-        heads = (config.num_heads, config.num_kv_heads, config.head_size)
-        size = self.model.dtype.itemsize
-        tiles = self.tiling.attention(batch.segments, *heads, size, window, gathers=operators.gathers)
-        return [operators.prepare(batch, glances) for glances in tiles]
+        sizes = (config.num_heads, config.num_kv_heads, config.head_size, self.model.dtype.itemsize)
+        tiles, seconds = self.tiling.priced_attention(batch.segments, *sizes, window, gathers=operators.gathers)
+        return [operators.prepare(batch, glances) for glances in tiles], seconds
 
     def _head(self, batch: Batch) -> Grid:
         """Few rows are drawn from, one a member; where prompts are scored there are many, and their logits are never

@@ -27,7 +27,7 @@ class Rates:
     attention_flops: float
     copy_bytes: float  # gathering pages, or reading them for one query
     elements: float  # of small operators between norm and attention
-    activations: float  # elements of the MLP's middle
+    activations: float  # gate and up elements, of which the MLP's middle is made
     logits: float  # from which a token is drawn, or scored, by whoever does that: the host
 
 
@@ -115,8 +115,23 @@ class Tiling:
     ) -> list[list[Glance]]:
         """Tiles of attention, each a list of glances: long prompts are cut, decoding requests share a tile. Without
         `gathers` no glance is there to copy keys and values only."""
+        sizes = (num_heads, num_kv_heads, head_size, element_bytes)
+        return self.priced_attention(segments, *sizes, window, gathers=gathers)[0]
+
+    def priced_attention(
+        self,
+        segments: list[Segment],
+        num_heads: int,
+        num_kv_heads: int,
+        head_size: int,
+        element_bytes: int,
+        window: int | None = None,
+        *,
+        gathers: bool = True,
+    ) -> tuple[list[list[Glance]], float]:
+        """The same, and the seconds that all of them are planned to take."""
         tiles: list[list[Glance]] = [[]]
-        taken_s = 0.0
+        taken_s = all_s = 0.0
         sizes = (num_heads, num_kv_heads, head_size, element_bytes)
         for glance, cost_s in self._glances(segments, *sizes, window, gathers):
             if tiles[-1] and taken_s + cost_s > self.aim_s:
@@ -124,7 +139,8 @@ class Tiling:
                 taken_s = 0.0
             tiles[-1].append(glance)
             taken_s += cost_s
-        return tiles
+            all_s += cost_s
+        return tiles, all_s
 
     def attention_s(
         self,
