@@ -155,7 +155,7 @@ def serve(engine: Engine, connection: socket.socket) -> None:
     driver = engine.driver(MonotonicClock(), letters, mouth.tell)
     mouth.spans = driver.spans
     mouth.open(lambda: driver.num_tiles)
-    put = letters.put
+    put: Callable[[ev.Event], None] = letters.put
     if engine.compiler is not None:
         put = Vestibule(engine.compiler, letters.put, engine.settings.max_num_queued_reqs).put
     threading.Thread(target=read_messages, args=(connection, put), name="reader", daemon=True).start()
