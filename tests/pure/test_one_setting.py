@@ -6,7 +6,9 @@ from functools import cache
 import pytest
 
 from headway.bench.multiplex_loads import AUTO, LOADS, MIXED, SPLIT, TURNS
-from headway.bench.multiplex_simulated import MACHINES, attained
+from headway.bench.multiplex_simulated import MACHINES, SPREAD, attained
+from headway.core.cost import CostFit
+from headway.placement.simulate import Device
 
 RATES = {
     "page": {"decode-heavy": 5.4, "prefill-heavy": 2.2, "balanced": 3.1, "shifting": 3.2},
@@ -38,3 +40,18 @@ def test_it_divides_where_that_keeps_more(load: str) -> None:
     (mixed, _), (auto, num_repartitions) = (share("memory", load, way) for way in (MIXED, AUTO))
     assert num_repartitions >= 1
     assert auto > mixed
+
+
+FAST = Device(fit=CostFit(step_s=4.3e-3, token_s=0.16e-3, segment_s=0.3e-3, pair_s=0.1e-6), tile_s=0.006, spread=SPREAD)
+
+
+@pytest.mark.parametrize("rate", [2.0, 6.0])
+def test_short_answers_keep_a_pace_that_is_hardly_longer_than_a_tile_may_be(rate: float) -> None:
+    """A token takes 5 ms and is asked for every 14 ms, where a tile may take 10: long prompts that tokens ride along
+    with make none of them late that would not be so in turns."""
+    turns, mixed = (
+        sum(attained("prefill-heavy", FAST, way, rate, 120, seed).score.overall.joint for seed in (1, 2, 3)) / 3
+        for way in (TURNS, MIXED)
+    )
+    assert turns > 0.9
+    assert mixed >= turns - 0.01

@@ -90,8 +90,8 @@ def next_tokens_s(tickets: Collection[Ticket], cost: CostModel) -> float:
 
 def shortest_target_s(step_s: float, tile_s: float, *, rides: bool) -> float:
     """The pace that tokens can be held to whose step takes so long: a target that the device cannot meet still leaves
-    some of its time to prompts."""
-    return (ALONG if rides else IN_TURN) * step_s + tile_s
+    some of its time to prompts. In turns that is cut into tiles; what tokens ride along with ends when they are due."""
+    return ALONG * step_s if rides else IN_TURN * step_s + tile_s
 
 
 def token_share(tickets: Collection[Ticket], cost: CostModel, tile_s: float, *, rides: bool) -> float:
