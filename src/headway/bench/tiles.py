@@ -3,7 +3,7 @@
 Prompts of 16 … 8192 tokens on a real shape with random weights, tokens of sixteen requests at once, and a chunk behind
 a long context. Every tile of every step is timed. Beside it the same step is run with operators uncut (one yield per
 operator; attention is still computed in blocks, for memory's sake), in turn with the cut one: the ratio of the two is
-the price of the bound.
+the price of the bound. Few rows go layer by layer where operators are cut, which is faster than one by one.
 """
 
 import argparse
