@@ -198,7 +198,7 @@ def test_the_parts_of_a_layer_are_added_up() -> None:
     leaves a layer whole, both do not."""
     shape, asked = config(), [Segment("r", (1,) * 40, 0, 0, (0, 1, 2), (39,))]
     sizes = (shape.num_heads, shape.num_kv_heads, shape.head_size, 4)
-    tiles, seconds = Tiling(FAST, 0.010).priced_attention(asked, *sizes, gathers=False)
+    tiles, seconds = Tiling(FAST, 0.010).attention(asked, *sizes, gathers=False)
     assert len(tiles) == 1
     slow = replace(FAST, attention_flops=FAST.attention_flops * seconds / 0.004)
     small = 40 * (shape.q_size + 2 * shape.kv_size + 2 * shape.hidden_size)

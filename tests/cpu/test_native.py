@@ -83,7 +83,7 @@ def seen(
 
 def tiles_of(config: DecoderConfig, batch: Batch, operators: Operators, bound_s: float = 1.0) -> list[list[Glance]]:
     heads = (config.num_heads, config.num_kv_heads, config.head_size)
-    return Tiling(RATES, bound_s).attention(batch.segments, *heads, 2, config.windows[0], gathers=operators.gathers)
+    return Tiling(RATES, bound_s).attention(batch.segments, *heads, 2, config.windows[0], gathers=operators.gathers)[0]
 
 
 sizes = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 300)), min_size=1, max_size=5)

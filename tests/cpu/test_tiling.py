@@ -56,7 +56,7 @@ def test_every_query_looks_once_through_every_head(rates, shapes):
         for number, (length, context) in enumerate(shapes)
     ]
     seen = set()
-    for tile in Tiling(rates, 0.010).attention(segments, 8, 2, 64, 2):
+    for tile in Tiling(rates, 0.010).attention(segments, 8, 2, 64, 2)[0]:
         assert tile, "an empty tile"
         for glance in tile:
             start = sum(len(segment.tokens) for segment in segments[: glance.segment])
@@ -72,7 +72,7 @@ def test_a_long_prompt_is_cut_into_small_blocks_of_queries():
     """8192 tokens on a machine that does 200 GFLOP/s in attention: blocks of a few dozen queries at most."""
     rates = Rates(4e11, 1.5e10, 2e11, 5e9, 1e8, 1e8, 1e8)
     segment = Segment("r", tuple(range(8192)), 0, 0, (), ())
-    tiles = Tiling(rates, 0.010).attention([segment], 14, 2, 64, 2)
+    tiles = Tiling(rates, 0.010).attention([segment], 14, 2, 64, 2)[0]
     heights = [glance.rows.end - glance.rows.start for tile in tiles for glance in tile]
     assert MIN_QUERIES <= max(heights) <= 64
 

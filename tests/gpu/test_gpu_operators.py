@@ -60,7 +60,7 @@ def triton_operators(config: DecoderConfig, pool: KVPool) -> Operators:
 def seen(operators: Operators, batch: Batch, q: Tensor, bound_s: float) -> Tensor:
     config = operators.config
     heads = (config.num_heads, config.num_kv_heads, config.head_size)
-    tiles = Tiling(RATES, bound_s).attention(batch.segments, *heads, 2, config.windows[0], gathers=operators.gathers)
+    tiles = Tiling(RATES, bound_s).attention(batch.segments, *heads, 2, config.windows[0], gathers=operators.gathers)[0]
     y = torch.full_like(q, float("nan"))
     look = operators.looking(batch, 0, q, y)
     for glances in tiles:

@@ -137,7 +137,7 @@ class Rows:
         tiles = {
             window: [
                 operators.prepare(self.batch, glances)
-                for glances in Tiling(UNCUT, 1.0).attention(segments, *sizes, window, gathers=operators.gathers)
+                for glances in Tiling(UNCUT, 1.0).attention(segments, *sizes, window, gathers=operators.gathers)[0]
             ]
             for window in set(config.windows)
         }

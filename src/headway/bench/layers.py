@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def measure(engine: Engine, num_pairs: int, calm: Calm) -> dict[Case, Timed]:
         for number in range(num_pairs):
             ways = [(True, timed.whole_s), (False, timed.cut_s)]
             for whole, taken in ways[:: 1 if number % 2 == 0 else -1]:
-                taken.append(calm.measure(lambda whole=whole, case=case: steps.seconds(case, whole=whole)))  # type: ignore[misc]
+                taken.append(calm.measure(partial(steps.seconds, case, whole=whole)))
         found[case] = timed
     return found
 

@@ -154,7 +154,7 @@ class LanguageStage:
             return step
         x_NE = torch.cat([step.x_NE[rows.start : rows.end] for _, rows in staying])
         rest = self._cutting.cut(self._lay_out([segment for segment, _ in staying]), x_NE)
-        rest.go_on_from(num_layers / self.model.config.num_layers, left)
+        rest.go_on_from(num_layers, self.model.config.num_layers, left)
         return rest
 
     # One layer

@@ -37,7 +37,7 @@ class WholeLayers:
         self._held = model, matrices  # whose addresses are in `parts`
         self._operators = operators
         self._rope = model.rope
-        self._parts = parts
+        self._parts, self._heads = parts, operators.heads.ctypes.data
         self._addresses = [array.ctypes.data for array in parts]
         self._geometry = {window: operators.geometry(window) for window in set(model.config.windows)}
 
@@ -52,7 +52,7 @@ class WholeLayers:
         operators = self._operators
         operators.lib.headway_layer(
             operators.dtype, x_NE.data_ptr(), len(x_NE), self._addresses[number], course.address[self._windows[number]],
-            operators.heads.ctypes.data, operators.scale, operators.config.norm_eps, torch.get_num_threads(),
+            self._heads, operators.scale, operators.config.norm_eps, torch.get_num_threads(),
         )  # fmt: skip
 
     def _course(self, batch: Batch, window: int | None, look: object) -> NDArray[np.int64]:

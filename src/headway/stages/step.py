@@ -46,9 +46,9 @@ class Step:
         self.left = ()
         return tile
 
-    def go_on_from(self, done: float, left: tuple[str, ...]) -> None:
-        """After so much of all layers, where another step stopped which some members have just left."""
-        self.number, self.left = 1 + int(self.in_layers * done), left
+    def go_on_from(self, num_layers: int, of_layers: int, left: tuple[str, ...]) -> None:
+        """After so many of all layers, where another step stopped which some members have just left."""
+        self.number, self.left = 1 + self.in_layers * num_layers // of_layers, left
 
 
 class Cutting(NamedTuple):
@@ -116,7 +116,7 @@ class Cutting(NamedTuple):
         """Tiles of attention as the operators want them, and what they are planned to take."""
         config, operators = self.model.config, self.operators
         sizes = (config.num_heads, config.num_kv_heads, config.head_size, self.model.dtype.itemsize)
-        tiles, seconds = self.tiling.priced_attention(batch.segments, *sizes, window, gathers=operators.gathers)
+        tiles, seconds = self.tiling.attention(batch.segments, *sizes, window, gathers=operators.gathers)
         return [operators.prepare(batch, glances) for glances in tiles], seconds
 
     def _head(self, batch: Batch) -> Grid:

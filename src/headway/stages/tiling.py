@@ -112,24 +112,9 @@ class Tiling:
         window: int | None = None,
         *,
         gathers: bool = True,
-    ) -> list[list[Glance]]:
-        """Tiles of attention, each a list of glances: long prompts are cut, decoding requests share a tile. Without
-        `gathers` no glance is there to copy keys and values only."""
-        sizes = (num_heads, num_kv_heads, head_size, element_bytes)
-        return self.priced_attention(segments, *sizes, window, gathers=gathers)[0]
-
-    def priced_attention(
-        self,
-        segments: list[Segment],
-        num_heads: int,
-        num_kv_heads: int,
-        head_size: int,
-        element_bytes: int,
-        window: int | None = None,
-        *,
-        gathers: bool = True,
     ) -> tuple[list[list[Glance]], float]:
-        """The same, and the seconds that all of them are planned to take."""
+        """Tiles of attention, each a list of glances: long prompts are cut, decoding requests share a tile. Without
+        `gathers` no glance is there to copy keys and values only. And the seconds that all are planned to take."""
         tiles: list[list[Glance]] = [[]]
         taken_s = all_s = 0.0
         sizes = (num_heads, num_kv_heads, head_size, element_bytes)
