@@ -9,6 +9,7 @@ from typing import NamedTuple
 from headway.core.candidates import SOFT_TPOT_S, number_of_ticket
 from headway.core.cost import CostModel, Share, shares_of
 from headway.core.division import HOLD_S, Divider, Situation
+from headway.core.lifecycle import State
 from headway.core.pages import PageTable
 from headway.core.queue import Queue
 from headway.core.roofline import Roofline, Split
@@ -192,19 +193,25 @@ class _Ahead(NamedTuple):
 
 def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
     """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue. What has
-    begun is ahead of what is due later."""
+    begun is ahead of what is due later. With what tokens ride along in, nothing is in its way and it is in nobody's for
+    longer than it takes: that time is gone for who waits behind it."""
     begun: list[_Ahead] = []
+    ridden: list[_Ahead] = []
     for step in steps.all():
         if not step.decoding:
             due = [_due_s(ticket, now) for ticket in step.tickets if not ticket.num_generated]
             due_s = min([each for each in due if each > 0], default=max(due, default=float("inf")))
             left_s = step.remaining_s / step.mean_pace
-            begun.append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
+            rides = any(ticket.state is State.DECODING for ticket in step.tickets)
+            (ridden if rides else begun).append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
 
-    def begun_before(due_s: float) -> float:
-        return sum(each.seconds for each in begun if each.due_s <= due_s)
+    def before(due_s: float, steps: list[_Ahead]) -> float:
+        return sum(each.seconds for each in steps if each.due_s <= due_s)
 
-    found = [each._replace(seconds=begun_before(each.due_s)) for each in begun]
+    def waits(seconds: float, fixed_s: float, due_s: float, prompt: Share) -> _Ahead:
+        return _Ahead(seconds + before(due_s, begun), fixed_s, due_s - before(due_s, ridden), prompt)
+
+    found = [waits(0.0, 0.0, each.due_s, each.prompt) for each in begun]
     seconds = fixed_s = 0.0  # of their tokens, and of their parts in steps
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
         number = number_of_ticket(candidate.key)
@@ -213,8 +220,8 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
         seconds += own_s
         fixed_s += amortized_s - own_s
         steps_s = max(fixed_s, min(step_s, candidate.remaining_s))  # one at least is theirs alone
-        share, due_s = Share(ticket.num_to_compute, ticket.num_computed), _due_s(ticket, now)
-        found.append(_Ahead(seconds + steps_s + begun_before(due_s), steps_s, due_s, share))
+        share = Share(ticket.num_to_compute, ticket.num_computed)
+        found.append(waits(seconds + steps_s, steps_s, _due_s(ticket, now), share))
     return [each for each in found if each.due_s > 0]
 
 
