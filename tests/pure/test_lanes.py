@@ -163,6 +163,20 @@ def test_a_long_prompt_that_would_give_way_is_no_reason_to_divide() -> None:
     assert not simulation.ended["short"][0].missed
 
 
+def test_what_tokens_ride_along_in_is_no_reason_to_divide() -> None:
+    """Tokens of eight readers ride along with a prompt, and somebody comes meanwhile: nothing is in the prompt's way,
+    and it is in time. Suspended for tokens again and again, as it never is, it would be late."""
+    simulation = simulated(
+        replace(SETTINGS, lanes="auto"),
+        *(arrives(0.0, f"reader{n}", 4, max_tokens=40, tpot_s=0.05) for n in range(8)),
+        arrives(0.4, "prompt", 40, ttft_s=0.1),
+        arrives(0.43, "no hurry", 64),
+    )
+    simulation.run()
+    assert simulation.scheduler.counters["repartitions"] == 0
+    assert not simulation.ended["prompt"][0].missed
+
+
 def test_a_lane_alone_has_the_whole_device() -> None:
     """Nobody decodes: the prompt is as fast as without lanes. Nobody waits: tokens are."""
     alone = simulated(replace(SETTINGS, lanes="turns"), arrives(0.0, "one", 500, max_tokens=50))
