@@ -130,6 +130,48 @@ def test_what_a_short_prompt_takes_alone_is_known_however_memory_is_slowed() -> 
         assert (refused(story, 50, slo=SLO(ttft_s=target_s)).retry_after_s is not None) == comes_back
 
 
+def three_readers(**settings: int | bool) -> Story:
+    story = Story(**({"refuse_unattainable": True, "pack_tokens": 50} | settings))  # type: ignore[arg-type]
+    for name in ("r0", "r1", "r2"):
+        story.arrives(name, 4, max_tokens=101)
+    story.done(story.plan(), r0=7, r1=7, r2=7)
+    return story
+
+
+def test_whose_tokens_would_come_too_late_beside_others_is_refused() -> None:
+    """Three are answered; with a fourth a token takes 40 ms, and a little longer with prompts read now and then. The
+    first of them to have all its tokens, half of what it may at a guess, has 50 more."""
+    record = refused(three_readers(), 4, slo=SLO(tpot_s=0.042))
+    assert (record.reason, record.missed) == ("slo_unattainable", {"tpot": "refused"})
+    assert record.retry_after_s == pytest.approx(0.04 * (0.5 * 101 - 1))
+    assert "every 42 ms" in record.message
+    assert "every 44 ms: try again in 2.0 s" in record.message
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "tpot_s", "settings"),
+    [(9, 0.046, {}), (9, None, {}), (1, 0.042, {}), (9, 0.042, {"refuse_unattainable": False})],
+)
+def test_who_asked_for_no_such_pace_is_let_in(max_tokens: int, tpot_s: float | None, settings: dict[str, bool]) -> None:
+    """One who gives them time, has no target, has no second token, or is served late if need be."""
+    three_readers(**settings).arrives("b", 4, max_tokens=max_tokens, slo=SLO(tpot_s=tpot_s))
+
+
+def test_who_waits_behind_for_a_place_is_not_beside() -> None:
+    """Three may be answered at once, and are: the newcomer comes when one of them has ended."""
+    three_readers(max_num_seqs=3).arrives("b", 4, slo=SLO(tpot_s=0.042))
+
+
+def test_those_whose_prompts_are_being_read_will_be_answered_too() -> None:
+    """But for one of whom nothing but its first token is asked."""
+    for num_tokens, is_refused in ((9, True), (1, False)):
+        story = Story(refuse_unattainable=True)
+        story.arrives("read", 50, max_tokens=num_tokens)
+        story.plan()
+        (effect,) = story.tell(ev.Arrived(story.request("b", 4, slo=SLO(tpot_s=0.02))))
+        assert isinstance(effect, ev.End) == is_refused
+
+
 def test_a_target_that_can_be_met_is_let_in() -> None:
     """The same queue, the same prompt, more time."""
     busy().arrives("patient", 50, slo=SLO(ttft_s=4.0))
@@ -147,10 +189,10 @@ def test_the_urgent_are_let_in_where_they_go_first() -> None:
 
 
 def test_best_effort_is_never_refused_for_its_time() -> None:
-    """Nothing was asked for but steady tokens; it will take an hour, and is let in."""
+    """Nothing was asked for but steady tokens, at a pace that can be kept; it will take an hour, and is let in."""
     story = busy(max_model_len=4000, num_pages=2000)
     for number in range(30):
-        story.arrives(f"r{number}", 300, priority=-1, slo=SLO(tpot_s=0.011) if number % 2 else SLO())
+        story.arrives(f"r{number}", 300, priority=-1, slo=SLO(tpot_s=0.023) if number % 2 else SLO())
     story.arrives("last", 3999)
 
 

@@ -38,12 +38,15 @@ class Crowd(NamedTuple):
 class Forecast(NamedTuple):
     """Seconds from arrival to first token: the mean; the same with what goes before it priced so that nine in ten stay
     below (refusing where nobody waits would help nobody); and what it would take alone if nothing slowed the device
-    either. `token_s`: so long would another token take, likewise alone."""
+    either. `token_s`: so long would another token take, likewise alone; `pace_s`: so long one takes beside all who will
+    be answered then; `ends_s`: until the first of these has its answer."""
 
     mean_s: float
     upper_s: float
     alone_s: float
     token_s: float = 0.0
+    pace_s: float = 0.0
+    ends_s: float = 0.0
 
 
 def refusal(request: Request, limits: Limits, crowd: Crowd) -> Refusal | None:
@@ -79,11 +82,20 @@ def most_of_tenant(max_num_queued: int) -> float:
 
 
 def unattainable(request: Request, forecast: Forecast) -> Refusal | None:
-    """None if the first token can be expected in time, or nobody asked for that, and the others could come in time were
-    nobody else there."""
+    """None if its tokens can be expected in time, as far as that was asked for: the first behind all that goes before
+    it, the others beside all that are being made. One more who decodes makes each token later for all of them."""
     hopeless = _hopeless(request, forecast)
     if hopeless is not None:
         return Refusal("slo_unattainable", hopeless)
+    tpot_s = request.slo.tpot_s
+    if tpot_s is not None and forecast.pace_s > tpot_s:
+        wait_s = max(0.05, forecast.ends_s)
+        return Refusal(
+            "slo_unattainable",
+            f"A token was asked for every {tpot_s * 1000:.3g} ms, and beside those who are being answered one is "
+            f"expected every {forecast.pace_s * 1000:.3g} ms: try again in {wait_s:.1f} s.",
+            wait_s,
+        )
     targets = [target for target in (request.slo.ttft_s, request.slo.total_s) if target is not None]
     if not targets or forecast.upper_s <= min(targets) * (1 + RESCUE_SHARE):
         return None

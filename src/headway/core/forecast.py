@@ -21,6 +21,8 @@ from headway.core.sharing import Sharing
 from headway.core.steps import Steps
 from headway.core.ticket import Step, Ticket
 
+READING = 1.1  # times as long as its step a token takes that comes while prompts are read now and then
+
 
 @dataclass(slots=True)
 class Lengths:
@@ -74,12 +76,25 @@ class Forecaster:
         own_s = now - ticket.request.arrival + max(0.0, alone_s - fixed_s) / spare
         mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
         undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True, promised=True))
-        return Forecast(mean_s, max(mean_s, own_s + self.cost.upper(ahead_s)), undisturbed_s, self._token_s(ticket))
+        upper_s = max(mean_s, own_s + self.cost.upper(ahead_s))
+        return Forecast(mean_s, upper_s, undisturbed_s, self._token_s(ticket), *self._pace_s(ticket))
 
     def _token_s(self, ticket: Ticket) -> float:
         """Its second token alone, if nothing slowed the device either."""
         token = self.cost.fit.next_tokens(1, len(ticket.tokens))
         return min(token.fitted_s, self.cost.seconds(token))
+
+    def _pace_s(self, ticket: Ticket) -> tuple[float, float]:
+        """How far apart its tokens will come if a pace was asked for, prompts being read now and then, and when the
+        first of the others has all of his. Those behind it in the queue do not count: they are asked in their turn."""
+        if ticket.request.slo.tpot_s is None or ticket.max_tokens <= 1:
+            return 0.0, 0.0
+        read = [other for step in self.steps.all() if not step.decoding for other in step.tickets]
+        others = self.decoding | {other.number: other for other in read if other.max_tokens > 1}
+        num_tokens = sum([len(other.tokens) for other in others.values()]) + len(ticket.tokens)
+        step_s = self.cost.next_tokens(min(len(others) + 1, self.settings.max_num_seqs), num_tokens)
+        left = min([self.lengths.left(other) for other in others.values()], default=0.0)
+        return step_s * READING if others else 0.0, step_s * left
 
     def _room_s(self, ticket: Ticket, num_before: int) -> float:
         """When there is a place and pages for it, and a place for each before it: answers that are being written end
