@@ -35,9 +35,13 @@ class Lengths:
         """An answer has ended of itself."""
         self.part += self.WEIGHT * (num_tokens / most - self.part)
 
+    def expected(self, ticket: Ticket) -> float:
+        """Tokens of this answer."""
+        return self.part * ticket.max_tokens
+
     def left(self, ticket: Ticket) -> float:
-        """Tokens that this answer is still to have: one at least."""
-        return max(1.0, self.part * ticket.max_tokens - ticket.num_generated)
+        """Tokens that it is still to have: one at least."""
+        return max(1.0, self.expected(ticket) - ticket.num_generated)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,6 +241,7 @@ class Scheduler:
             effects.append(self._end(ticket, State.FINISHED, reason, now))
         elif ticket.state is State.RUNNING:
             ticket.move(State.DECODING)
+            ticket.num_expected = self._lengths.expected(ticket)
             self._decoding[ticket.number] = ticket
 
     def _step_failed(self, work_id: int, cause: str, now: float) -> list[ev.Effect]:

@@ -35,6 +35,7 @@ class Ticket:
     num_computed: int = 0
     num_cached_hint: int = 0
     num_published: int = 0
+    num_expected: float = 0.0  # tokens of its answer, by how long others have become; known with the first of them
     twin: Twin | None = None  # what another answer to the same prompt has as well, until it gives its pages back
     num_promised: int = 0  # of its tokens: what such a one, in front of it, will leave in the cache
     awaited: bytes | None = None  # the key of the first page that it needs and nobody has computed
