@@ -75,7 +75,7 @@ class EngineSettings:
         "them in time (mixed), side by side on half of the cores each (split), or as is predicted to be in time (auto)",
     )
     refuse_unattainable: bool = setting(
-        True, "scheduling", "refuse at once (429) what is predicted to miss its TTFT target; else serve it late"
+        True, "scheduling", "refuse at once (429) what is predicted to miss its TTFT or TPOT target; else serve it late"
     )
     max_num_queued_reqs: int = setting(
         1024,

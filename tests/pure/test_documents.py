@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from headway.core import admission, candidates, packing, policy
+from headway.core import admission, candidates, forecast, packing, policy
 from headway.core.ledger import Cause
 
 ROOT = Path(__file__).parents[2]
@@ -61,8 +61,14 @@ def test_the_constants_of_the_policy_are_those_in_the_text() -> None:
     stated = re.findall(
         r"^\| `([A-Z_]+)` \| ([\d.]+)(?: s)? \| `core/(\w+)\.py` \|$", read(ROOT / "docs/slo.md"), re.MULTILINE
     )
-    assert len(stated) == 11
-    modules = {"policy": policy, "candidates": candidates, "packing": packing, "admission": admission}
+    assert len(stated) == 14
+    modules = {
+        "policy": policy,
+        "candidates": candidates,
+        "packing": packing,
+        "admission": admission,
+        "forecast": forecast,
+    }
     assert {name: float(value) for name, value, _ in stated} == {
         name: getattr(modules[module], name) for name, _, module in stated
     }

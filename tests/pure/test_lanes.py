@@ -8,6 +8,7 @@ from story import Story
 from headway.bench import storm
 from headway.core import event as ev
 from headway.core.cost import CostFit, Price
+from headway.core.division import Divider, Paces, Situation
 from headway.core.request import SLO, Request
 from headway.core.roofline import Anatomy, Power, Roofline, Split
 from headway.core.settings import MAIN, TOKENS, Lanes, SchedulerSettings
@@ -175,6 +176,30 @@ def test_what_tokens_ride_along_in_is_no_reason_to_divide() -> None:
     simulation.run()
     assert simulation.scheduler.counters["repartitions"] == 0
     assert not simulation.ended["prompt"][0].missed
+
+
+def test_what_tokens_ride_along_in_goes_before_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that nobody hurries takes 59 ms with the tokens of eight readers. Another comes meanwhile: it is due so
+    much sooner as that still takes, and its own work is all that is ahead of it."""
+    seen: list[Situation] = []
+    decide = Divider.decide
+
+    def note(self: Divider, situation: Situation, paces: Paces, now: float) -> Split | None:
+        if now >= 0.43:
+            seen.append(situation)
+        return decide(self, situation, paces, now)
+
+    monkeypatch.setattr(Divider, "decide", note)
+    simulation = simulated(
+        replace(SETTINGS, lanes="auto"),
+        *(arrives(0.0, f"reader{n}", 4, max_tokens=40, tpot_s=0.05) for n in range(8)),
+        arrives(0.4, "no hurry", 31),
+        arrives(0.43, "prompt", 60, ttft_s=0.5),
+    )
+    simulation.run()
+    first = seen[0]
+    assert first.prompt_s == pytest.approx(0.020 + 0.060)
+    assert 0.5 - 0.059 < first.due_s < 0.5 - 0.005
 
 
 def test_a_lane_alone_has_the_whole_device() -> None:

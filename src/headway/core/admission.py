@@ -38,15 +38,15 @@ class Crowd(NamedTuple):
 class Forecast(NamedTuple):
     """Seconds from arrival to first token: the mean; the same with what goes before it priced so that nine in ten stay
     below (refusing where nobody waits would help nobody); and what it would take alone if nothing slowed the device
-    either. `token_s`: so long would another token take, likewise alone; `pace_s`: so long one takes beside all who will
-    be answered then; `ends_s`: until the first of these has its answer."""
+    either. `token_s`: so long would another token take, likewise alone; `pace_s`: so long it takes beside those who
+    will be answered then; `paced_in_s`: until enough of them have ended, if that is too long."""
 
     mean_s: float
     upper_s: float
     alone_s: float
     token_s: float = 0.0
     pace_s: float = 0.0
-    ends_s: float = 0.0
+    paced_in_s: float = 0.0
 
 
 def refusal(request: Request, limits: Limits, crowd: Crowd) -> Refusal | None:
@@ -83,35 +83,33 @@ def most_of_tenant(max_num_queued: int) -> float:
 
 def unattainable(request: Request, forecast: Forecast) -> Refusal | None:
     """None if its tokens can be expected in time, as far as that was asked for: the first behind all that goes before
-    it, the others beside all that are being made. One more who decodes makes each token later for all of them."""
+    it, the others beside those that are made by then."""
     hopeless = _hopeless(request, forecast)
     if hopeless is not None:
         return Refusal("slo_unattainable", hopeless)
-    tpot_s = request.slo.tpot_s
-    if tpot_s is not None and forecast.pace_s > tpot_s:
-        wait_s = max(0.05, forecast.ends_s)
-        return Refusal(
-            "slo_unattainable",
-            f"A token was asked for every {tpot_s * 1000:.3g} ms, and beside those who are being answered one is "
-            f"expected every {forecast.pace_s * 1000:.3g} ms: try again in {wait_s:.1f} s.",
-            wait_s,
+    target_s = min([each for each in (request.slo.ttft_s, request.slo.total_s) if each is not None], default=None)
+    asked, waits_s = "", [0.05]
+    if is_too_slow(request, forecast):
+        asked = (
+            f"A token was asked for every {(request.slo.tpot_s or 0.0) * 1000:.3g} ms, and beside those who are being "
+            f"answered one is expected every {forecast.pace_s * 1000:.3g} ms"
         )
-    targets = [target for target in (request.slo.ttft_s, request.slo.total_s) if target is not None]
-    if not targets or forecast.upper_s <= min(targets) * (1 + RESCUE_SHARE):
+        waits_s.append(forecast.paced_in_s)
+    if target_s is not None and forecast.upper_s > target_s * (1 + RESCUE_SHARE):
+        asked = f"The first token was asked for within {target_s * 1000:.3g} ms, and "
+        if forecast.alone_s > target_s:
+            asked += f"this prompt takes {forecast.alone_s * 1000:.3g} ms by itself: give it more time."
+            return Refusal("slo_unattainable", asked)
+        asked += f"is expected after {forecast.mean_s * 1000:.3g} ms"
+        waits_s.append(forecast.upper_s - target_s)
+    if not asked:
         return None
-    target_s = min(targets)
-    asked = f"The first token was asked for within {target_s * 1000:.3g} ms"
-    if forecast.alone_s > target_s:
-        return Refusal(
-            "slo_unattainable",
-            f"{asked}, and this prompt takes {forecast.alone_s * 1000:.3g} ms by itself: give it more time.",
-        )
-    wait_s = max(0.05, forecast.upper_s - target_s)
-    return Refusal(
-        "slo_unattainable",
-        f"{asked}, and is expected after {forecast.mean_s * 1000:.3g} ms: try again in {wait_s:.1f} s.",
-        wait_s,
-    )
+    return Refusal("slo_unattainable", f"{asked}: try again in {max(waits_s):.1f} s.", max(waits_s))
+
+
+def is_too_slow(request: Request, forecast: Forecast) -> bool:
+    """Whether its tokens would come too far apart beside others, however soon the first."""
+    return request.slo.tpot_s is not None and forecast.pace_s > request.slo.tpot_s
 
 
 def _hopeless(request: Request, forecast: Forecast) -> str | None:

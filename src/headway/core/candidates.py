@@ -17,7 +17,7 @@ LONGEST_GAP = 2.0  # times its target: an answer that is ahead of its pace may b
 SHORTEST_GAP = 0.75  # times its target: one that is behind its pace is due so soon
 PACE = 0.95  # of its target: the last token may be late by what nobody foresaw
 CREDIT = 0.5  # of its target: an answer may be so much behind its pace …
-PAYS_BACK = 16  # … as long as so many tokens at least are expected of it, in which it catches up
+PAYS_BACK = 16  # … as long as so many tokens are surely to come, in which it catches up
 NEXT_TOKEN = 0  # the key of the step that does not exist yet: one more token for everybody who decodes
 
 ALWAYS = float("-inf")
@@ -76,11 +76,12 @@ def _first_token_within(ticket: Ticket, cost: CostModel) -> float | None:
 
 def on_pace(ticket: Ticket, target_s: float) -> float:
     """When its next token is due, if it may be later, or must be sooner, by what the answer is ahead of its pace, or
-    behind it; within bounds. Who is let in leaves steps shorter than the target, so a long answer can catch up."""
+    behind it; within bounds. Where targets are judged at the door, steps are shorter than they, and a long answer can
+    catch up."""
     record = ticket.record
     assert record.first_token is not None
     assert record.last_token is not None
-    credit = CREDIT if ticket.num_expected - record.num_output_tokens >= PAYS_BACK else 0.0
+    credit = CREDIT if ticket.num_surely - record.num_output_tokens >= PAYS_BACK else 0.0
     on_time = record.first_token + (PACE * record.num_output_tokens + credit) * target_s
     latest = record.last_token + LONGEST_GAP * target_s
     return max(record.last_token + SHORTEST_GAP * target_s, min(on_time, latest))

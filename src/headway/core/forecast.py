@@ -1,5 +1,5 @@
 """When a newcomer can expect its first token: what goes before it, what it takes itself, what tokens take meanwhile,
-and when there is room for it.
+and when there is room for it. And how far apart the others.
 
 Looks at the queue, the open steps and the pages, changes nothing, and cannot know who comes next, nor how long answers
 become: that is learnt.
@@ -26,14 +26,27 @@ READING = 1.1  # times as long as its step a token takes that comes while prompt
 
 @dataclass(slots=True)
 class Lengths:
-    """What part of the tokens that they may have answers come to, the mean of late."""
+    """How long answers have become of late: what part of the tokens that they might have had, in the mean, and how many
+    nine in ten had at least, as far as that was up to them."""
 
     WEIGHT: ClassVar[float] = 0.05  # of the newest answer
+    SHORT: ClassVar[float] = 0.1  # of them are shorter than `at_least`
     part: float = 0.5
+    at_least: float = float("inf")  # nothing is known
 
     def observe(self, num_tokens: int, most: int) -> None:
-        """An answer has ended of itself."""
+        """An answer has ended, of itself or because it might have no more."""
         self.part += self.WEIGHT * (num_tokens / most - self.part)
+        if num_tokens == most < self.at_least:
+            return
+        if self.at_least == float("inf"):
+            self.at_least = float(num_tokens)
+        is_shorter = num_tokens < self.at_least  # down a large step or up a small one: at rest where a tenth is shorter
+        self.at_least = max(1.0, self.at_least * (1.0 + 2 * self.WEIGHT * (self.SHORT - is_shorter)))
+
+    def surely(self, ticket: Ticket) -> float:
+        """Tokens that this answer has at least, in nine cases of ten."""
+        return min(self.at_least, self.expected(ticket))
 
     def expected(self, ticket: Ticket) -> float:
         """Tokens of this answer."""
@@ -81,24 +94,42 @@ class Forecaster:
         mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
         undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True, promised=True))
         upper_s = max(mean_s, own_s + self.cost.upper(ahead_s))
-        return Forecast(mean_s, upper_s, undisturbed_s, self._token_s(ticket), *self._pace_s(ticket))
+        pace_s, paced_in_s = self._pace_s(ticket, num_queued, ahead_s)
+        return Forecast(mean_s, upper_s, undisturbed_s, self._token_s(ticket), pace_s, paced_in_s)
 
     def _token_s(self, ticket: Ticket) -> float:
         """Its second token alone, if nothing slowed the device either."""
         token = self.cost.fit.next_tokens(1, len(ticket.tokens))
         return min(token.fitted_s, self.cost.seconds(token))
 
-    def _pace_s(self, ticket: Ticket) -> tuple[float, float]:
-        """How far apart its tokens will come if a pace was asked for, prompts being read now and then, and when the
-        first of the others has all of his. Those behind it in the queue do not count: they are asked in their turn."""
-        if ticket.request.slo.tpot_s is None or ticket.max_tokens <= 1:
+    def _pace_s(self, ticket: Ticket, num_before: int, ahead_s: float) -> tuple[float, float]:
+        """How far apart its tokens will come, if a pace was asked for and is to be judged, prompts being read now and
+        then; and, if that is too far, in how long enough others will have ended. Beside it are those with a pace of
+        their own and no worse a priority: who decodes, whose prompt is being read, and who waits in front of it, as
+        far as these are not answered before its turn. The others are no reason to turn it away."""
+        request = ticket.request
+        target_s = request.slo.tpot_s
+        if target_s is None or ticket.max_tokens <= 1 or not self.settings.refuse_unattainable:
             return 0.0, 0.0
         read = [other for step in self.steps.all() if not step.decoding for other in step.tickets]
-        others = self.decoding | {other.number: other for other in read if other.max_tokens > 1}
-        num_tokens = sum([len(other.tokens) for other in others.values()]) + len(ticket.tokens)
-        step_s = self.cost.next_tokens(min(len(others) + 1, self.settings.max_num_seqs), num_tokens)
-        left = min([self.lengths.left(other) for other in others.values()], default=0.0)
-        return step_s * READING if others else 0.0, step_s * left
+        begun = self.decoding | {other.number: other for other in read}
+        others = [other for other in begun.values() if other.is_paced and other.request.priority <= request.priority]
+        context = (sum([len(other.tokens) for other in others]) + len(ticket.tokens)) / (len(others) + 1)
+
+        def step_s(num: int) -> float:
+            return self.cost.next_tokens(num, round(num * context))
+
+        answer_s = self.lengths.expected(ticket) * step_s(len(others) + 1)
+        num_waiting = num_before * self.queue.paced_share * min(1.0, answer_s / max(ahead_s, 1e-9))
+        num = min(len(others) + 1 + round(num_waiting), self.settings.max_num_seqs)
+        if num == 1:
+            return 0.0, 0.0
+        pace_s = READING * step_s(num)
+        if pace_s <= target_s:
+            return pace_s, 0.0
+        left = sorted([self.lengths.left(other) for other in others])
+        enough = (each for gone, each in enumerate(left, 1) if READING * step_s(num - gone) <= target_s)
+        return pace_s, next(enough, max(left, default=0.0)) * step_s(num)
 
     def _room_s(self, ticket: Ticket, num_before: int) -> float:
         """When there is a place and pages for it, and a place for each before it: answers that are being written end

@@ -59,6 +59,7 @@ class Queue:
         self.pack_tokens = pack_tokens
         self._look_again = look_again
         self.begun: set[int] = set()  # numbers of those whose prompt is read in part
+        self._num_paced = 0
         self._others_until = -NEVER  # the starved have had their share of the time up to then
         self._places: dict[int, _Place] = {}  # by ticket number
         self._rows: dict[Tier, dict[str, Row]] = {tier: {} for tier in Tier}
@@ -88,6 +89,7 @@ class Queue:
         assert ticket.number not in self._places
         self._put(ticket, now)
         self.tenants.enter(ticket.request.tenant)
+        self._num_paced += ticket.is_paced
         if ticket.num_computed:
             self.begun.add(ticket.number)
         if ticket.expiry < NEVER:
@@ -99,10 +101,16 @@ class Queue:
         self.begun.discard(ticket.number)
         if place is not None:
             self._take_out(place)
+            self._num_paced -= ticket.is_paced
             self.tenants.leave(ticket.request.tenant)
         if not self._places:
             for heap in (self._turns, self._starts, self._expiries):
                 heap.clear()
+
+    @property
+    def paced_share(self) -> float:
+        """Of those who wait: who asked for a pace of tokens."""
+        return self._num_paced / len(self._places) if self._places else 0.0
 
     @property
     def has_on_time(self) -> bool:
@@ -290,6 +298,7 @@ class Queue:
         assert sorted(key[2] for row in rows for key in row.keys) == sorted(self._places)
         waiting = Counter(place.ticket.request.tenant for place in self._places.values())
         assert all(self.tenants.num_waiting(tenant) == number for tenant, number in waiting.items())
+        assert self._num_paced == sum(place.ticket.is_paced for place in self._places.values())
         assert self.begun == {number for number, place in self._places.items() if place.ticket.num_computed}
         for row in rows:
             assert row.keys == sorted(row.keys)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from headway.core import event as ev
-from headway.core.admission import PROVEN_S, Crowd, Limits, refusal, unattainable
+from headway.core.admission import PROVEN_S, Crowd, Limits, is_too_slow, refusal, unattainable
 from headway.core.candidates import prefill_s
 from headway.core.composition import Composer
 from headway.core.cost import CostModel, Share
@@ -120,7 +120,8 @@ class Scheduler:
             ticket.record.predicted_ttft_s = forecast.mean_s
             if self.settings.refuse_unattainable:
                 refused = unattainable(request, forecast)
-            if refused is not None and self._proves(ticket, now):
+            # a pace is refused by the price of steps that are being run, and show it
+            if refused is not None and not is_too_slow(request, forecast) and self._proves(ticket, now):
                 refused = None
         if refused is not None:
             ticket.record.message = refused.message
@@ -241,7 +242,7 @@ class Scheduler:
             effects.append(self._end(ticket, State.FINISHED, reason, now))
         elif ticket.state is State.RUNNING:
             ticket.move(State.DECODING)
-            ticket.num_expected = self._lengths.expected(ticket)
+            ticket.num_surely = self._lengths.surely(ticket)
             self._decoding[ticket.number] = ticket
 
     def _step_failed(self, work_id: int, cause: str, now: float) -> list[ev.Effect]:

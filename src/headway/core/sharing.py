@@ -193,23 +193,23 @@ class _Ahead(NamedTuple):
 
 def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
     """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue. What has
-    begun is ahead of what is due later. With what tokens ride along in, nothing is in its way and it is in nobody's for
-    longer than it takes: that time is gone for who waits behind it."""
+    begun is ahead of what is due later. What tokens ride along in is not suspended for them, and goes before prompts as
+    they do: it is in nobody's way for longer than it takes, and that time is gone for who waits."""
     begun: list[_Ahead] = []
-    ridden: list[_Ahead] = []
+    ridden_s = 0.0
     for step in steps.all():
         if not step.decoding:
             due = [_due_s(ticket, now) for ticket in step.tickets if not ticket.num_generated]
             due_s = min([each for each in due if each > 0], default=max(due, default=float("inf")))
             left_s = step.remaining_s / step.mean_pace
-            rides = any(ticket.state is State.DECODING for ticket in step.tickets)
-            (ridden if rides else begun).append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
-
-    def before(due_s: float, steps: list[_Ahead]) -> float:
-        return sum(each.seconds for each in steps if each.due_s <= due_s)
+            if any(ticket.state is State.DECODING for ticket in step.tickets):
+                ridden_s += left_s
+            else:
+                begun.append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
 
     def waits(seconds: float, fixed_s: float, due_s: float, prompt: Share) -> _Ahead:
-        return _Ahead(seconds + before(due_s, begun), fixed_s, due_s - before(due_s, ridden), prompt)
+        before_s = sum(each.seconds for each in begun if each.due_s <= due_s)
+        return _Ahead(seconds + before_s, fixed_s, due_s - ridden_s, prompt)
 
     found = [waits(0.0, 0.0, each.due_s, each.prompt) for each in begun]
     seconds = fixed_s = 0.0  # of their tokens, and of their parts in steps

@@ -35,7 +35,7 @@ class Ticket:
     num_computed: int = 0
     num_cached_hint: int = 0
     num_published: int = 0
-    num_expected: float = 0.0  # tokens of its answer, by how long others have become; known with the first of them
+    num_surely: float = 0.0  # tokens of its answer, at least, by how long others have become; set with the first
     twin: Twin | None = None  # what another answer to the same prompt has as well, until it gives its pages back
     num_promised: int = 0  # of its tokens: what such a one, in front of it, will leave in the cache
     awaited: bytes | None = None  # the key of the first page that it needs and nobody has computed
@@ -61,6 +61,11 @@ class Ticket:
     @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether it is to have tokens after its first one, at a pace that was asked for."""
+        return self.max_tokens > 1 and self.request.slo.tpot_s is not None
 
     @property
     def num_to_score(self) -> int:
