@@ -128,7 +128,7 @@ class Forecaster:
         if pace_s <= target_s:
             return pace_s, 0.0
         left = sorted([self.lengths.left(other) for other in others])
-        enough = (each for gone, each in enumerate(left, 1) if READING * step_s(num - gone) <= target_s)
+        enough = (each for gone, each in enumerate(left, 1) if READING * step_s(max(1, num - gone)) <= target_s)
         return pace_s, next(enough, max(left, default=0.0)) * step_s(num)
 
     def _room_s(self, ticket: Ticket, num_before: int) -> float:
