@@ -12,7 +12,8 @@ from headway.placement.simulate import Device
 
 RATES = {
     "page": {"decode-heavy": 5.4, "prefill-heavy": 2.2, "balanced": 3.1, "shifting": 3.2},
-    "memory": {"decode-heavy": 8.0, "prefill-heavy": 5.5, "balanced": 8.0, "shifting": 8.0},
+    "even": {"decode-heavy": 19.0, "prefill-heavy": 6.3, "balanced": 10.5, "shifting": 9.0},
+    "memory": {"decode-heavy": 8.0, "prefill-heavy": 7.0, "balanced": 8.0, "shifting": 8.0},
 }
 
 

@@ -1,7 +1,7 @@
 """The contest of `bench.multiplex` on the virtual clock: `python -m headway.bench.multiplex_simulated`. Needs no model.
 
-The same core and driver as in the engine, on devices that are prices: one machine as it was once measured, and one on
-which a share is worth more, since half of its cores draw nearly all of what memory gives. It says what the ways of
+The same core and driver as in the engine, on devices that are prices: two machines as they were once measured, and one
+on which a share is worth more, since half of its cores draw nearly all of what memory gives. It says what the ways of
 sharing make of a load when nothing disturbs them, with more requests and draws than there is time to measure.
 """
 
@@ -52,6 +52,12 @@ MACHINES = {
         CostFit(step_s=11.5e-3, token_s=0.6e-3, segment_s=0.6e-3, pair_s=0.5e-6),
         {1: Power(226e9, 66e9, 27.3e9), 2: Power(428e9, 117e9, 39.8e9)},
         (1.0, 0.95),
+    ),
+    "even": machine(
+        "two cores of a Zen 5, as once measured: one has half of the arithmetic and three quarters of the memory",
+        CostFit(step_s=7.0e-3, token_s=0.217e-3, segment_s=0.2e-3, pair_s=0.126e-6),
+        {1: Power(478e9, 327e9, 35.0e9), 2: Power(918e9, 543e9, 46.6e9)},
+        (1.0, 1.0),
     ),
     "memory": machine(
         "two cores with matrix tiles, of which each alone draws nine tenths of what memory gives both",

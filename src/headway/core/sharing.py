@@ -192,9 +192,11 @@ class _Ahead(NamedTuple):
 
 
 def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
-    """Of who waits for a first token and is not late yet: those who have begun, then the first of the queue. What has
-    begun is ahead of what is due later. What tokens ride along in is not suspended for them, and goes before prompts as
-    they do: it is in nobody's way for longer than it takes, and that time is gone for who waits."""
+    """Of who waits for a first token and would have it in time were there no tokens: those who have begun, then the
+    first of the queue. What has begun is ahead of what is due later. What tokens ride along in is not suspended for
+    them, and goes before prompts as they do: it is in nobody's way for longer than it takes, and that time is gone for
+    who waits. A prompt that has begun by itself does not save what a step costs, but the next one will: a division is
+    for longer than one."""
     begun: list[_Ahead] = []
     ridden_s = 0.0
     for step in steps.all():
@@ -205,13 +207,13 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
             if any(ticket.state is State.DECODING for ticket in step.tickets):
                 ridden_s += left_s
             else:
-                begun.append(_Ahead(left_s, 0.0, due_s, shares_of(step.work.segments)[-1]))
+                begun.append(_Ahead(left_s, min(step_s, left_s), due_s, shares_of(step.work.segments)[-1]))
 
     def waits(seconds: float, fixed_s: float, due_s: float, prompt: Share) -> _Ahead:
         before_s = sum(each.seconds for each in begun if each.due_s <= due_s)
         return _Ahead(seconds + before_s, fixed_s, due_s - ridden_s, prompt)
 
-    found = [waits(0.0, 0.0, each.due_s, each.prompt) for each in begun]
+    found = [waits(0.0, each.fixed_s, each.due_s, each.prompt) for each in begun]
     seconds = fixed_s = 0.0  # of their tokens, and of their parts in steps
     for candidate in islice(queue.in_order(now), MAX_LOOKED_AT):
         number = number_of_ticket(candidate.key)
@@ -222,7 +224,7 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
         steps_s = max(fixed_s, min(step_s, candidate.remaining_s))  # one at least is theirs alone
         share = Share(ticket.num_to_compute, ticket.num_computed)
         found.append(waits(seconds + steps_s, steps_s, _due_s(ticket, now), share))
-    return [each for each in found if each.due_s > 0]
+    return [each for each in found if each.due_s >= each.seconds]
 
 
 def _due_s(ticket: Ticket, now: float) -> float:
