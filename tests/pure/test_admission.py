@@ -199,6 +199,30 @@ def test_of_a_burst_as_many_are_let_in_as_keep_their_pace() -> None:
             for n in range(10)
         ]
         assert sum(isinstance(effect, ev.Admit) for effect in effects) == num_let_in
+        waits_s = [effect.record.retry_after_s for effect in effects if isinstance(effect, ev.End)]
+        assert waits_s == [pytest.approx(0.5 * num_answers * 0.09)] * (10 - num_let_in), "until one has its answer"
+
+
+def test_of_those_who_wait_only_the_paced_in_front_count() -> None:
+    """Thirty without any target wait behind whoever has one, and a prompt that goes first is being read: of ten that
+    come then, as many are let in as without them."""
+    story = Story(refuse_unattainable=True, num_pages=400)
+    story.arrives("read", 200, max_tokens=1, priority=-1, slo=SLO(ttft_s=60.0))
+    story.plan()
+    for number in range(30):
+        story.arrives(f"batch{number}", 4)
+    effects = [
+        story.tell(ev.Arrived(story.request(f"r{n}", 4, 100, slo=SLO(ttft_s=5.0, tpot_s=0.09))))[0] for n in range(10)
+    ]
+    assert sum(isinstance(effect, ev.Admit) for effect in effects) == 8
+
+
+def test_who_will_have_ended_by_its_turn_is_not_beside_it() -> None:
+    """Three are answered, with few tokens to come, and two seconds of prompts go before the newcomer."""
+    story = three_readers((9, 9, 9))
+    story.arrives("read", 200, max_tokens=1, priority=-1, slo=SLO(ttft_s=60.0))
+    story.plan()
+    story.arrives("b", 4, slo=SLO(tpot_s=0.042))
 
 
 def test_a_target_that_no_pace_helps_is_told_so_first() -> None:
@@ -242,10 +266,10 @@ def test_the_urgent_are_let_in_where_they_go_first() -> None:
 
 
 def test_best_effort_is_never_refused_for_its_time() -> None:
-    """Nothing was asked for, or the answer within two hours; it will take one, and is let in."""
+    """Nothing was asked for, or the answer within five minutes; it will take two, and is let in."""
     story = busy(max_model_len=4000, num_pages=2000)
     for number in range(30):
-        story.arrives(f"r{number}", 300, priority=-1, slo=SLO(total_s=7200.0) if number % 2 else SLO())
+        story.arrives(f"r{number}", 300, priority=-1, slo=SLO(total_s=300.0) if number % 2 else SLO())
     story.arrives("last", 3999)
 
 

@@ -164,16 +164,34 @@ def test_a_long_prompt_that_would_give_way_is_no_reason_to_divide() -> None:
     assert not simulation.ended["short"][0].missed
 
 
-def test_what_tokens_ride_along_in_is_no_reason_to_divide() -> None:
-    """Tokens of eight readers ride along with a prompt, and somebody comes meanwhile: nothing is in the prompt's way,
-    and it is in time. Suspended for tokens again and again, as it never is, it would be late."""
+def situations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, Situation]]:
+    """What the divider is asked from here on, and when."""
+    seen: list[tuple[float, Situation]] = []
+    decide = Divider.decide
+
+    def note(self: Divider, situation: Situation, paces: Paces, now: float) -> Split | None:
+        seen.append((now, situation))
+        return decide(self, situation, paces, now)
+
+    monkeypatch.setattr(Divider, "decide", note)
+    return seen
+
+
+READERS = tuple(arrives(0.0, f"reader{n}", 4, max_tokens=40, tpot_s=0.05) for n in range(8))
+
+
+def test_what_tokens_ride_along_in_is_no_reason_to_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of eight readers ride along with a prompt, and somebody without a target comes meanwhile: nothing is in
+    the prompt's way, and nobody else is due."""
+    seen = situations(monkeypatch)
     simulation = simulated(
         replace(SETTINGS, lanes="auto"),
-        *(arrives(0.0, f"reader{n}", 4, max_tokens=40, tpot_s=0.05) for n in range(8)),
+        *READERS,
         arrives(0.4, "prompt", 40, ttft_s=0.1),
         arrives(0.43, "no hurry", 64),
     )
     simulation.run()
+    assert next(situation.due_s for now, situation in seen if now >= 0.43) == float("inf")
     assert simulation.scheduler.counters["repartitions"] == 0
     assert not simulation.ended["prompt"][0].missed
 
@@ -181,25 +199,34 @@ def test_what_tokens_ride_along_in_is_no_reason_to_divide() -> None:
 def test_what_tokens_ride_along_in_goes_before_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt that nobody hurries takes 59 ms with the tokens of eight readers. Another comes meanwhile: it is due so
     much sooner as that still takes, and its own work is all that is ahead of it."""
-    seen: list[Situation] = []
-    decide = Divider.decide
-
-    def note(self: Divider, situation: Situation, paces: Paces, now: float) -> Split | None:
-        if now >= 0.43:
-            seen.append(situation)
-        return decide(self, situation, paces, now)
-
-    monkeypatch.setattr(Divider, "decide", note)
+    seen = situations(monkeypatch)
     simulation = simulated(
         replace(SETTINGS, lanes="auto"),
-        *(arrives(0.0, f"reader{n}", 4, max_tokens=40, tpot_s=0.05) for n in range(8)),
+        *READERS,
         arrives(0.4, "no hurry", 31),
         arrives(0.43, "prompt", 60, ttft_s=0.5),
     )
     simulation.run()
-    first = seen[0]
+    first = next(situation for now, situation in seen if now >= 0.43)
     assert first.prompt_s == pytest.approx(0.020 + 0.060)
     assert 0.5 - 0.059 < first.due_s < 0.5 - 0.005
+
+
+def test_who_is_late_anyhow_is_no_reason_to_divide_and_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of a prompt that was wanted in a tenth of one has begun: it gives way to who can be in time, whose
+    own work is all that counts."""
+    seen = situations(monkeypatch)
+    simulation = simulated(
+        replace(SETTINGS, lanes="auto"),
+        *READERS[:2],
+        arrives(0.4, "hopeless", 480, ttft_s=0.1),
+        arrives(0.6, "prompt", 60, ttft_s=0.3),
+    )
+    simulation.run()
+    assert next(situation.due_s for now, situation in seen if 0.41 <= now < 0.6) == float("inf")
+    first = next(situation for now, situation in seen if now >= 0.6)
+    assert first.prompt_s == pytest.approx(0.020 + 0.060)
+    assert 0.2 < first.due_s <= 0.3, "less a part of the other that tokens ride along in"
 
 
 def test_a_lane_alone_has_the_whole_device() -> None:

@@ -94,7 +94,8 @@ class Forecaster:
         mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
         undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True, promised=True))
         upper_s = max(mean_s, own_s + self.cost.upper(ahead_s))
-        pace_s, paced_in_s = self._pace_s(ticket, num_queued, ahead_s)
+        num_paced = num_queued * self.queue.paced_share(own.tier)
+        pace_s, paced_in_s = self._pace_s(ticket, num_paced, queued_s / spare, ahead_s)
         return Forecast(mean_s, upper_s, undisturbed_s, self._token_s(ticket), pace_s, paced_in_s)
 
     def _token_s(self, ticket: Ticket) -> float:
@@ -102,34 +103,38 @@ class Forecaster:
         token = self.cost.fit.next_tokens(1, len(ticket.tokens))
         return min(token.fitted_s, self.cost.seconds(token))
 
-    def _pace_s(self, ticket: Ticket, num_before: int, ahead_s: float) -> tuple[float, float]:
+    def _pace_s(self, ticket: Ticket, num_before: float, queued_s: float, ahead_s: float) -> tuple[float, float]:
         """How far apart its tokens will come, if a pace was asked for and is to be judged, prompts being read now and
         then; and, if that is too far, in how long enough others will have ended. Beside it are those with a pace of
-        their own and no worse a priority: who decodes, whose prompt is being read, and who waits in front of it, as
-        far as these are not answered before its turn. The others are no reason to turn it away."""
-        request = ticket.request
+        their own and no worse a priority: who decodes and will do so in `ahead_s`, whose prompt is being read, and who
+        waits in front of it, about `num_before` and `queued_s` of work, as far as they are not answered before its
+        turn. The others are no reason to turn it away."""
+        request, lengths = ticket.request, self.lengths
         target_s = request.slo.tpot_s
         if target_s is None or ticket.max_tokens <= 1 or not self.settings.refuse_unattainable:
             return 0.0, 0.0
+        now_s = next_tokens_s(self.decoding.values(), self.cost) if self.decoding else 0.0
+        stay = [other for other in self.decoding.values() if lengths.left(other) * now_s > ahead_s]
         read = [other for step in self.steps.all() if not step.decoding for other in step.tickets]
-        begun = self.decoding | {other.number: other for other in read}
-        others = [other for other in begun.values() if other.is_paced and other.request.priority <= request.priority]
+        begun = [*stay, *(other for other in read if other.number not in self.decoding)]
+        others = [other for other in begun if other.is_paced and other.request.priority <= request.priority]
         context = (sum([len(other.tokens) for other in others]) + len(ticket.tokens)) / (len(others) + 1)
 
         def step_s(num: int) -> float:
+            num = max(1, min(num, self.settings.max_num_seqs))
             return self.cost.next_tokens(num, round(num * context))
 
-        answer_s = self.lengths.expected(ticket) * step_s(len(others) + 1)
-        num_waiting = num_before * self.queue.paced_share * min(1.0, answer_s / max(ahead_s, 1e-9))
-        num = min(len(others) + 1 + round(num_waiting), self.settings.max_num_seqs)
+        answer_s = lengths.expected(ticket) * step_s(len(others) + 1)
+        num_waiting = round(num_before * min(1.0, answer_s / max(queued_s, 1e-9)))
+        num = len(others) + num_waiting + 1
         if num == 1:
             return 0.0, 0.0
         pace_s = READING * step_s(num)
         if pace_s <= target_s:
             return pace_s, 0.0
-        left = sorted([self.lengths.left(other) for other in others])
-        enough = (each for gone, each in enumerate(left, 1) if READING * step_s(max(1, num - gone)) <= target_s)
-        return pace_s, next(enough, max(left, default=0.0)) * step_s(num)
+        left = sorted([*(lengths.left(other) for other in others), *[lengths.expected(ticket)] * num_waiting])
+        enough = (each for gone, each in enumerate(left, 1) if READING * step_s(num - gone) <= target_s)
+        return pace_s, next(enough, left[-1]) * step_s(num)
 
     def _room_s(self, ticket: Ticket, num_before: int) -> float:
         """When there is a place and pages for it, and a place for each before it: answers that are being written end

@@ -59,10 +59,11 @@ class Queue:
         self.pack_tokens = pack_tokens
         self._look_again = look_again
         self.begun: set[int] = set()  # numbers of those whose prompt is read in part
-        self._num_paced = 0
         self._others_until = -NEVER  # the starved have had their share of the time up to then
         self._places: dict[int, _Place] = {}  # by ticket number
         self._rows: dict[Tier, dict[str, Row]] = {tier: {} for tier in Tier}
+        self._num_in: Counter[Tier] = Counter()
+        self._num_paced: Counter[Tier] = Counter()  # of these
         # instant and ticket number; an entry may speak of who has left, or moved
         self._turns: list[tuple[float, int]] = []  # when somebody's tier changes
         self._starts: list[tuple[float, int]] = []  # by when somebody on time must start
@@ -89,7 +90,6 @@ class Queue:
         assert ticket.number not in self._places
         self._put(ticket, now)
         self.tenants.enter(ticket.request.tenant)
-        self._num_paced += ticket.is_paced
         if ticket.num_computed:
             self.begun.add(ticket.number)
         if ticket.expiry < NEVER:
@@ -101,16 +101,15 @@ class Queue:
         self.begun.discard(ticket.number)
         if place is not None:
             self._take_out(place)
-            self._num_paced -= ticket.is_paced
             self.tenants.leave(ticket.request.tenant)
         if not self._places:
             for heap in (self._turns, self._starts, self._expiries):
                 heap.clear()
 
-    @property
-    def paced_share(self) -> float:
-        """Of those who wait: who asked for a pace of tokens."""
-        return self._num_paced / len(self._places) if self._places else 0.0
+    def paced_share(self, tier: Tier) -> float:
+        """Of those who wait in this tier or before it: who asked for a pace of tokens."""
+        num = sum([self._num_in[each] for each in Tier if each <= tier])
+        return sum([self._num_paced[each] for each in Tier if each <= tier]) / num if num else 0.0
 
     @property
     def has_on_time(self) -> bool:
@@ -298,7 +297,9 @@ class Queue:
         assert sorted(key[2] for row in rows for key in row.keys) == sorted(self._places)
         waiting = Counter(place.ticket.request.tenant for place in self._places.values())
         assert all(self.tenants.num_waiting(tenant) == number for tenant, number in waiting.items())
-        assert self._num_paced == sum(place.ticket.is_paced for place in self._places.values())
+        places = self._places.values()
+        assert +self._num_in == Counter(place.tier for place in places)
+        assert +self._num_paced == Counter(place.tier for place in places if place.ticket.is_paced)
         assert self.begun == {number for number, place in self._places.items() if place.ticket.num_computed}
         for row in rows:
             assert row.keys == sorted(row.keys)
@@ -326,6 +327,8 @@ class Queue:
         number, rows, tenant = place.ticket.number, self._rows[place.tier], place.ticket.request.tenant
         self._orders.clear()
         self._places[number] = place
+        self._num_in[place.tier] += 1
+        self._num_paced[place.tier] += place.ticket.is_paced
         if tenant not in rows:
             rows[tenant] = Row()
         rows[tenant].add(place.key, place.amortized_s)
@@ -362,6 +365,8 @@ class Queue:
 
     def _take_out(self, place: _Place) -> None:
         self._orders.clear()
+        self._num_in[place.tier] -= 1
+        self._num_paced[place.tier] -= place.ticket.is_paced
         rows, tenant = self._rows[place.tier], place.ticket.request.tenant
         rows[tenant].remove(place.key)
         if not rows[tenant].keys:

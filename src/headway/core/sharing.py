@@ -192,18 +192,18 @@ class _Ahead(NamedTuple):
 
 
 def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
-    """Of who waits for a first token and would have it in time were there no tokens: those who have begun, then the
-    first of the queue. What has begun is ahead of what is due later. What tokens ride along in is not suspended for
-    them, and goes before prompts as they do: it is in nobody's way for longer than it takes, and that time is gone for
-    who waits. A prompt that has begun by itself does not save what a step costs, but the next one will: a division is
-    for longer than one."""
+    """Of who waits for a first token: those who have begun, then the first of the queue. What has begun is ahead of what
+    is due later. Who is late even if there were no tokens is due for nobody, and gives way. What tokens ride along in is
+    not suspended for them, and goes before prompts as they do: it is in nobody's way for longer than it takes, and that
+    time is gone for who waits. A prompt that has begun by itself does not save what a step costs, but the next one will:
+    a division is for longer than one."""
     begun: list[_Ahead] = []
     ridden_s = 0.0
     for step in steps.all():
         if not step.decoding:
-            due = [_due_s(ticket, now) for ticket in step.tickets if not ticket.num_generated]
-            due_s = min([each for each in due if each > 0], default=max(due, default=float("inf")))
             left_s = step.remaining_s / step.mean_pace
+            due = [_due_s(ticket, now) for ticket in step.tickets if not ticket.num_generated]
+            due_s = min([each for each in due if each >= left_s], default=float("inf"))
             if any(ticket.state is State.DECODING for ticket in step.tickets):
                 ridden_s += left_s
             else:
@@ -224,7 +224,7 @@ def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> lis
         steps_s = max(fixed_s, min(step_s, candidate.remaining_s))  # one at least is theirs alone
         share = Share(ticket.num_to_compute, ticket.num_computed)
         found.append(waits(seconds + steps_s, steps_s, _due_s(ticket, now), share))
-    return [each for each in found if each.due_s >= each.seconds]
+    return [each if each.seconds <= each.due_s else each._replace(due_s=float("inf")) for each in found]
 
 
 def _due_s(ticket: Ticket, now: float) -> float:
