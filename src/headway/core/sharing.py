@@ -192,11 +192,11 @@ class _Ahead(NamedTuple):
 
 
 def _prompts_ahead(queue: Queue, steps: Steps, step_s: float, now: float) -> list[_Ahead]:
-    """Of who waits for a first token: those who have begun, then the first of the queue. What has begun is ahead of what
-    is due later. Who is late even if there were no tokens is due for nobody, and gives way. What tokens ride along in is
-    not suspended for them, and goes before prompts as they do: it is in nobody's way for longer than it takes, and that
-    time is gone for who waits. A prompt that has begun by itself does not save what a step costs, but the next one will:
-    a division is for longer than one."""
+    """Of who waits for a first token: those who have begun, then the first of the queue. What has begun is ahead of
+    what is due later. Who is late even if there were no tokens is due for nobody, and gives way. What tokens ride along
+    in is not suspended for them, and goes before prompts as they do: it is in nobody's way for longer than it takes,
+    and that time is gone for who waits. A prompt that has begun by itself does not save what a step costs, but the next
+    one will: a division is for longer than one."""
     begun: list[_Ahead] = []
     ridden_s = 0.0
     for step in steps.all():
