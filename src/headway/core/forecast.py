@@ -94,8 +94,10 @@ class Forecaster:
         mean_s = own_s + max(room_s, ahead_s + self._let_end_s(own, ahead_s, now) / spare)
         undisturbed_s = min(alone_s, prefill_s(ticket, self.cost, as_fitted=True, promised=True))
         upper_s = max(mean_s, own_s + self.cost.upper(ahead_s))
-        num_paced = num_queued * self.queue.paced_share(own.tier)
-        pace_s, paced_in_s = self._pace_s(ticket, num_paced, queued_s / spare, ahead_s)
+        pace_s = paced_in_s = 0.0
+        if ticket.is_paced and self.settings.refuse_unattainable:
+            num_paced = num_queued * self.queue.paced_share(own.tier)
+            pace_s, paced_in_s = self._pace_s(ticket, num_paced, queued_s / spare, ahead_s)
         return Forecast(mean_s, upper_s, undisturbed_s, self._token_s(ticket), pace_s, paced_in_s)
 
     def _token_s(self, ticket: Ticket) -> float:
@@ -104,15 +106,14 @@ class Forecaster:
         return min(token.fitted_s, self.cost.seconds(token))
 
     def _pace_s(self, ticket: Ticket, num_before: float, queued_s: float, ahead_s: float) -> tuple[float, float]:
-        """How far apart its tokens will come, if a pace was asked for and is to be judged, prompts being read now and
-        then; and, if that is too far, in how long enough others will have ended. Beside it are those with a pace of
+        """How far apart its tokens will come, for which a pace was asked, prompts being read now and then; and, if that
+        is too far, in how long enough others will have ended. Beside it are those with a pace of
         their own and no worse a priority: who decodes and will do so in `ahead_s`, whose prompt is being read, and who
         waits in front of it, about `num_before` and `queued_s` of work, as far as they are not answered before its
         turn. The others are no reason to turn it away."""
         request, lengths = ticket.request, self.lengths
         target_s = request.slo.tpot_s
-        if target_s is None or ticket.max_tokens <= 1 or not self.settings.refuse_unattainable:
-            return 0.0, 0.0
+        assert target_s is not None
         now_s = next_tokens_s(self.decoding.values(), self.cost) if self.decoding else 0.0
         stay = [other for other in self.decoding.values() if lengths.left(other) * now_s > ahead_s]
         read = [other for step in self.steps.all() if not step.decoding for other in step.tickets]

@@ -62,8 +62,8 @@ class Queue:
         self._others_until = -NEVER  # the starved have had their share of the time up to then
         self._places: dict[int, _Place] = {}  # by ticket number
         self._rows: dict[Tier, dict[str, Row]] = {tier: {} for tier in Tier}
-        self._num_in: Counter[Tier] = Counter()
-        self._num_paced: Counter[Tier] = Counter()  # of these
+        self._num_in = [0 for _ in Tier]
+        self._num_paced = [0 for _ in Tier]  # of these
         # instant and ticket number; an entry may speak of who has left, or moved
         self._turns: list[tuple[float, int]] = []  # when somebody's tier changes
         self._starts: list[tuple[float, int]] = []  # by when somebody on time must start
@@ -108,8 +108,8 @@ class Queue:
 
     def paced_share(self, tier: Tier) -> float:
         """Of those who wait in this tier or before it: who asked for a pace of tokens."""
-        num = sum([self._num_in[each] for each in Tier if each <= tier])
-        return sum([self._num_paced[each] for each in Tier if each <= tier]) / num if num else 0.0
+        num = sum(self._num_in[: tier + 1])
+        return sum(self._num_paced[: tier + 1]) / num if num else 0.0
 
     @property
     def has_on_time(self) -> bool:
@@ -298,8 +298,8 @@ class Queue:
         waiting = Counter(place.ticket.request.tenant for place in self._places.values())
         assert all(self.tenants.num_waiting(tenant) == number for tenant, number in waiting.items())
         places = self._places.values()
-        assert +self._num_in == Counter(place.tier for place in places)
-        assert +self._num_paced == Counter(place.tier for place in places if place.ticket.is_paced)
+        assert self._num_in == [sum(place.tier is tier for place in places) for tier in Tier]
+        assert self._num_paced == [sum(place.tier is t and place.ticket.is_paced for place in places) for t in Tier]
         assert self.begun == {number for number, place in self._places.items() if place.ticket.num_computed}
         for row in rows:
             assert row.keys == sorted(row.keys)
