@@ -107,10 +107,10 @@ class Forecaster:
 
     def _pace_s(self, ticket: Ticket, num_before: float, queued_s: float, ahead_s: float) -> tuple[float, float]:
         """How far apart its tokens will come, for which a pace was asked, prompts being read now and then; and, if that
-        is too far, in how long enough others will have ended. Beside it are those with a pace of
-        their own and no worse a priority: who decodes and will do so in `ahead_s`, whose prompt is being read, and who
-        waits in front of it, about `num_before` and `queued_s` of work, as far as they are not answered before its
-        turn. The others are no reason to turn it away."""
+        is too far, in how long enough others will have ended. Beside it are those with a pace of their own and no worse
+        a priority: who decodes and will do so in `ahead_s`, whose prompt is being read, and who waits in front of it,
+        about `num_before` and `queued_s` of work, as far as they are not answered before its turn. The others are no
+        reason to turn it away."""
         request, lengths = ticket.request, self.lengths
         target_s = request.slo.tpot_s
         assert target_s is not None
