@@ -37,7 +37,7 @@ using InBest = InVectors<E>;
 // dtype: 0 float32, 1 bfloat16. All strides and offsets are counted in elements.
 extern "C" {
 
-int headway_interface() { return 5; }  // grows with every change of the functions below
+int headway_interface() { return 6; }  // grows with every change of the functions below
 
 // Whether the system lets this process run it: tile registers are asked for once.
 int headway_ready() {
@@ -113,24 +113,37 @@ int64_t headway_panels_bytes(int dtype, int64_t d_out, int64_t d_in, int integer
     return tiles(d_out, PANEL) * PANEL * tiles(d_in, deep) * deep * size;
 }
 
-// With `scales`, one for each column, they are integers, made of bfloat16.
-void headway_pack(int dtype, const void* weight, int64_t d_out, int64_t d_in, void* panels, float* scales) {
+// Whether what is multiplied so may end as a gate: half of the columns whole panels of it, and not in matrix tiles.
+int headway_gates(int dtype, int64_t d_out) {
+#if defined(__AMX_BF16__)
+    if (dtype != 0) return 0;
+#endif
+    return d_out % (2 * PANEL) == 0;
+}
+
+// With `scales`, one for each column, they are integers, made of bfloat16. `gates`: to end as a gate, columns of the first
+// half for those of the second.
+void headway_pack(int dtype, const void* weight, int64_t d_out, int64_t d_in, int gates, void* panels, float* scales) {
+    const auto with = [&](auto in, const auto* typed, auto* to) {
+        pack<decltype(in)>(typed, d_out, d_in, gates != 0, to, scales);
+    };
     if (dtype == 0) {
-        pack<InVectors<float>>(static_cast<const float*>(weight), d_out, d_in, static_cast<float*>(panels), nullptr);
+        with(InVectors<float>(), static_cast<const float*>(weight), static_cast<float*>(panels));
     } else if (scales) {
-        pack<InBest<int8_t>>(static_cast<const bf16*>(weight), d_out, d_in, static_cast<int8_t*>(panels), scales);
+        with(InBest<int8_t>(), static_cast<const bf16*>(weight), static_cast<int8_t*>(panels));
     } else {
-        pack<InBest<bf16>>(static_cast<const bf16*>(weight), d_out, d_in, static_cast<bf16*>(panels), nullptr);
+        with(InBest<bf16>(), static_cast<const bf16*>(weight), static_cast<bf16*>(panels));
     }
 }
 
+// `ending`: an Ending.
 void headway_linear(int dtype, const void* x, int64_t x_stride, int64_t num_rows, const void* panels,
                     const float* scales, int64_t d_in, int64_t first, int64_t d_out, const void* bias, void* y,
-                    int64_t y_stride, int adds, int num_threads) {
+                    int64_t y_stride, int ending, int num_threads) {
     const auto with = [&](auto* typed, const auto* weights) {
         typedef std::remove_pointer_t<decltype(typed)> T;
         linear(static_cast<const T*>(x), x_stride, num_rows, weights, scales, d_in, first, d_out,
-               static_cast<const T*>(bias), typed, y_stride, adds != 0, num_threads);
+               static_cast<const T*>(bias), typed, y_stride, static_cast<Ending>(ending), num_threads);
     };
     if (dtype == 0) {
         with(static_cast<float*>(y), static_cast<const float*>(panels));

@@ -22,15 +22,19 @@ inline float widened(bf16 x) {
 
 inline float widened(float x) { return x; }
 
+// What becomes of a row's sums: they are put where they belong, or added to what is there; or every other panel is the gate
+// of the next, and what passes is put there.
+enum class Ending { put, add, gate };
+
 // Weights of (d_out, d_in) as panels, zeros where there are none. A layout says in which order a panel's columns stand for
 // `DEEP` inputs, and so on for the next. Integers are the nearest to weight / scale, with a scale for each column, and with
-// `ZERO` for nothing.
+// `ZERO` for nothing. Where they end as a gate, panels of the first half of the columns stand beside those of the second.
 template <class Layout, class T, class E>
-void pack(const T* weight, int64_t d_out, int64_t d_in, E* panels, float* scales) {
+void pack(const T* weight, int64_t d_out, int64_t d_in, bool gates, E* panels, float* scales) {
     const int64_t deep = tiles(d_in, Layout::DEEP);
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < tiles(d_out, PANEL); ++panel) {
-        const T* rows = weight + panel * PANEL * d_in;
+        const T* rows = weight + (gates ? panel % 2 * (d_out / 2) + panel / 2 * PANEL : panel * PANEL) * d_in;
         const int64_t here = std::min<int64_t>(PANEL, d_out - panel * PANEL);
         float per_unit[PANEL] = {};
         for (int64_t column = 0; scales && column < here; ++column) {
@@ -72,7 +76,9 @@ inline void settle(const float* sums, const Worth<T>& worth, float row_scale, T*
     if (wide == PANEL) {
         for (int j = 0; j < PANEL; j += W) {
             Vec v = load(sums + j);
-            if (worth.scales) v = __builtin_convertvector((Int)v, Vec) * (load(worth.scales + j) * all(row_scale));
+            if (worth.scales) {
+                v = unfused(__builtin_convertvector((Int)v, Vec) * (load(worth.scales + j) * all(row_scale)));
+            }
             if (worth.bias) v += load(worth.bias + j);
             if (adds) v += load(y + j);
             store(y + j, v);
@@ -87,6 +93,17 @@ inline void settle(const float* sums, const Worth<T>& worth, float row_scale, T*
     const Worth<T> whole = {worth.scales ? scales : nullptr, worth.bias ? more : nullptr};
     settle(sums, whole, row_scale, row, PANEL, adds);
     std::memcpy(y, row, wide * sizeof(T));
+}
+
+// A row of the sums of two panels, of which the first is the gate of the second; both are rounded before, as if they had
+// been put somewhere.
+template <class T>
+inline void settle_gated(const float* gate, const float* up, const Worth<T>& of_gate, const Worth<T>& of_up,
+                         float row_scale, T* y) {
+    alignas(64) T both[2][PANEL];
+    settle(gate, of_gate, row_scale, both[0], PANEL, false);
+    settle(up, of_up, row_scale, both[1], PANEL, false);
+    for (int j = 0; j < PANEL; j += W) store(y + j, gated<T>(load(both[0] + j), load(both[1] + j)));
 }
 
 // The largest number of a row without its sign, for the scale of its integers; no number if one of them is none.

@@ -112,10 +112,11 @@ inline void multiply(const char* a, int64_t a_next, const char* b, int64_t depth
     if (TWO) _tile_stored(3, sums + 16 * PANEL + 16, ROW);
 }
 
-// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; panels, scales and bias are all.
+// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; panels, scales and bias are all. None of
+// them ends as a gate.
 template <class E>
 void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const E* panels, const float* scales, int64_t d_in,
-            int64_t first, int64_t d_out, const bf16* bias, bf16* y, int64_t y_stride, bool adds, int num_threads) {
+            int64_t first, int64_t d_out, const bf16* bias, bf16* y, int64_t y_stride, Ending ending, int num_threads) {
     const int64_t deep = tiles(d_in, DEEP<E>), blocks = tiles(num_rows, 16), num_panels = tiles(d_out, PANEL);
     const int64_t stages = tiles(deep, DEPTH), next = deep * TILE;
     // as many panels for a thread at a time as leave each four turns, and all equally many
@@ -163,7 +164,7 @@ void linear(const bf16* x, int64_t x_stride, int64_t num_rows, const E* panels, 
                             ahead += depth * lines * LINE;
                             if (stage + 1 < stages) continue;
                             for (int64_t row = block * 16; row < std::min(num_rows, (block + 2) * 16); ++row) {
-                                settle(c, worth, row_scales[row], y + row * y_stride + column, here, adds);
+                                settle(c, worth, row_scales[row], y + row * y_stride + column, here, ending == Ending::add);
                                 c += PANEL;
                             }
                         }

@@ -260,19 +260,21 @@ Multiply<E> chosen(int64_t high, bool together, std::integer_sequence<int, I...>
     return (together ? wide : plain)[high - 1];
 }
 
-// As many panels under the same rows as leave each thread four turns, and nearly all of them the same work.
-inline int64_t panels_together(int64_t num_panels, int num_threads) {
+// As many panels under the same rows, a multiple of `least`, as leave each thread four turns, and nearly all of them the
+// same work.
+inline int64_t panels_together(int64_t num_panels, int64_t least, int num_threads) {
     const int64_t most = std::min(num_panels / (num_threads * 4), PANELS_AT_ONCE);
     const auto longest = [&](int64_t wide) { return tiles(tiles(num_panels, wide), num_threads) * wide; };
-    int64_t best = 1;
-    for (int64_t wide = 2; wide <= most; ++wide) best = longest(wide) <= longest(best) ? wide : best;
+    int64_t best = least;
+    for (int64_t wide = 2 * least; wide <= most; wide += least) best = longest(wide) <= longest(best) ? wide : best;
     return best;
 }
 
-// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel; panels, scales and bias are all.
+// y = x · some panels. `first` and `d_out` in columns, `first` at the edge of a panel, or of two that end as a gate, of which
+// y has half of the columns; panels, scales and bias are all.
 template <class T, class E>
 void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, const float* scales, int64_t d_in,
-            int64_t first, int64_t d_out, const T* bias, T* y, int64_t y_stride, bool adds, int num_threads) {
+            int64_t first, int64_t d_out, const T* bias, T* y, int64_t y_stride, Ending ending, int num_threads) {
     constexpr auto HEIGHTS = std::make_integer_sequence<int, TALL>();
     constexpr int64_t STEP = InVectors<E>::DEEP * PANEL;  // of a panel, for a word of each row
     if (num_rows == 0) return;
@@ -280,7 +282,8 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
     const bool is_few = blocks <= FEW_BLOCKS;
     const int64_t deep = tiles(d_in, InVectors<E>::DEEP), stages = tiles(deep, is_few ? DEEP_FEW : DEEP_MANY);
     const int64_t num_panels = tiles(d_out, PANEL), panel_size = deep * STEP;
-    const int64_t wide = panels_together(num_panels, num_threads), groups = tiles(num_panels, wide);
+    const int64_t least = ending == Ending::gate ? 2 : 1;
+    const int64_t wide = panels_together(num_panels, least, num_threads), groups = tiles(num_panels, wide);
     const int64_t parts = tiles(blocks, ROWS_AT_ONCE / TALL), high = tiles(blocks, parts);
     const int64_t strip = is_few ? std::min<int64_t>(wide, panels_under(num_rows)) : wide;
     const int64_t sums_next = high * TALL * PANEL;
@@ -330,15 +333,23 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                         const E* const piece = from_panel + panel * panel_size + k * STEP;
                         const Following coming = {reinterpret_cast<const char*>(piece + ahead + begun * STEP), steps};
                         run(rows + row * next + k, next, piece, panel_size, depth, coming,
-                            c + (panel - left) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
+                            c + (panel - from) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
                     }
-                    for (int64_t panel = left; panel < right && stage + 1 == stages; ++panel) {
-                        const int64_t column = panel * PANEL;
-                        const Worth<T> worth = {scales ? scales + first + column : nullptr,
-                                                bias ? bias + first + column : nullptr};
+                    if (stage + 1 < stages || (right - from) % least != 0) continue;
+                    for (int64_t panel = std::min(left, right - least); panel < right; panel += least) {
+                        const int64_t column = panel * PANEL, here = std::min<int64_t>(PANEL, d_out - column);
+                        const auto worth = [&](int64_t from) {
+                            return Worth<T>{scales ? scales + first + from : nullptr, bias ? bias + first + from : nullptr};
+                        };
                         for (int64_t i = 0; i < num; ++i) {
-                            settle(c + (panel - left) * sums_next + i * PANEL, worth, row_scales[row + i],
-                                   y + (row + i) * y_stride + column, std::min<int64_t>(PANEL, d_out - column), adds);
+                            const float* const of = c + (panel - from) * sums_next + i * PANEL;
+                            T* const to = y + (row + i) * y_stride + column / least;
+                            if (ending == Ending::gate) {
+                                settle_gated(of, of + sums_next, worth(column), worth(column + PANEL),
+                                             row_scales[row + i], to);
+                            } else {
+                                settle(of, worth(column), row_scales[row + i], to, here, ending == Ending::add);
+                            }
                         }
                     }
                 }

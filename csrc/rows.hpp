@@ -82,10 +82,7 @@ void activate(const T* wide, T* y, int64_t num_rows, int64_t size, int num_threa
 #pragma omp parallel for num_threads(num_threads) schedule(static) if (num_rows * size > ALONE)
     for (int64_t n = 0; n < num_rows; ++n) {
         const T *gate = wide + n * 2 * size, *up = gate + size;
-        for (int64_t j = 0; j < size; j += W) {
-            const Vec x = load(gate + j);
-            store(y + n * size + j, x / (all(1.0f) + exponential_for<T>(-x)) * load(up + j));
-        }
+        for (int64_t j = 0; j < size; j += W) store(y + n * size + j, gated<T>(load(gate + j), load(up + j)));
     }
 }
 

@@ -93,6 +93,19 @@ inline void store(bf16* p, Vec v) {
 }
 #endif
 
+// A product as it is, and not as the first half of a fused one: which of them a compiler makes depends on where it is asked,
+// and bits must not.
+inline Vec unfused(Vec v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
@@ -161,6 +174,12 @@ inline Vec exponential_for<bf16>(Vec x) {  // to within 3e-6 of itself
     return (Vec)_mm512_scalef_ps((__m512)(p + all(1.0f)), power);
 }
 #endif
+
+// What the middle of an MLP takes of its gate and of what that lets through.
+template <class T>
+inline Vec gated(Vec gate, Vec up) {
+    return gate / (all(1.0f) + exponential_for<T>(-gate)) * up;
+}
 
 struct Free {
     void operator()(void* p) const { std::free(p); }

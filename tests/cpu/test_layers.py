@@ -57,8 +57,10 @@ def config(architecture: str = "Qwen2ForCausalLM", window: int | None = None) ->
     return replace(parsed, windows=(None, window, window))
 
 
-def bench_of(kind: type[Panels], dtype: torch.dtype, library: Library, shape: DecoderConfig) -> Bench:
-    """Of which the stage runs whole layers where it can."""
+def bench_of(
+    kind: type[Panels], dtype: torch.dtype, library: Library, shape: DecoderConfig, *, gates: bool = False
+) -> Bench:
+    """Of which the stage runs whole layers where it can. `gates`: the middle of an MLP is made where its sums are."""
     model = random_decoder(shape, 0, dtype)
     heads = [torch.rand(shape.head_size).to(dtype) + 0.5 if shape.qk_norm else None for _ in range(2)]
 
@@ -83,7 +85,9 @@ def bench_of(kind: type[Panels], dtype: torch.dtype, library: Library, shape: De
         return kind(linear, library)
 
     made = [
-        LayerMatrices(*(panels(linear) for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)))
+        LayerMatrices(
+            panels(layer.qkv), panels(layer.o), kind(layer.gate_up, library, gates=gates), panels(layer.down)
+        )
         for layer in model.layers
     ]
     matrices = Matrices(tuple(made), panels(model.head))
@@ -119,6 +123,7 @@ def prompts(bench: Bench, sizes: list[int], seed: int) -> Iterator[Segment]:
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     architecture=st.sampled_from(["Qwen2ForCausalLM", "Qwen3ForCausalLM"]),
     window=st.none() | st.integers(1, 70),
+    gates=st.booleans(),
     num_threads=st.integers(1, 2),
     seed=st.integers(0, 1000),
 )
@@ -129,16 +134,17 @@ def test_a_whole_layer_is_its_operators_one_by_one(
     sizes: list[int],
     architecture: str,
     window: int | None,
+    gates: bool,
     num_threads: int,
     seed: int,
 ) -> None:
-    """Prompts in one step, and then a token of each: logits, keys and values, with biases or norms of heads, and layers
-    that look back a little or all the way."""
+    """Prompts in one step, and then a token of each: logits, keys and values, with biases or norms of heads, layers that
+    look back a little or all the way, and products that end as a gate or do not."""
     shape = config(architecture, window)
     if not native.suits(library, shape, dtype, torch.device("cpu")):
         return
     with torch.inference_mode():
-        bench = bench_of(kind, dtype, library, shape)
+        bench = bench_of(kind, dtype, library, shape, gates=gates)
         whole, results = bench.stage.layers, []
         before = torch.get_num_threads()
         torch.set_num_threads(num_threads)
@@ -154,6 +160,8 @@ def test_a_whole_layer_is_its_operators_one_by_one(
                 tiles += tiles_of(bench, steps)
                 assert ("layer" in operators_in(tiles)) == (layers is not None)
                 assert all(tile.number < tile.of for tile in tiles)
+                is_gated = bench.stage.matrices.layers[0].gate_up.gates
+                assert layers is not None or ("activation" in operators_in(tiles)) != is_gated
                 results.append((dict(bench.sampler.logits), bench.pool.blocks_PL2KSD.clone()))
         finally:
             torch.set_num_threads(before)

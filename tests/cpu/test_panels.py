@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headway.models.decoder import Linear
 from headway.stages import native
-from headway.stages.native import Library
+from headway.stages.native import DTYPES, Library
 from headway.stages.panels import IntegerPanels, Panels
 from headway.stages.tiling import Span
 
@@ -141,6 +141,56 @@ def test_a_row_has_the_same_bits_in_any_company(
         assert torch.equal(panels.columns(x[row:end], span), whole[row:end, span.start : span.end])
     finally:
         torch.set_num_threads(before)
+
+
+@each_library
+@each_kind
+@settings(max_examples=40)
+@given(
+    d_in=st.one_of(st.integers(1, 200), st.sampled_from([576, 1536, 2100])),
+    num_middle=st.one_of(st.integers(1, 20).map(lambda number: 32 * number), st.integers(1, 300)),
+    num_rows=st.one_of(st.integers(1, 75), st.sampled_from([255, 256, 600])),
+    num_threads=st.integers(1, 3),
+    biased=st.booleans(),
+    data=st.data(),
+)
+def test_what_ends_as_a_gate_has_the_bits_of_both_put_somewhere_first(
+    library: Library,
+    kind: type[Panels],
+    dtype: torch.dtype,
+    d_in: int,
+    num_middle: int,
+    num_rows: int,
+    num_threads: int,
+    biased: bool,
+    data: st.DataObject,
+) -> None:
+    """In any span, on any number of threads; and where there are no whole panels, or a library does not, it says so."""
+    linear, plain = made(library, d_in, 2 * num_middle, biased, kind, dtype)
+    gated = kind(linear, library, gates=True)
+    in_tiles = library.kind == "amx" and dtype is torch.bfloat16
+    assert gated.gates == (not in_tiles and num_middle % plain.step == 0)
+    assert gated.size == plain.size
+    if not gated.gates:
+        return
+    x = torch.randn(num_rows, d_in + 2, dtype=dtype)[:, :d_in]
+    wide, middle = plain.columns(x, Span(0, 2 * num_middle)), torch.empty(num_rows, num_middle, dtype=dtype)
+    library.lib.headway_activate(DTYPES[dtype], wide.data_ptr(), middle.data_ptr(), num_rows, num_middle, 1)
+    first = data.draw(st.integers(0, 2 * num_middle // gated.step - 1))
+    last = data.draw(st.integers(first + 1, 2 * num_middle // gated.step))
+    span = Span(first * gated.step, last * gated.step)
+    part = slice(span.start // 2, span.end // 2)
+    found, before = torch.full((num_rows, num_middle), 7.0, dtype=dtype), torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        gated.into(found, x, span)
+        assert torch.equal(gated.columns(x, span), middle[:, part])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[:, part], middle[:, part])
+    beside = torch.ones(num_middle, dtype=torch.bool)
+    beside[part] = False
+    assert bool((found[:, beside] == 7.0).all())
 
 
 @each_library

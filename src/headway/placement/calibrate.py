@@ -124,7 +124,7 @@ def rates_now(model: Decoder, matrices: Matrices, pool: KVPool, num_touched_page
     whole = Span(0, d_out)
     linear_s = _best(lambda: few[0].columns(x, whole), device)
     stream_s = _best(lambda: [matrix.columns(x[:1], whole) for matrix in few], device)
-    wide = few[0].columns(x, whole)
+    wide = torch.randn(sizes.rows, d_out, device=device).to(model.dtype)
     active_s = _best(lambda: operators.activate(wide), device)
 
     num_keys = min(sizes.keys, len(model.rope))

@@ -196,12 +196,14 @@ class LanguageStage:
         for rows in step.gate_up.rows:
             x = x_NE[rows.start : rows.end]
             normed = operators.norm(x, layer.post_norm)
-            wide = normed.new_empty(len(x), matrices.gate_up.size[1])
+            wide = normed.new_empty(len(x), matrices.gate_up.size[1] // (2 if matrices.gate_up.gates else 1))
             for columns in step.gate_up.columns:
                 matrices.gate_up.into(wide, normed, columns)
                 yield step.tile("gate_up")
-            middle = operators.activate(wide)
-            yield step.tile("activation")
+            middle = wide
+            if not matrices.gate_up.gates:
+                middle = operators.activate(wide)
+                yield step.tile("activation")
             for columns in step.down.columns:
                 matrices.down.onto(x, middle, columns)
                 is_last = rows.end == n and columns.end == config.hidden_size

@@ -86,4 +86,4 @@ def _parts(layer: Layer, matrices: LayerMatrices, pool: int) -> NDArray[np.int64
         if not isinstance(matrix, Panels) or type(matrix) is not type(matrices.qkv):
             return None
         addresses += [*matrix.addresses, *matrix.size]
-    return np.array(addresses, np.int64)
+    return np.array([*addresses, matrices.gate_up.gates], np.int64)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headway.models.decoder import Decoder, Layer, Linear
+from headway.models.decoder import Decoder, Linear
 from headway.stages.panels import IntegerPanels, Panels, panels_for
 from headway.stages.tiling import Span
 
@@ -38,6 +38,11 @@ class Matrix(Protocol):
     def step(self) -> int: ...
 
     @property
+    def gates(self) -> bool:
+        """Whether it ends as the gate of an MLP: of its columns, gate and up, there are half as many in what it gives.
+        It is not added to anything."""
+
+    @property
     def num_bytes(self) -> int:
         """Of the weights."""
 
@@ -56,6 +61,7 @@ class Plain:
     """As the model has it."""
 
     name: ClassVar[str] = "torch's"
+    gates: ClassVar[bool] = False
 
     linear: Linear
     step: int = 1
@@ -102,6 +108,7 @@ class Packed:
     """In oneDNN's order, in parts of `step` columns."""
 
     name: ClassVar[str] = "oneDNN's, packed"
+    gates: ClassVar[bool] = False
 
     def __init__(self, linear: Linear) -> None:
         self.size = linear.size
@@ -152,11 +159,20 @@ def packed(model: Decoder, *, integers: bool = False) -> tuple[Decoder, Matrices
     """The matrices in the order that is best for this device, and the model without what is not needed beside them: its
     linear operators keep their shape and no weights. Where nothing is to be gained, both are as before. `integers`:
     rounded to eight bits, which needs compiled operators (`panels_for`)."""
-    pack = _packing(model, integers)
-    if pack is None:
+    packing = _packing(model, integers)
+    if packing is None:
         return model, matrices_of(model)
+    pack, pack_gate = packing
     is_tied = model.head.weight.data_ptr() == model.embedding_VE.data_ptr()
-    layers = tuple(LayerMatrices(*(_take(linear, pack) for linear in _linears(layer))) for layer in model.layers)
+    layers = tuple(
+        LayerMatrices(
+            qkv=_take(layer.qkv, pack),
+            o=_take(layer.o, pack),
+            gate_up=_take(layer.gate_up, pack_gate),
+            down=_take(layer.down, pack),
+        )
+        for layer in model.layers
+    )
     head = pack(model.head) if is_tied else _take(model.head, pack)
     return _hollow(model), Matrices(layers, head)
 
@@ -166,13 +182,14 @@ def packs(dtype: torch.dtype, device: torch.device, *, integers: bool = False) -
     return panels_for(dtype, device, integers=integers) is not None or is_packable(dtype, device)
 
 
-def _packing(model: Decoder, integers: bool) -> Callable[[Linear], Matrix] | None:
-    """How this model's matrices are packed here, if they are."""
+def _packing(model: Decoder, integers: bool) -> tuple[Callable[[Linear], Matrix], Callable[[Linear], Matrix]] | None:
+    """How this model's matrices are packed here, and the first one of an MLP, if they are."""
     found = panels_for(model.dtype, model.device, integers=integers)
     if found is not None:
-        return partial(IntegerPanels if integers else Panels, found=found)
+        kind = IntegerPanels if integers else Panels
+        return partial(kind, found=found), partial(kind, found=found, gates=True)
     assert not integers
-    return Packed if is_packable(model.dtype, model.device) else None
+    return (Packed, Packed) if is_packable(model.dtype, model.device) else None
 
 
 def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
@@ -186,12 +203,10 @@ def is_packable(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _each(model: Decoder, make: Callable[[Linear], Matrix]) -> Matrices:
-    layers = tuple(LayerMatrices(*map(make, _linears(layer))) for layer in model.layers)
+    layers = tuple(
+        LayerMatrices(make(layer.qkv), make(layer.o), make(layer.gate_up), make(layer.down)) for layer in model.layers
+    )
     return Matrices(layers, make(model.head))
-
-
-def _linears(layer: Layer) -> tuple[Linear, Linear, Linear, Linear]:
-    return layer.qkv, layer.o, layer.gate_up, layer.down
 
 
 def _take(linear: Linear, pack: Callable[[Linear], Matrix]) -> Matrix:

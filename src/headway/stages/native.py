@@ -39,7 +39,7 @@ KINDS = {  # library -> what the processor must be able to do, the best first
     "neon": {"asimd"},
     "plain": set[str](),
 }
-INTERFACE = 5  # of the functions in csrc/kernels.cpp that this module knows
+INTERFACE = 6  # of the functions in csrc/kernels.cpp that this module knows
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _INT64 = ctypes.c_int64
 _POINTER = ctypes.c_void_p
@@ -102,7 +102,7 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
         "layer": (_POINTER, _INT64, *(_POINTER,) * 3, ctypes.c_float, ctypes.c_float, ctypes.c_int),
         "norm": (_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, ctypes.c_float, ctypes.c_int),
         "activate": (_POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
-        "pack": (_POINTER, _INT64, _INT64, _POINTER, _POINTER),
+        "pack": (_POINTER, _INT64, _INT64, ctypes.c_int, _POINTER, _POINTER),
         "linear": (
             *(_POINTER, _INT64, _INT64, _POINTER, _POINTER, _INT64, _INT64, _INT64),
             *(_POINTER, _POINTER, _INT64, ctypes.c_int, ctypes.c_int),
@@ -110,6 +110,7 @@ def _declared(lib: ctypes.CDLL) -> ctypes.CDLL:
     }.items():
         function = getattr(lib, f"headway_{name}")
         function.restype, function.argtypes = None, (ctypes.c_int, *arguments)
+    lib.headway_gates.argtypes = (ctypes.c_int, _INT64)
     lib.headway_panels_bytes.restype = _INT64
     lib.headway_panels_bytes.argtypes = (ctypes.c_int, _INT64, _INT64, ctypes.c_int)
     return lib

@@ -5,6 +5,9 @@ multiplies these itself, else widened. float32 goes through vectors; integers of
 A row's products are summed over the inputs in an order that does not depend on how many rows there are, how columns are
 cut or how many threads share the work. Nothing is compiled at run time: the first call of a shape takes no longer than
 the others.
+
+The first matrix of an MLP can end as a gate: panels of gate and up stand beside each other, and what becomes of both is
+made of their sums while these are at hand, with the bits that it has where both are put somewhere first.
 """
 
 import mmap
@@ -20,26 +23,33 @@ from headway.stages.tiling import Span
 
 DOTS = {"amx", "avx512bf16", "neonbf16"}  # libraries that multiply bfloat16 as the processor does
 NATIVE_BFLOAT16 = {"avx512_bf16", "bf16"}  # such processors do: under other libraries, oneDNN is twice as fast there
+PUT, ADD, GATE = range(3)  # `Ending` of csrc/linear.hpp
 HUGE_PAGE_BYTES = 1 << 21  # of most processors; where they are larger, fewer matrices fill one
 
 
 class Panels:
-    """A `Matrix` (stages/matrices.py) in its own dtype, cut at multiples of a panel."""
+    """A `Matrix` (stages/matrices.py) in its own dtype, cut at multiples of a panel, or of two that end as a gate."""
 
     name: ClassVar[str] = "compiled"
     are_integers: ClassVar[bool] = False
 
-    def __init__(self, linear: Linear, found: Library) -> None:
+    def __init__(self, linear: Linear, found: Library, *, gates: bool = False) -> None:
+        """`gates`: it is to end as a gate, if the library can."""
         weight = linear.weight.contiguous()
         self.size = d_in, d_out = linear.size
-        self.step: int = found.lib.headway_panel()
         self._lib, self._dtype = found.lib, DTYPES[weight.dtype]
-        self._bias = None if linear.bias is None else linear.bias.contiguous()
+        self.gates = gates and bool(found.lib.headway_gates(self._dtype, d_out))
+        panel: int = found.lib.headway_panel()
+        self.step = 2 * panel if self.gates else panel
+        bias = linear.bias
+        if self.gates and bias is not None:
+            bias = bias.view(2, -1, panel).transpose(0, 1).flatten()
+        self._bias = None if bias is None else bias.contiguous()
         num_bytes = found.lib.headway_panels_bytes(self._dtype, d_out, d_in, self.are_integers)
         self._panels = _in_huge_pages(num_bytes)
         self._scales = torch.empty(d_out) if self.are_integers else None
         found.lib.headway_pack(
-            self._dtype, weight.data_ptr(), d_out, d_in, self._panels.data_ptr(), _address(self._scales)
+            self._dtype, weight.data_ptr(), d_out, d_in, self.gates, self._panels.data_ptr(), _address(self._scales)
         )
 
     @property
@@ -52,22 +62,32 @@ class Panels:
         return self._panels.data_ptr(), _address(self._scales), _address(self._bias)
 
     def columns(self, x: Tensor, span: Span) -> Tensor:
-        y = x.new_empty(len(x), span.end - span.start)
-        self._multiply(y, x, span, adds=False)
+        part = self._part(span)
+        y = x.new_empty(len(x), part.stop - part.start)
+        self._multiply(y, x, span, self._ending)
         return y
 
     def into(self, y: Tensor, x: Tensor, span: Span) -> None:
-        self._multiply(y[:, span.start : span.end], x, span, adds=False)
+        self._multiply(y[:, self._part(span)], x, span, self._ending)
 
     def onto(self, y: Tensor, x: Tensor, span: Span) -> None:
-        self._multiply(y[:, span.start : span.end], x, span, adds=True)
+        assert not self.gates
+        self._multiply(y[:, span.start : span.end], x, span, ADD)
 
-    def _multiply(self, y: Tensor, x: Tensor, span: Span, adds: bool) -> None:
+    @property
+    def _ending(self) -> int:
+        return GATE if self.gates else PUT
+
+    def _part(self, span: Span) -> slice:
+        """Of what it gives: two columns that end as a gate are one."""
+        return slice(span.start // 2, span.end // 2) if self.gates else slice(span.start, span.end)
+
+    def _multiply(self, y: Tensor, x: Tensor, span: Span, ending: int) -> None:
         assert span.start % self.step == 0
         assert x.stride(-1) == y.stride(-1) == 1
         self._lib.headway_linear(
             self._dtype, x.data_ptr(), x.stride(0), len(x), self._panels.data_ptr(), _address(self._scales),
-            x.shape[1], span.start, span.end - span.start, _address(self._bias), y.data_ptr(), y.stride(0), adds,
+            x.shape[1], span.start, span.end - span.start, _address(self._bias), y.data_ptr(), y.stride(0), ending,
             torch.get_num_threads(),
         )  # fmt: skip
 

@@ -73,13 +73,14 @@ class Cutting(NamedTuple):
             return Step(batch, x_NE, num_others + config.num_layers, head, config.num_layers, course=course)
         layer = self.matrices.layers[0]
         qkv, o = (tiling.linear(n, *matrix.size, size, step=matrix.step) for matrix in (layer.qkv, layer.o))
-        highest = tiling.most_active_rows(layer.gate_up.size[1])
+        gates = layer.gate_up.gates
+        highest = n if gates else tiling.most_active_rows(layer.gate_up.size[1])
         gate_up = tiling.linear(n, *layer.gate_up.size, size, highest, layer.gate_up.step)
         highest = max((rows.end - rows.start for rows in gate_up.rows), default=0)
         down = tiling.linear(highest, *layer.down.size, size, step=layer.down.step)
         small = tiling.elementwise(n, config.q_size + 2 * config.kv_size)
         per_layer = sum(len(grid.rows) * len(grid.columns) for grid in (qkv, o)) + len(small)
-        per_layer += len(gate_up.rows) * (len(gate_up.columns) + 1 + len(down.columns))
+        per_layer += len(gate_up.rows) * (len(gate_up.columns) + (not gates) + len(down.columns))
         in_layers = per_layer * config.num_layers + sum(len(attention[window]) for window in config.windows)
         return Step(batch, x_NE, num_others + in_layers, head, in_layers, qkv, small, attention, o, gate_up, down)
 
@@ -109,7 +110,8 @@ class Cutting(NamedTuple):
         layer = self.matrices.layers[0]
         layer_s = sum(self.tiling.linear_s(num_rows, *matrix.size, size) for matrix in layer)
         layer_s += num_rows * (config.q_size + 2 * config.kv_size + 2 * config.hidden_size) / rates.elements
-        layer_s += num_rows * layer.gate_up.size[1] / rates.activations
+        if not layer.gate_up.gates:
+            layer_s += num_rows * layer.gate_up.size[1] / rates.activations
         return layer_s + max(seconds for _, seconds in attention) <= self.tiling.aim_s
 
     def _looks(self, batch: Batch, window: int | None) -> tuple[list[object], float]:
