@@ -85,9 +85,7 @@ def bench_of(
         return kind(linear, library)
 
     made = [
-        LayerMatrices(
-            panels(layer.qkv), panels(layer.o), kind(layer.gate_up, library, gates=gates), panels(layer.down)
-        )
+        LayerMatrices(panels(layer.qkv), panels(layer.o), kind(layer.gate_up, library, gates=gates), panels(layer.down))
         for layer in model.layers
     ]
     matrices = Matrices(tuple(made), panels(model.head))
@@ -138,8 +136,8 @@ def test_a_whole_layer_is_its_operators_one_by_one(
     num_threads: int,
     seed: int,
 ) -> None:
-    """Prompts in one step, and then a token of each: logits, keys and values, with biases or norms of heads, layers that
-    look back a little or all the way, and products that end as a gate or do not."""
+    """Prompts in one step, and then a token of each: logits, keys and values, with biases or norms of heads, of layers
+    that look back a little or all the way, and of products that end as a gate or do not."""
     shape = config(architecture, window)
     if not native.suits(library, shape, dtype, torch.device("cpu")):
         return
