@@ -1,5 +1,6 @@
 """The page on ways of sharing a device: what it says of the controller's steadiness is what a run of the engine did."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,26 +10,32 @@ from headway.bench import multiplex
 from headway.bench.contest import Contender, Run
 from headway.bench.goodput import Tries
 from headway.bench.multiplex_loads import AUTO, MIXED
+from headway.bench.score import score
 from headway.config import EngineSettings
 from headway.placement.engine import build_engine
 
 NUM_THREADS = torch.get_num_threads()
+NO_SCORE = score([], {})
 
 
-def test_where_it_did_not_divide_its_runs_are_those_of_riding_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first rate both are judged by the mean of the two, at the second, where it did divide, each by its own."""
-    monkeypatch.setattr(multiplex, "JOINT", lambda run: run.score)
+def test_where_it_did_not_divide_its_runs_are_those_of_riding_along() -> None:
+    """At the first rate both are judged by the two of them together, at the second, where it did divide, each by its
+    own; and so in each draw."""
 
-    def contender(name: str, first: float, second: float, num_repartitions: int = 0) -> Contender:
-        found = Contender(name, 1.0)
-        found.runs = [Run(1.0, first), Run(2.0, second, num_repartitions=num_repartitions)]  # type: ignore[arg-type]
-        return found
+    def run(rate: float, num_met: int, num_repartitions: int = 0, draw: int = 0) -> Run:
+        met = tuple(number < num_met for number in range(20))
+        return Run(rate, NO_SCORE, num_repartitions=num_repartitions, met=met, draw=draw)
 
-    found = multiplex.pooled({AUTO: contender(AUTO, 0.8, 0.7, 1), MIXED: contender(MIXED, 1.0, 0.9)})
-    assert found[AUTO].attained(lambda run: run.score) == [(1.0, 0.9), (2.0, 0.7)]  # type: ignore[arg-type, return-value]
-    assert found[MIXED].attained(lambda run: run.score) == [(1.0, 0.9), (2.0, 0.9)]  # type: ignore[arg-type, return-value]
-    assert (found[AUTO].good, found[MIXED].good) == (1.0, 2.0)
-    assert [run.score for run in found[AUTO].runs] == [0.8, 0.7, 1.0], "its own are the first"
+    auto, mixed = Contender(AUTO, 1.0), Contender(MIXED, 1.0)
+    auto.runs = [run(1.0, 17), run(2.0, 16, 1), run(1.0, 17, draw=1), run(2.0, 10, 2, draw=1)]
+    mixed.runs = [run(1.0, 20), run(2.0, 18), run(1.0, 20, draw=1), run(2.0, 16, draw=1)]
+    found = multiplex.pooled({AUTO: auto, MIXED: mixed})
+    assert [len(each.runs) for each in (auto, mixed)] == [6, 6]
+    assert [sum(run.met) for run in auto.runs] == [17, 16, 17, 10, 20, 20], "its own are the first"
+    assert [sum(run.met) for run in mixed.runs] == [20, 18, 20, 16, 17, 17]
+    # 0.925 at 1 for both; at 2 it attains 0.65 of its own, and riding along 0.85
+    assert found[AUTO].good == pytest.approx(1 + 0.025 / 0.275)
+    assert found[MIXED].good == pytest.approx(1 + 0.025 / 0.075)
 
 
 def test_steadiness_is_told_by_the_minute(tiny_folder: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +51,6 @@ def test_steadiness_is_told_by_the_minute(tiny_folder: object, monkeypatch: pyte
     finally:
         engine.pool.close()
         torch.set_num_threads(NUM_THREADS)
-    assert said.startswith("At 10.00 requests/s for 0.0 minutes, auto divided the device anew ")
+    assert re.match(r"At 10\.00 requests/s for \d\.\d minutes, auto divided the device anew \d+ times, ", said)
     assert "a minute; at most 1: " in said
     assert strict.endswith("not reached.")

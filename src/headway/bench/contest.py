@@ -30,6 +30,8 @@ class Run:
     disturbed: bool = False
     outcomes: tuple[Outcome, ...] = ()
     num_repartitions: int = 0
+    met: tuple[bool, ...] = ()  # every target, request by request as they came
+    draw: int = 0  # of the load, where there are several
 
     @property
     def worst(self) -> float:

@@ -128,6 +128,7 @@ class Field:
             is_disturbed,
             tuple(outcomes),
             run.counters.get("repartitions", 0),
+            tuple(each.meets_all(slos[each.kind]) for each in sorted(outcomes, key=lambda each: each.at_s)),
         )
         shares = " ".join(f"{kind} {share:.0%}" for kind, share in found.score.shares(ttft_only=True).items())
         say(f"  {name:<16} {rate:7.3f}/s  × {1 / slower:.2f}  {shares}", highlight=False)

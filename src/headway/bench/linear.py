@@ -3,7 +3,8 @@
 That is oneDNN with packed bfloat16 weights where the processor multiplies bfloat16, and torch's float32 elsewhere. The
 four matrices of a layer of real shapes, with random weights, in so many copies that each is read from memory, as in a
 step: what a cache holds of it is gone. Both multiply the same rows in turn, and must come to the same
-first. Beside it, how long the first call of a number of rows takes, and at which rate one row's weights are read,
+first. Then the first product of an MLP and what is made of it, one after the other and at once, where it can be at
+once. Beside it, how long the first call of a number of rows takes, and at which rate one row's weights are read,
 against what the machine reads at best in the same run.
 """
 
@@ -12,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ from headway.models.config import DecoderConfig
 from headway.models.decoder import Linear
 from headway.placement.memory import keep_freed_memory, num_cores
 from headway.stages.matrices import Matrix, Packed, Plain, is_packable
-from headway.stages.native import Library, library
+from headway.stages.native import Library, activate, library
 from headway.stages.panels import Panels
 from headway.stages.tiling import Span
 
@@ -35,6 +37,7 @@ MODELS = ("smollm2-135m", "qwen2.5-0.5b", "llama-3.2-1b")
 ROWS = (1, 4, 16, 64, 128, 256, 512)
 COPIES_BYTES = 512 << 20  # of each matrix together: more than a cache holds
 NEW_ROWS = 100  # a number of rows that has not been seen before
+GATE_UP = "gate, up"
 CLOSE = 1e-2  # root mean square of the difference over that of the values
 
 
@@ -58,19 +61,19 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     return {
         "qkv": (config.hidden_size, config.q_size + 2 * config.kv_size),
         "o": (config.q_size, config.hidden_size),
-        "gate, up": (config.hidden_size, 2 * config.intermediate_size),
+        GATE_UP: (config.hidden_size, 2 * config.intermediate_size),
         "down": (config.intermediate_size, config.hidden_size),
     }
 
 
-def calls(matrices: Sequence[Matrix], x: Tensor) -> Callable[[], float]:
-    """Seconds of a call, the mean over all copies."""
+def calls(matrices: Sequence[Matrix], x: Tensor, then: Callable[[Tensor], object] = lambda _: None) -> Callable[[], float]:
+    """Seconds of a call, and of what is done with its result, the mean over all copies."""
     whole = Span(0, matrices[0].size[1])
 
     def seconds() -> float:
         begun = time.perf_counter()
         for matrix in matrices:
-            matrix.columns(x, whole)
+            then(matrix.columns(x, whole))
         return (time.perf_counter() - begun) / len(matrices)
 
     return seconds
@@ -98,13 +101,38 @@ def measure(
         x = torch.randn(num_rows, d_in).bfloat16()
         theirs_x = x.to(theirs_in)
         check(theirs[0].columns(theirs_x, Span(0, d_out)), ours[0].columns(x, Span(0, d_out)))
-        ways = [(calls(theirs, theirs_x), list[float]()), (calls(ours, x), list[float]())]
-        for number in range(num_pairs):
-            for seconds, taken in ways[:: 1 if number % 2 == 0 else -1]:
-                taken.append(calm.measure(seconds))
-        timed.append(Timed(*(taken for _, taken in ways)))
+        timed.append(in_turn(calls(theirs, theirs_x), calls(ours, x), num_pairs, calm))
     x = torch.randn(NEW_ROWS, d_in).bfloat16()
     return timed, Timed([first_call_s(theirs[0], x.to(theirs_in))], [first_call_s(ours[0], x)])
+
+
+def measure_gate(size: tuple[int, int], found: Library, num_pairs: int, calm: Calm) -> list[Timed]:
+    """The product of gate and up and what passes, one after the other and at once, for each number of rows; nothing
+    where it cannot be at once."""
+    d_in, d_out = size
+    copies = max(2, COPIES_BYTES // (2 * d_in * d_out))
+    weight = torch.randn(d_out, d_in).bfloat16()
+    at_once = [Panels(Linear(weight), found, gates=True) for _ in range(copies)]
+    if not at_once[0].gates:
+        return []
+    apart = [Panels(Linear(weight), found) for _ in range(copies)]
+    then = partial(activate, found.lib)
+    timed = []
+    for num_rows in ROWS:
+        x = torch.randn(num_rows, d_in).bfloat16()
+        if not torch.equal(then(apart[0].columns(x, Span(0, d_out))), at_once[0].columns(x, Span(0, d_out))):
+            raise RuntimeError("A product that ends as a gate has other bits: run `make test-native`.")
+        timed.append(in_turn(calls(apart, x, then), calls(at_once, x), num_pairs, calm))
+    return timed
+
+
+def in_turn(one: Callable[[], float], other: Callable[[], float], num_pairs: int, calm: Calm) -> Timed:
+    """A B B A …"""
+    ways = [(one, list[float]()), (other, list[float]())]
+    for number in range(num_pairs):
+        for seconds, taken in ways[:: 1 if number % 2 == 0 else -1]:
+            taken.append(calm.measure(seconds))
+    return Timed(*(taken for _, taken in ways))
 
 
 def check(expected: Tensor, found: Tensor) -> None:
@@ -144,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     theirs = "oneDNN with packed bfloat16" if theirs_in is torch.bfloat16 else "torch in float32"
     keep_freed_memory()
     torch.set_num_threads(options.num_threads)
-    lines, ratios = [], []
+    lines, gates, ratios = [], [], []
     with torch.inference_mode():
         calm = Calm()
         best = read_rate(calm)
@@ -157,8 +185,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             share = 2 * size[0] * size[1] / statistics.median(timed[0].ours_s) / best
             new = f"{1e3 * first.theirs_s[0]:.1f} / {1e3 * first.ours_s[0]:.1f}"
             lines.append([f"{model}: {name}, {size[0]} → {size[1]}", *timed, f"{share:.0%}", new])
-    header = ["matrix", *(f"{n} rows" if n > 1 else "1 row" for n in ROWS), "of memory's rate, 1 row",
-              f"first call of {NEW_ROWS} rows, ms"]  # fmt: skip
+            if name == GATE_UP and (timed := measure_gate(size, found, options.pairs, calm)):
+                gates.append([model, *timed])
+    rows = [f"{n} rows" if n > 1 else "1 row" for n in ROWS]
+    header = ["matrix", *rows, "of memory's rate, 1 row", f"first call of {NEW_ROWS} rows, ms"]
+    gate = (
+        "\n\nThe first product of an MLP and what passes its gate, bit for bit the same: one after the other / at once "
+        f"= how many times as long the first takes.\n\n{report.table(['model', *rows], gates)}"
+    )
     slower = sum(ratio < 1 for ratio in ratios)
     report.write(
         f"linear-{found.kind}",
@@ -168,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"how many times as long they take; medians of {options.pairs} pairs. Memory is read at {best / 1e9:.1f} GB/s "
         f"by a plain sum.\n\n{report.table(header, lines)}\n\n"
         f"Theirs takes {statistics.median(ratios):.2f} times as long (median of all cells; {min(ratios):.2f} … "
-        f"{max(ratios):.2f}), and is faster in {slower} of {len(ratios)}. {calm.verdict()}",
+        f"{max(ratios):.2f}), and is faster in {slower} of {len(ratios)}.{gate if gates else ''}\n\n{calm.verdict()}",
         options.folder,
     )
 

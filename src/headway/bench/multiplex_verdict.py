@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from headway.bench.contest import Contender
 from headway.bench.multiplex_loads import AUTO, MIXED, SPLIT, TURNS
+from headway.bench.multiplex_sure import interval
 
 WITHIN = 0.03  # of the best of the others: how far the one setting may be behind on any load
 AHEAD = 1.15  # times each of the plain ways: wanted where prices say that a share pays
@@ -17,20 +18,22 @@ class Kept(NamedTuple):
     rate: float
     or_more: bool = False
     or_less: bool = False
+    again: tuple[float, ...] = ()  # the same had other requests been drawn, drawing by drawing
 
     @classmethod
-    def of(cls, contender: Contender) -> "Kept":
+    def of(cls, contender: Contender, again: tuple[float, ...] = ()) -> "Kept":
         if contender.good == 0.0:
-            return cls(min(run.rate for run in contender.runs), or_less=True)
-        return cls(contender.good, or_more=contender.good == max(run.rate for run in contender.runs))
+            return cls(min(run.rate for run in contender.runs), or_less=True, again=again)
+        return cls(contender.good, or_more=contender.good == max(run.rate for run in contender.runs), again=again)
 
     @property
     def told(self) -> str:
-        return f"{'≥ ' if self.or_more else '< ' if self.or_less else ''}{self.rate:.2f}"
+        return f"{'≥ ' if self.or_more else '< ' if self.or_less else ''}{self.rate:.2f}{_between(self.again)}"
 
     def over(self, other: "Kept") -> "Over":
         ratio = self.rate / other.rate if other.rate else 1.0 if self.rate == 0.0 else float("inf")
-        return Over(ratio, self.or_more or other.or_less, self.or_less or other.or_more)
+        again = tuple(mine / theirs for mine, theirs in zip(self.again, other.again, strict=False))
+        return Over(ratio, self.or_more or other.or_less, self.or_less or other.or_more, again)
 
 
 class Over(NamedTuple):
@@ -39,17 +42,24 @@ class Over(NamedTuple):
     ratio: float
     or_more: bool = False
     or_less: bool = False
+    again: tuple[float, ...] = ()
 
     @property
     def told(self) -> str:
         sign = {(True, True): "about ", (True, False): "≥ ", (False, True): "≤ "}
-        return f"{sign.get((self.or_more, self.or_less), '')}{self.ratio:.2f}"
+        return f"{sign.get((self.or_more, self.or_less), '')}{self.ratio:.2f}{_between(self.again)}"
 
     def says(self, wanted: float) -> str:
-        """Whether it is so much, if the bounds say that."""
+        """Whether it is so much, if bounds and drawings say that."""
+        low, high = interval(self.again) if self.again else (self.ratio, self.ratio)
         if self.ratio >= wanted:
-            return "undecided" if self.or_less else "reached"
-        return "undecided" if self.or_more else "not reached"
+            return "undecided" if self.or_less or low < wanted else "reached"
+        return "undecided" if self.or_more or high >= wanted else "not reached"
+
+
+def _between(again: Sequence[float]) -> str:
+    """Where most of the drawings lie, if there are any."""
+    return " ({:.2f} … {:.2f})".format(*interval(again)) if again else ""
 
 
 def verdict(found: Mapping[str, Mapping[str, Kept]], predicted: Mapping[str, Mapping[str, Kept]] | None = None) -> str:

@@ -129,6 +129,15 @@ def suits(found: Library, config: DecoderConfig, dtype: torch.dtype, device: tor
     )
 
 
+def activate(lib: ctypes.CDLL, wide: Tensor) -> Tensor:
+    """What passes the gate of an MLP, (n, I), from gate and up, (n, 2 I)."""
+    assert wide.is_contiguous()
+    num_rows, size = wide.size(0), wide.size(1) // 2
+    y = wide.new_empty(num_rows, size)
+    lib.headway_activate(DTYPES[wide.dtype], wide.data_ptr(), y.data_ptr(), num_rows, size, torch.get_num_threads())
+    return y
+
+
 class Looks(NamedTuple):
     """The glances of a tile as the library takes them."""
 
@@ -169,11 +178,7 @@ class NativeOperators(Operators):
         return y
 
     def activate(self, wide: Tensor) -> Tensor:
-        assert wide.is_contiguous()
-        num_rows, size = wide.size(0), wide.size(1) // 2
-        y = wide.new_empty(num_rows, size)
-        self.lib.headway_activate(self.dtype, wide.data_ptr(), y.data_ptr(), num_rows, size, torch.get_num_threads())
-        return y
+        return activate(self.lib, wide)
 
     def place(self, batch: Batch, number: int, layer: Layer, rope: Tensor, qkv_N: Tensor, rows: slice) -> None:
         # the rows' own addresses: slices of four tensors in every layer would take as long as the rows do
