@@ -66,7 +66,9 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def calls(matrices: Sequence[Matrix], x: Tensor, then: Callable[[Tensor], object] = lambda _: None) -> Callable[[], float]:
+def calls(
+    matrices: Sequence[Matrix], x: Tensor, then: Callable[[Tensor], object] = lambda _: None
+) -> Callable[[], float]:
     """Seconds of a call, and of what is done with its result, the mean over all copies."""
     whole = Span(0, matrices[0].size[1])
 
