@@ -129,9 +129,11 @@ class Step:
     starved_at: float = float("inf")  # … and when the first of them has waited too long
     seen_as: tuple[_Seen, Candidate] | None = None
     num_tokens: int = field(init=False)
+    scores: bool = field(init=False)  # it tells logprobs of prompts, which its price leaves out
 
     def __post_init__(self) -> None:
         self.num_tokens = self.work.num_tokens
+        self.scores = any([segment.scored_at for segment in self.work.segments])
 
     def leave(self, ticket: Ticket) -> None:
         """One of its tickets goes, the others go on."""
@@ -165,11 +167,6 @@ class Step:
     def is_steady(self) -> bool:
         """Whether it has had one pace all the time: what another took says little about either."""
         return self.num_paces <= 1
-
-    @property
-    def scores(self) -> bool:
-        """Whether it tells logprobs of prompts, which its price leaves out."""
-        return any(segment.scored_at for segment in self.work.segments)
 
     @property
     def remaining_s(self) -> float:

@@ -37,7 +37,7 @@ class Work:
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(segment.tokens) for segment in self.segments)
+        return sum([len(segment.tokens) for segment in self.segments])
 
 
 class Boundary(IntEnum):
