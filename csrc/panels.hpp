@@ -310,7 +310,7 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
             }
         }
     }
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (groups > 1)
+#pragma omp parallel for num_threads(num_threads) schedule(dynamic, 1) if (groups * parts > 1)
     for (int64_t item = 0; item < groups * parts; ++item) {
         float* const sums = summed + omp_get_thread_num() * wide * sums_next;
         const int64_t from = item / parts * wide, to = std::min(num_panels, from + wide);
@@ -319,6 +319,7 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
         for (int64_t left = from; left < to; left += strip) {
             const int64_t right = std::min(to, left + strip), then = right < to ? right : following;
             const bool together = is_few && right - left == panels_under(num_rows);
+            const int64_t held = ending == Ending::gate ? from : left;  // the first panel whose sums are kept
             for (int64_t stage = 0; stage < stages; ++stage) {
                 const int64_t k = deep * stage / stages, depth = deep * (stage + 1) / stages - k;
                 const int64_t ahead = stage + 1 < stages ? depth * STEP : (then - left) * panel_size - k * STEP;
@@ -333,7 +334,7 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                         const E* const piece = from_panel + panel * panel_size + k * STEP;
                         const Following coming = {reinterpret_cast<const char*>(piece + ahead + begun * STEP), steps};
                         run(rows + row * next + k, next, piece, panel_size, depth, coming,
-                            c + (panel - from) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
+                            c + (panel - held) * sums_next, sums_next, stage == 0 ? starts + row : nullptr);
                     }
                     if (stage + 1 < stages || (right - from) % least != 0) continue;
                     for (int64_t panel = std::min(left, right - least); panel < right; panel += least) {
@@ -342,7 +343,7 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                             return Worth<T>{scales ? scales + first + from : nullptr, bias ? bias + first + from : nullptr};
                         };
                         for (int64_t i = 0; i < num; ++i) {
-                            const float* const of = c + (panel - from) * sums_next + i * PANEL;
+                            const float* const of = c + (panel - held) * sums_next + i * PANEL;
                             T* const to = y + (row + i) * y_stride + column / least;
                             if (ending == Ending::gate) {
                                 settle_gated(of, of + sums_next, worth(column), worth(column + PANEL),

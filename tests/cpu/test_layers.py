@@ -199,6 +199,19 @@ def test_a_layer_that_takes_longer_than_a_tile_is_cut(rate: str) -> None:
         assert "layer" in operators_in(tiles_of(bench, list(prompts(bench, [40], 1))))
 
 
+def test_what_ends_as_a_gate_takes_no_time_of_its_own() -> None:
+    """However slow activations are elsewhere: neither is the layer cut for it, nor are there tiles of it."""
+    slow = replace(FAST, activations=1.0)
+    with torch.inference_mode():
+        bench = bench_of(Panels, torch.float32, FOUND[0], config(), gates=True)
+        bench.stage.tiling = Tiling(slow, 0.010)
+        assert "layer" in operators_in(tiles_of(bench, list(prompts(bench, [40], 1))))
+        cut = tiles_of(bench, list(prompts(bench, [MOST_ROWS_WHOLE, 1], 1)))
+    assert "gate_up" in operators_in(cut)
+    assert "activation" not in operators_in(cut)
+    assert [tile.number for tile in cut] == list(range(cut[0].of))
+
+
 def test_the_parts_of_a_layer_are_added_up() -> None:
     """Attention in one tile of two thirds of what a tile is to take, and as much of small operators: each of the two
     leaves a layer whole, both do not."""

@@ -66,6 +66,11 @@ def test_packing_leaves_no_second_copy(dtype: torch.dtype) -> None:
     assert light.layers[0].qkv.weight.device.type == "meta"
     assert torch.equal(light.embedding_VE, embedding)
     assert matrices.head.size == (576, 49152)
+    found = panels_for(dtype, CPU)
+    if found is not None:
+        in_tiles = found.kind == "amx" and dtype is torch.bfloat16
+        assert all(layer.gate_up.gates != in_tiles for layer in matrices.layers)
+        assert not any(layer.qkv.gates or layer.o.gates or layer.down.gates for layer in matrices.layers)
 
 
 def test_without_compiled_operators_float32_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 Every library that this processor can run is tried, not only the one that would be chosen.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -191,6 +193,28 @@ def test_what_ends_as_a_gate_has_the_bits_of_both_put_somewhere_first(
     beside = torch.ones(num_middle, dtype=torch.bool)
     beside[part] = False
     assert bool((found[:, beside] == 7.0).all())
+
+
+@each_library
+@each_kind
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_comes_through_a_gate_in_its_own_row_only(
+    library: Library, kind: type[Panels], dtype: torch.dtype, value: float
+) -> None:
+    linear = Linear(torch.randn(128, 64, dtype=dtype))
+    gated, plain = kind(linear, library, gates=True), kind(linear, library)
+    if not gated.gates:
+        return
+    x = torch.randn(5, 64, dtype=dtype)
+    clean = gated.columns(x, Span(0, 128))
+    x[2, 7] = value
+    spoilt, wide = gated.columns(x, Span(0, 128)), plain.columns(x, Span(0, 128))
+    middle = torch.empty(5, 64, dtype=dtype)
+    library.lib.headway_activate(DTYPES[dtype], wide.data_ptr(), middle.data_ptr(), 5, 64, 1)
+    assert torch.equal(spoilt.nan_to_num(1e30), middle.nan_to_num(1e30))
+    assert not bool(spoilt[2].isfinite().all())
+    others = [0, 1, 3, 4]
+    assert torch.equal(spoilt[others], clean[others])
 
 
 @each_library

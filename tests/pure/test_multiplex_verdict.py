@@ -39,3 +39,36 @@ def test_one_load_in_a_line() -> None:
     told = verdict({"balanced": kept}, {"balanced": slower})
     assert " On prices 1.00 × chunk 32, 1.00 × turns, 1.00 × fixed split; 1.15 × each: not reached. What" in told
     assert "within 3%: undecided" in verdict({"balanced": kept | {MIXED: Kept(4.0, or_more=True)}})
+
+
+def drawings(*pairs: float) -> tuple[tuple[float, float], ...]:
+    return tuple((each, each) for each in pairs for _ in range(10))
+
+
+def test_ahead_of_each_is_ahead_of_all_of_them() -> None:
+    """One that is left open leaves it open, however little another is ahead of; one that is not, decides."""
+    auto = Kept(12.0, again=drawings(12.0, 12.0))
+    ways = {
+        "chunk 32": Kept(6.0, again=drawings(6.0, 6.0)),
+        TURNS: Kept(10.0, again=drawings(10.0, 10.0)),
+        MIXED: Kept(10.0, again=drawings(10.0, 10.0)),
+        SPLIT: Kept(9.0, again=drawings(8.0, 11.0)),
+        AUTO: auto,
+    }
+    assert "1.15 × each: undecided" in verdict({"balanced": ways})
+    assert "1.15 × each: reached" in verdict({"balanced": ways | {SPLIT: Kept(9.0, again=drawings(8.0, 9.0))}})
+    assert "1.15 × each: not reached" in verdict({"balanced": ways | {TURNS: Kept(11.0, again=drawings(11.0, 11.0))}})
+
+
+def test_the_best_of_the_others_is_another_in_each_drawing() -> None:
+    """Of two that are as good as each other, one is ahead in each."""
+    ways = {
+        "chunk 32": Kept(10.0, again=drawings(9.0, 11.0)),
+        TURNS: Kept(9.9, again=drawings(11.0, 9.0)),
+        MIXED: Kept(5.0, again=drawings(5.0, 5.0)),
+        SPLIT: Kept(5.0, again=drawings(5.0, 5.0)),
+        AUTO: Kept(10.0, again=drawings(10.0, 10.0)),
+    }
+    assert verdict({"balanced": ways}).startswith(
+        "- balanced: 1.00 (0.91 … 0.91) × the best of the others (chunk 32); within 3%: undecided."
+    )

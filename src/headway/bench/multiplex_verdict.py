@@ -1,11 +1,12 @@
 """What the goodputs of several ways of sharing a device say of the one setting: nothing that they do not."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from headway.bench.contest import Contender
 from headway.bench.multiplex_loads import AUTO, MIXED, SPLIT, TURNS
-from headway.bench.multiplex_sure import interval
+from headway.bench.multiplex_sure import Drawings, interval
 
 WITHIN = 0.03  # of the best of the others: how far the one setting may be behind on any load
 AHEAD = 1.15  # times each of the plain ways: wanted where prices say that a share pays
@@ -18,10 +19,10 @@ class Kept(NamedTuple):
     rate: float
     or_more: bool = False
     or_less: bool = False
-    again: tuple[float, ...] = ()  # the same had other requests been drawn, drawing by drawing
+    again: Drawings = ()  # the same had other requests been drawn, drawing by drawing
 
     @classmethod
-    def of(cls, contender: Contender, again: tuple[float, ...] = ()) -> "Kept":
+    def of(cls, contender: Contender, again: Drawings = ()) -> "Kept":
         if contender.good == 0.0:
             return cls(min(run.rate for run in contender.runs), or_less=True, again=again)
         return cls(contender.good, or_more=contender.good == max(run.rate for run in contender.runs), again=again)
@@ -32,7 +33,8 @@ class Kept(NamedTuple):
 
     def over(self, other: "Kept") -> "Over":
         ratio = self.rate / other.rate if other.rate else 1.0 if self.rate == 0.0 else float("inf")
-        again = tuple(mine / theirs for mine, theirs in zip(self.again, other.again, strict=False))
+        both = zip(self.again, other.again, strict=False)
+        again = tuple((low / most, high / least if least else inf) for (low, high), (least, most) in both)
         return Over(ratio, self.or_more or other.or_less, self.or_less or other.or_more, again)
 
 
@@ -42,7 +44,7 @@ class Over(NamedTuple):
     ratio: float
     or_more: bool = False
     or_less: bool = False
-    again: tuple[float, ...] = ()
+    again: Drawings = ()
 
     @property
     def told(self) -> str:
@@ -51,15 +53,16 @@ class Over(NamedTuple):
 
     def says(self, wanted: float) -> str:
         """Whether it is so much, if bounds and drawings say that."""
-        low, high = interval(self.again) if self.again else (self.ratio, self.ratio)
+        low, high = interval(self.again) or (self.ratio, self.ratio)
         if self.ratio >= wanted:
             return "undecided" if self.or_less or low < wanted else "reached"
         return "undecided" if self.or_more or high >= wanted else "not reached"
 
 
-def _between(again: Sequence[float]) -> str:
+def _between(again: Drawings) -> str:
     """Where most of the drawings lie, if there are any."""
-    return " ({:.2f} … {:.2f})".format(*interval(again)) if again else ""
+    found = interval(again)
+    return "" if found is None else f" ({found[0]:.2f} … {'' if found[1] == inf else f'{found[1]:.2f}'})"
 
 
 def verdict(found: Mapping[str, Mapping[str, Kept]], predicted: Mapping[str, Mapping[str, Kept]] | None = None) -> str:
@@ -71,7 +74,7 @@ def verdict(found: Mapping[str, Mapping[str, Kept]], predicted: Mapping[str, Map
 
 def _verdict(by_way: Mapping[str, Kept], predicted: Mapping[str, Kept] | None) -> str:
     others = [way for way in by_way if way != AUTO and "shortest" not in way]
-    over = by_way[AUTO].over(by_way[_best(others, by_way)])
+    over = by_way[AUTO].over(_best_of([by_way[way] for way in others]))
     rest = _best([way for way in others if way != MIXED], by_way)
     return (
         f"{over.told} × the best of the others ({_best(others, by_way)}); within {WITHIN:.0%}: "
@@ -85,8 +88,16 @@ def _ahead(by_way: Mapping[str, Kept]) -> str:
     """By how much the one setting is ahead of each plain way."""
     chunks = [way for way in by_way if way.startswith("chunk") and "shortest" not in way]
     over = {way: by_way[AUTO].over(by_way[way]) for way in (_best(chunks, by_way), TURNS, SPLIT)}
-    least = min(over.values(), key=lambda each: each.ratio)
-    return f"{', '.join(f'{each.told} × {way}' for way, each in over.items())}; {AHEAD:g} × each: {least.says(AHEAD)}"
+    said = [each.says(AHEAD) for each in over.values()]
+    of_all = next((word for word in ("not reached", "undecided") if word in said), "reached")
+    return f"{', '.join(f'{each.told} × {way}' for way, each in over.items())}; {AHEAD:g} × each: {of_all}"
+
+
+def _best_of(several: Sequence[Kept]) -> Kept:
+    """The best of them, and in each drawing whoever is the best then."""
+    best = max(several, key=lambda kept: kept.rate)
+    drawings = zip(*(kept.again for kept in several), strict=False)
+    return best._replace(again=tuple((max(l for l, _ in each), max(h for _, h in each)) for each in drawings))
 
 
 def _best(ways: Sequence[str], by_way: Mapping[str, Kept]) -> str:

@@ -133,7 +133,7 @@ class Step:
 
     def __post_init__(self) -> None:
         self.num_tokens = self.work.num_tokens
-        self.scores = any([segment.scored_at for segment in self.work.segments])
+        self.scores = any(segment.scored_at for segment in self.work.segments)
 
     def leave(self, ticket: Ticket) -> None:
         """One of its tickets goes, the others go on."""

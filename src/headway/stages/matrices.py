@@ -26,7 +26,8 @@ PACKED_FOR_ROWS = 64  # oneDNN chooses an order by how many rows to expect; this
 
 
 class Matrix(Protocol):
-    """y = x @ weight.T + bias, of which any columns can be had that begin and end at multiples of `step`."""
+    """y = x @ weight.T + bias, of which any columns can be had that begin and end at multiples of `step`. Where it
+    `gates`, what is had is what passes: half as many columns, of a y that has half as many."""
 
     name: ClassVar[str]  # by whom it is multiplied
 
@@ -39,8 +40,8 @@ class Matrix(Protocol):
 
     @property
     def gates(self) -> bool:
-        """Whether it ends as the gate of an MLP: of its columns, gate and up, there are half as many in what it gives.
-        It is not added to anything."""
+        """Whether it ends as the gate of an MLP: silu of the first half of the columns times the second. Not added to
+        anything."""
 
     @property
     def num_bytes(self) -> int:

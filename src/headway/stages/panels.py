@@ -84,6 +84,7 @@ class Panels:
 
     def _multiply(self, y: Tensor, x: Tensor, span: Span, ending: int) -> None:
         assert span.start % self.step == 0
+        assert span.end % self.step == 0 or span.end == self.size[1]
         assert x.stride(-1) == y.stride(-1) == 1
         self._lib.headway_linear(
             self._dtype, x.data_ptr(), x.stride(0), len(x), self._panels.data_ptr(), _address(self._scales),

@@ -22,7 +22,7 @@ MAX_SCORE_BYTES = 8 << 20  # attention scores of a tile stay in the cache
 class Rates:
     """What the device does in a second."""
 
-    linear_flops: float
+    linear_flops: float  # what passes a gate included, where a product ends as one
     linear_bytes: float  # of weights, when few rows use them
     attention_flops: float
     copy_bytes: float  # gathering pages, or reading them for one query
