@@ -97,7 +97,7 @@ def _best_of(several: Sequence[Kept]) -> Kept:
     """The best of them, and in each drawing whoever is the best then."""
     best = max(several, key=lambda kept: kept.rate)
     drawings = zip(*(kept.again for kept in several), strict=False)
-    return best._replace(again=tuple((max(l for l, _ in each), max(h for _, h in each)) for each in drawings))
+    return best._replace(again=tuple((max(low for low, _ in each), max(high for _, high in each)) for each in drawings))
 
 
 def _best(ways: Sequence[str], by_way: Mapping[str, Kept]) -> str:
