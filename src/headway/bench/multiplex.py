@@ -43,9 +43,9 @@ MOST_CHUNKS = 2  # sizes that are run: the best on prices
 FAR_BEHIND = 0.8  # of the best goodput in the first draw: who has less is not run in the others
 MEANT = (
     "Goodput is where what all runs of a way attained together, at each of some rates, crosses 90%. In brackets: where "
-    f"{CONFIDENCE:.0%} of it lie when requests are drawn again in blocks of {BLOCK}, the same ones for all ways; what a "
-    "machine does to a whole run is not in that. A claim is undecided where it is left open. Targets are those of the "
-    f"first draw; a way with less than {FAR_BEHIND:g} of the best goodput there is not run in the others."
+    f"{CONFIDENCE:.0%} of it lie when requests are drawn again in blocks of {BLOCK}, the same ones for all ways; what "
+    "a machine does to a whole run is not in that. A claim is undecided where it is left open. Targets are those of "
+    f"the first draw; a way with less than {FAR_BEHIND:g} of the best goodput there is not run in the others."
 )
 
 
