@@ -148,6 +148,7 @@ def test_debts_are_never_below_nothing(happens: list[tuple[str, str, int]]) -> N
         assert min(debts.values(), default=0) == 0
         for name in "abc":
             assert tenants.debt(name) == tenants.debts(name).get(name, 0)
+            assert tenants.debts(name, 2.0) == {other: 2.0 * debt for other, debt in tenants.debts(name).items()}
 
 
 # Who goes first

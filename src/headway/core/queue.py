@@ -192,9 +192,10 @@ class Queue:
         for row in reversed(rows):  # who was starved, and yields, comes before the others of its tenant
             if row.tenant != tenant:
                 num_before = row.num_before_in_turn(key, now, served_s[row.tenant])
-                before_s = row.first_s(num_before)
-                served_s[row.tenant] += before_s
-                num, seconds = num + num_before, seconds + before_s
+                if num_before:  # else what the row takes need not be known
+                    before_s = row.first_s(num_before)
+                    served_s[row.tenant] += before_s
+                    num, seconds = num + num_before, seconds + before_s
         return num, seconds
 
     def _with_starved(self, num: int, seconds: float, debts: Mapping[str, float], now: float) -> tuple[int, float]:
@@ -316,7 +317,7 @@ class Queue:
         """What a token of what tenants have had counts."""
         return self.cost.fit.token_s * self.cost.correction
 
-    def _debts_s(self, newcomer: str | None = None) -> dict[str, float]:
+    def _debts_s(self, newcomer: str | None = None) -> Mapping[str, float]:
         return self.tenants.debts(newcomer, self._served_token_s)
 
     def _put(self, ticket: Ticket, now: float) -> None:

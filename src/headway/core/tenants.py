@@ -8,6 +8,7 @@ that waits alone has none.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 MOST_REMEMBERED = 64  # tenants that wait no more: beyond that, those who would owe nothing are forgotten
 
@@ -19,6 +20,7 @@ class Tenants:
         self.version = 0  # grows with each change of what they owe
         self._served: dict[str, float] = {}  # tokens
         self._waiting: Counter[str] = Counter()
+        self._known: tuple[int, float, dict[str, float]] = (-1, 0.0, {})  # debts: of which version, at which worth
 
     @property
     def num_active(self) -> int:
@@ -27,8 +29,8 @@ class Tenants:
 
     def enter(self, tenant: str) -> None:
         """One more request of it waits."""
-        self.version += 1
         if tenant not in self._waiting:
+            self.version += 1
             if not self._waiting:
                 self._served.clear()
             self._served[tenant] = max(self._served.get(tenant, 0.0), self._least())
@@ -36,9 +38,9 @@ class Tenants:
 
     def leave(self, tenant: str) -> None:
         """One request fewer waits."""
-        self.version += 1
         self._waiting[tenant] -= 1
         if not self._waiting[tenant]:
+            self.version += 1
             del self._waiting[tenant]
             if len(self._served) > MOST_REMEMBERED + 2 * len(self._waiting):
                 least = self._least()
@@ -49,18 +51,20 @@ class Tenants:
         self.version += 1
         self._served[tenant] = self._served.get(tenant, 0.0) + num_tokens
 
-    def debts(self, newcomer: str | None = None, worth: float = 1.0) -> dict[str, float]:
+    def debts(self, newcomer: str | None = None, worth: float = 1.0) -> Mapping[str, float]:
         """Tokens that each has had beyond the least served of those who wait, times what one is worth; with a newcomer,
-        as if it waited too. Empty if there is but one."""
-        others = [newcomer] if newcomer is not None and newcomer not in self._waiting else []
-        if len(self._waiting) + len(others) < 2:
+        as if it waited too. Empty if there is but one. A decision asks several times: kept until they change."""
+        is_new = newcomer is not None and newcomer not in self._waiting
+        if self.num_active + is_new < 2:
             return {}
-        least = self._least()
-        served = self._served
-        debts = {tenant: (served[tenant] - least) * worth for tenant in self._waiting}
-        for tenant in others:
-            debts[tenant] = max(0.0, served.get(tenant, 0.0) - least) * worth
-        return debts
+        version, of_worth, debts = self._known
+        if (version, of_worth) != (self.version, worth):
+            least, served = self._least(), self._served
+            debts = {tenant: (served[tenant] - least) * worth for tenant in self._waiting}
+            self._known = self.version, worth, debts
+        if newcomer is None or not is_new:
+            return debts
+        return debts | {newcomer: self.debt(newcomer) * worth}
 
     def debt(self, tenant: str) -> float:
         """The same of one of them, or of one that does not wait yet, were it to."""
