@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,3 +55,27 @@ def test_steadiness_is_told_by_the_minute(tiny_folder: object, monkeypatch: pyte
     assert re.match(r"At 10\.00 requests/s for \d\.\d minutes, auto divided the device anew \d+ times, ", said)
     assert "a minute; at most 1: " in said
     assert strict.endswith("not reached.")
+
+
+def test_rates_go_on_until_the_best_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first draw for all of them; in the others the same rates, for those who are near."""
+    monkeypatch.setattr(multiplex, "JOINT", lambda run: sum(run.met) / len(run.met))
+    knees = {"chunk 32": 13.0, AUTO: 15.5, MIXED: 15.0, "fixed split": 9.0}
+    asked: list[tuple[str, float, str]] = []
+
+    def attaining(draw: str) -> SimpleNamespace:
+        def attain(name: str, rate: float) -> Run:
+            asked.append((name, round(rate, 2), draw))
+            num_met = 100 if rate <= knees[name] else 50
+            return Run(rate, NO_SCORE, num_repartitions=1, met=tuple(n < num_met for n in range(100)))
+
+        return SimpleNamespace(attain=attain)
+
+    found = multiplex.swept_at(attaining("first"), [attaining("second")], list(knees), [10.0, 12.0])  # type: ignore[arg-type, list-item]
+    rates = [10.0, 12.0, 13.8, 15.87]
+    assert [rate for name, rate, draw in asked if (name, draw) == (AUTO, "first")] == rates
+    assert [rate for name, rate, draw in asked if (name, draw) == (AUTO, "second")] == rates
+    assert {name for name, _, draw in asked if draw == "second"} == {AUTO, MIXED, "chunk 32"}
+    assert [run.draw for run in found[AUTO].runs] == [0] * 4 + [1] * 4
+    assert 13.8 < found[AUTO].good < 15.87
+    assert found["fixed split"].good == 0.0

@@ -40,6 +40,7 @@ STEADY_S, STEADY_PART = 150.0, 0.8  # how long the one setting is watched under 
 MOST_CHANGES = 1.0  # of its division, a minute
 PREDICTED_REQUESTS, PREDICTED_DRAWS = 120, 3  # of a goodput on prices
 MOST_CHUNKS = 2  # sizes that are run: the best on prices
+FURTHER, MOST_FURTHER = 1.15, 3  # a higher rate, or a lower one, and how many, if those given do not tell the best
 FAR_BEHIND = 0.8  # of the best goodput in the first draw: who has less is not run in the others
 MEANT = (
     "Goodput is where what all runs of a way attained together, at each of some rates, crosses 90%. In brackets: where "
@@ -58,22 +59,43 @@ def field_of(engine: Engine, name: str, num_requests: int, tries: Tries, seed: i
 
 
 def swept(field: Field, others: Sequence[Field], names: Sequence[str], rates: Sequence[float]) -> dict[str, Contender]:
-    """All ways at the same rates, around what one of them, looked at by itself, is found to keep. `others` are other
-    draws of the load: who is far behind in the first is not run in them."""
+    """All ways at the same rates, times what one of them, looked at by itself, is found to keep."""
     device = device_of(field.engine, field.engine.scheduler.cost.fit)
     most = most_rate(field.load, field.engine.scheduler.cost.fit)  # a burst ends, so any rate may pass on prices
     expected = contest({MIXED: 1.0}, field.predicted(device), JOINT, growth=1.6, most_rates=12)[MIXED].good
     start = min(max(EXPECTED * expected, 0.05), most)
     first = contest({MIXED: start}, field.attain, JOINT, growth=1.25, most_rates=FIRST_TRIES)
     middle = first[MIXED].good or min(run.rate for run in first[MIXED].runs)
-    found = sweep(names, field.attain, JOINT, [middle * factor for factor in rates])
+    return swept_at(field, others, names, [middle * factor for factor in rates])
+
+
+def swept_at(
+    field: Field, others: Sequence[Field], names: Sequence[str], rates: Sequence[float]
+) -> dict[str, Contender]:
+    """All ways at these rates, and at more if these do not tell what the best of them keeps. `others` are other draws
+    of the load: who is far behind in the first is not run in them."""
+    tried = sorted(rates)
+    found = sweep(names, field.attain, JOINT, tried)
+    while len(tried) < len(rates) + MOST_FURTHER and (further := _further(found, tried)):
+        tried = sorted([*tried, further])
+        for contender in found.values():
+            contender.take([field.attain(contender.name, further)], JOINT)
+            contender.settle(JOINT)
     near = FAR_BEHIND * max(contender.good for contender in found.values())
     again = [contender for name, contender in found.items() if contender.good >= near or name in (AUTO, MIXED)]
     for draw, other in enumerate(others, 1):
-        for factor in rates:
+        for rate in tried:
             for contender in again:
-                contender.runs.append(replace(other.attain(contender.name, middle * factor), draw=draw))
+                contender.runs.append(replace(other.attain(contender.name, rate), draw=draw))
     return pooled(found)
+
+
+def _further(found: Mapping[str, Contender], tried: Sequence[float]) -> float | None:
+    """Another rate to try, where the best of them keeps its promises at all that were, or at none."""
+    best = max(contender.good for contender in found.values())
+    if best == tried[-1]:
+        return best * FURTHER
+    return None if best else tried[0] / FURTHER
 
 
 def pooled(found: dict[str, Contender]) -> dict[str, Contender]:
