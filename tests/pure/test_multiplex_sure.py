@@ -109,6 +109,16 @@ def test_each_part_of_a_load_keeps_its_share() -> None:
     assert {low for low, _ in drawn_again({"one": load}, num_parts=2)["one"]} == {12.0}
 
 
+def test_a_short_part_is_not_taken_for_sure() -> None:
+    """Of a load of three parts with less than two blocks each: what is drawn again is not always the same."""
+    luck = random.Random(0)
+    load = Contender("one", 1.0)
+    for rate, share in ((8.0, 0.97), (12.0, 0.8)):
+        load.runs.append(Run(rate, NO_SCORE, met=tuple(luck.random() < share for _ in range(87))))
+    low, high = interval(drawn_again({"one": load}, num_parts=3)["one"])
+    assert low < 0.95 * high
+
+
 def test_each_draw_counts_alike() -> None:
     """However many runs of it there are: of one there may be those of two ways that did the same."""
     load = Contender("one", 1.0)

@@ -21,7 +21,7 @@ from headway.bench.goodput_more import isolated_tpot_s
 from headway.bench.load import prompts, targets
 from headway.bench.multiplex_loads import AUTO, K_TPOT, K_TTFT, LOADS, MIXED, compared, load_of
 from headway.bench.multiplex_simulated import goodputs
-from headway.bench.multiplex_sure import BLOCK, CONFIDENCE, drawn_again, pooled_goodput
+from headway.bench.multiplex_sure import BLOCK, CONFIDENCE, FEWEST, drawn_again, pooled_goodput
 from headway.bench.multiplex_verdict import Kept, verdict
 from headway.bench.policies import requests_of
 from headway.bench.replay import replay
@@ -44,9 +44,10 @@ FURTHER, MOST_FURTHER = 1.15, 3  # a higher rate, or a lower one, and how many, 
 FAR_BEHIND = 0.8  # of the best goodput in the first draw: who has less is not run in the others
 MEANT = (
     "Goodput is where what all runs of a way attained together, at each of some rates, crosses 90%. In brackets: where "
-    f"{CONFIDENCE:.0%} of it lie when requests are drawn again in blocks of {BLOCK}, the same ones for all ways; what "
-    "a machine does to a whole run is not in that. A claim is undecided where it is left open. Targets are those of "
-    f"the first draw; a way with less than {FAR_BEHIND:g} of the best goodput there is not run in the others."
+    f"{CONFIDENCE:.0%} of it lie when requests are drawn again in blocks of about {BLOCK}, {FEWEST} at least of each "
+    "part of a load, the same ones for all ways; what a machine does to a whole run is not in that. A claim is "
+    "undecided where it is left open. Targets are those of the first draw; a way with less than "
+    f"{FAR_BEHIND:g} of the best goodput there is not run in the others."
 )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from headway.bench.contest import Contender, Run, crossing
 
-BLOCK = 20  # requests
+BLOCK, FEWEST = 20, 4  # requests of a block, about; blocks of a part, at least
 TIMES = 1000
 CONFIDENCE = 0.9
 
@@ -60,7 +60,7 @@ def interval(again: Drawings) -> tuple[float, float] | None:
 def _choose(rng: np.random.Generator, num_requests: int, num_parts: int) -> Blocks:
     edges, times = [0], list[Values]()
     for start, end in pairwise(num_requests * part // num_parts for part in range(num_parts + 1)):
-        num_blocks = max(1, round((end - start) / BLOCK))
+        num_blocks = min(end - start, max(FEWEST, round((end - start) / BLOCK)))
         edges += [start + (end - start) * block // num_blocks for block in range(1, num_blocks + 1)]
         drawn = rng.multinomial(max(1, num_blocks - 1), np.full(num_blocks, 1 / num_blocks), size=TIMES)
         times.append(drawn.astype(float))
