@@ -339,8 +339,8 @@ void linear(const T* x, int64_t x_stride, int64_t num_rows, const E* panels, con
                     if (stage + 1 < stages || (right - from) % least != 0) continue;
                     for (int64_t panel = std::min(left, right - least); panel < right; panel += least) {
                         const int64_t column = panel * PANEL, here = std::min<int64_t>(PANEL, d_out - column);
-                        const auto worth = [&](int64_t from) {
-                            return Worth<T>{scales ? scales + first + from : nullptr, bias ? bias + first + from : nullptr};
+                        const auto worth = [&](int64_t at) {
+                            return Worth<T>{scales ? scales + first + at : nullptr, bias ? bias + first + at : nullptr};
                         };
                         for (int64_t i = 0; i < num; ++i) {
                             const float* const of = c + (panel - held) * sums_next + i * PANEL;

@@ -196,13 +196,13 @@ class LanguageStage:
         for rows in step.gate_up.rows:
             x = x_NE[rows.start : rows.end]
             normed = operators.norm(x, layer.post_norm)
-            wide = normed.new_empty(len(x), matrices.gate_up.size[1] // (2 if matrices.gate_up.gates else 1))
+            gates = matrices.gate_up.gates
+            middle = normed.new_empty(len(x), config.intermediate_size * (1 if gates else 2))
             for columns in step.gate_up.columns:
-                matrices.gate_up.into(wide, normed, columns)
+                matrices.gate_up.into(middle, normed, columns)
                 yield step.tile("gate_up")
-            middle = wide
-            if not matrices.gate_up.gates:
-                middle = operators.activate(wide)
+            if not gates:
+                middle = operators.activate(middle)
                 yield step.tile("activation")
             for columns in step.down.columns:
                 matrices.down.onto(x, middle, columns)

@@ -43,7 +43,7 @@ class Panels:
         self.step = 2 * panel if self.gates else panel
         bias = linear.bias
         if self.gates and bias is not None:
-            bias = bias.view(2, -1, panel).transpose(0, 1).flatten()
+            bias = bias.reshape(2, -1, panel).transpose(0, 1).flatten()
         self._bias = None if bias is None else bias.contiguous()
         num_bytes = found.lib.headway_panels_bytes(self._dtype, d_out, d_in, self.are_integers)
         self._panels = _in_huge_pages(num_bytes)
